@@ -1,0 +1,195 @@
+"""What the tests share: the scripts as real processes, and real sockets to talk to them."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import zmq
+
+sys.dont_write_bytecode = True  # so that importing the scripts leaves nothing beside them
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 30  # seconds after which a condition counts as failed, on however busy a machine
+
+
+def wait_for(condition: Callable[[], object], what: str = "") -> None:
+    """Wait until condition() is true; fail, saying what was awaited, if it never is."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what or condition}"
+        time.sleep(0.005)
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        number: int = sock.getsockname()[1]
+        return number
+
+
+@dataclass
+class Script:
+    """A script as a process, what it says on stderr collected as it comes."""
+
+    process: "subprocess.Popen[bytes]"
+    said: str = ""
+    ports: tuple[int, int] = (0, 0)
+    reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.said += line.decode()
+
+    def wait_said(self, pattern: str) -> "re.Match[str]":
+        """Wait until stderr has what matches pattern."""
+        wait_for(lambda: re.search(pattern, self.said), f"{pattern!r} in {self.said!r}")
+        match = re.search(pattern, self.said)
+        assert match
+        return match
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit status, with all of stderr in `said`."""
+        status = self.process.wait(TIMEOUT)
+        self.reader.join(TIMEOUT)
+        return status
+
+    def stat(self, name: str) -> int:
+        """Return a figure of /proc/PID/status, in kB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[0])
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+Start = Callable[..., Script]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Give a function that starts a script; whatever still runs at the end is killed."""
+    scripts = []
+
+    def start_script(
+        name: str, *args: object, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
+    ) -> Script:
+        command = [sys.executable, str(ROOT / name), *map(str, args)]
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+        scripts.append(Script(process))
+        return scripts[-1]
+
+    yield start_script
+    for script in scripts:
+        script.process.kill()
+        script.wait()
+        for pipe in (script.process.stdin, script.process.stdout, script.process.stderr):
+            if pipe:
+                pipe.close()
+
+
+@pytest.fixture
+def start_server(start: Start) -> Callable[..., Script]:
+    """Give a function that starts server.py on free ports, or on those named."""
+
+    def start_it(pull_port: int = 0, pub_port: int = 0) -> Script:
+        script = start("server.py", "--pull-port", pull_port, "--pub-port", pub_port)
+        heard = script.wait_said(r"PULL listens on tcp://\*:(\d+), PUB on tcp://\*:(\d+)\n")
+        script.ports = (int(heard[1]), int(heard[2]))
+        return script
+
+    return start_it
+
+
+@pytest.fixture
+def server(start_server: Callable[[], Script]) -> Script:
+    """Give a running server.py."""
+    return start_server()
+
+
+def port_options(ports: tuple[int, int]) -> list[str]:
+    """Return the options that make client.py use a server's (PULL, PUB) ports."""
+    return ["--push-port", str(ports[0]), "--sub-port", str(ports[1])]
+
+
+RunClient = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def run_client() -> RunClient:
+    """Give a function that runs client.py with bytes on stdin until it ends."""
+
+    def run(
+        ports: tuple[int, int], typed: bytes, *args: str
+    ) -> "subprocess.CompletedProcess[bytes]":
+        command = [sys.executable, str(ROOT / "client.py"), *port_options(ports), *args]
+        return subprocess.run(command, input=typed, capture_output=True, timeout=TIMEOUT)
+
+    return run
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """Give a context; its sockets are closed at the end, and what they hold is dropped."""
+    made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made.set(zmq.MAX_SOCKETS, 5_000)
+    yield made
+    made.destroy(linger=0)
+
+
+class Peer:
+    """A PUSH and some SUB sockets of a server, each subscription known to be in effect."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], ports: tuple[int, int], readers: int = 1
+    ) -> None:
+        self.push = context.socket(zmq.PUSH)
+        self.push.connect(f"tcp://127.0.0.1:{ports[0]}")
+        self.subs = [context.socket(zmq.SUB) for _ in range(readers)]
+        for sub in self.subs:
+            sub.setsockopt(zmq.SUBSCRIBE, b"")
+            sub.connect(f"tcp://127.0.0.1:{ports[1]}")
+        self.sub = self.subs[0]
+        self._join()
+
+    def _join(self) -> None:
+        """Push lines until every SUB has had one, then read up to the last of them."""
+        sent = 0
+
+        def all_reached() -> bool:
+            nonlocal sent
+            sent += 1
+            self.push.send(b'{"user": "join", "message": "%d"}' % sent)
+            return all(sub.poll(20 if sub is self.sub else 0) for sub in self.subs)
+
+        wait_for(all_reached, "a subscription to take effect")
+        for sub in self.subs:
+            while sub.recv() != b"join> \x1b[36m%d\x1b[0m" % sent:
+                pass
+
+    def receive(self, sub: zmq.Socket[bytes] | None = None) -> bytes:
+        """Return the next message; fail if none comes."""
+        sub = sub or self.sub
+        assert sub.poll(TIMEOUT * 1_000), "no message came"
+        return sub.recv()
+
+
+@pytest.fixture
+def join(context: zmq.Context[zmq.Socket[bytes]]) -> Callable[..., Peer]:
+    """Give a function that makes a Peer of the server at (PULL, PUB) ports."""
+    return lambda ports, readers=1: Peer(context, ports, readers)
