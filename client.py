@@ -25,7 +25,7 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import colorama
@@ -150,22 +150,76 @@ def notice(text: str, typing: bool) -> None:
         show([f"client.py: {text}"], sys.stderr, typing)
 
 
-def read_stdin(keyboard: zmq.Socket[bytes], typing: bool) -> None:
-    """Pass stdin on to the chat loop in chunks, each when the loop asks for one; at its end, b"".
+def read_stdin(keyboard: zmq.Socket[bytes], typing: bool, ready: threading.Event) -> None:
+    """Pass stdin on to the chat loop in chunks, each after the first when it asks; at last, b"".
 
-    This runs in a thread, because on Windows stdin cannot be waited for together with sockets.
+    This runs in a thread, because on Windows stdin cannot be waited for together with sockets. From
+    `ready` on, what is typed is edited.
     """
+
+    def submit(line: str) -> None:
+        keyboard.send(line.encode(sys.stdin.encoding, "surrogateescape") + b"\n")
+        keyboard.recv()
+
     with contextlib.suppress(EOFError, OSError):
         if typing and sys.stdout.isatty():
-            while keyboard.recv():
-                keyboard.send(input().encode(sys.stdin.encoding, "surrogateescape") + b"\n")
-        elif sys.stdin:
+            set_up_readline(submit, ready)
+            while True:
+                line = input()
+                clear_typed(line)
+                submit(line)
+        ready.set()
+        if sys.stdin:
             # Unbuffered: a thread that holds a buffer's lock would keep the process from ending.
             with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:
-                while keyboard.recv() and (chunk := stdin.read(MAX_LINE)):
+                while chunk := stdin.read(MAX_LINE):
                     keyboard.send(chunk)
+                    keyboard.recv()
             keyboard.send(b"\n")  # the last line may have no end of its own
     keyboard.send(b"")
+
+
+def set_up_readline(submit: Callable[[str], None], ready: threading.Event) -> None:
+    """Have lines edited by readline, if there is one, and submitted without leaving it.
+
+    At Enter, readline itself would move the cursor on to the next row, and leave the terminal to
+    the kernel for a while. A message could come just then, and what is typed ahead be shown twice.
+    So Enter completes the line, which calls Python, and then clears it.
+    """
+    try:
+        import readline
+    except ImportError:  # Windows
+        ready.set()
+        return
+
+    def complete(_text: str, _state: int) -> None:
+        line = readline.get_line_buffer()
+        if line:
+            readline.add_history(line)
+        submit(line)
+
+    readline.set_startup_hook(ready.set)
+    readline.set_completer(complete)
+    enter = r"\C-x1\C-x2\C-x3\C-x4"
+    for binding in (
+        "set horizontal-scroll-mode on",  # a line takes one row: see show
+        "set enable-bracketed-paste off",  # each line of a paste is a line
+        "set bell-style none",
+        r'"\C-x1": complete',
+        r'"\C-x2": revert-line',  # a line of the history stays as it was
+        r'"\C-x3": end-of-history',
+        r'"\C-x4": kill-whole-line',
+        rf'"\C-m": "{enter}"',
+        rf'"\C-j": "{enter}"',
+    ):
+        readline.parse_and_bind(binding)
+
+
+def clear_typed(line: str) -> None:
+    """Clear a line just typed without readline. If it is to stay, the chat loop shows it."""
+    columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    sys.stdout.write(f"\x1b[{len(split_rows(line, columns or 80))}A\x1b[J")
+    sys.stdout.flush()
 
 
 def complete_lines(begun: bytearray, chunk: bytes) -> list[bytes]:
@@ -188,28 +242,36 @@ def to_body(line: bytes, user: str | None) -> bytes:
     return json.dumps(payload, ensure_ascii=False).encode()
 
 
-def take_lines(lines: list[bytes], user: str | None, typing: bool, told: set[str]) -> list[Typed]:
-    """Return for each line what to push and, if any server accepts it, the echo to expect.
+def take_lines(
+    lines: list[bytes],
+    waiting: deque[Typed],
+    user: str | None,
+    typing: bool,
+    connected: bool,
+    told: set[str],
+) -> None:
+    """Queue lines to push. Empty lines are left out, and lines over MAX_LINE refused.
 
-    Empty lines are left out, and lines over MAX_LINE refused. The user is told what is wrong with a
-    line: on a terminal each time, in a pipe of each reason once, by way of `told`.
+    A line typed on a terminal stays there if no echo is to take its place. The user is told what is
+    wrong with a line: on a terminal each time, in a pipe of each reason once, by way of `told`.
     """
-    taken: list[Typed] = []
     for line in filter(None, lines):
         body = to_body(line, user)
-        if len(body) > MAX_LINE:
-            more = " or more" if len(line) >= MAX_KEPT else ""
-            size = f"{len(body):,} bytes{more}"
-            notice(f"not sent, too long: {size}, where a server takes {MAX_LINE:,}", typing)
-            continue
+        too_long = len(body) > MAX_LINE
         try:
-            taken.append((body, echo_of(body)))
+            echo, trouble = echo_of(body), ""
         except ValueError as error:
-            taken.append((body, None))
-            if typing or str(error) not in told:
-                told.add(str(error))
-                notice(f"no server shows such a line: {error} (to just type, use --user)", typing)
-    return taken
+            echo, trouble = None, f"no server shows such a line: {error} (to just type, use --user)"
+        if too_long:
+            size = f"{len(body):,} bytes" + (" or more" if len(line) >= MAX_KEPT else "")
+            echo, trouble = None, f"not sent, too long: {size}, where a server takes {MAX_LINE:,}"
+        else:
+            waiting.append((body, echo))
+        if typing and sys.stdout.isatty() and not (connected and echo):
+            show([to_text(line)[0]], sys.stdout, typing)
+        if trouble and (typing or too_long or trouble not in told):
+            told.add(trouble)
+            notice(trouble, typing)
 
 
 def push_lines(push: zmq.Socket[bytes], waiting: deque[Typed], unseen: dict[str, int]) -> bool:
@@ -234,6 +296,17 @@ def drain(sub: zmq.Socket[bytes]) -> list[bytes]:
     return frames
 
 
+def mark_seen(plain_texts: list[str], unseen: dict[str, int]) -> bool:
+    """Count down the echoes to come by those among these messages; return whether any was."""
+    any_seen = False
+    for plain in plain_texts:
+        if count := unseen.pop(plain, 0):
+            any_seen = True
+            if count > 1:
+                unseen[plain] = count - 1
+    return any_seen
+
+
 def connected_since(events: zmq.Socket[bytes], since: float | None) -> float | None:
     """Return since when a socket is connected, None if it is not, by the news of its monitor."""
     while events.poll(0):
@@ -246,13 +319,13 @@ def may_push(push_since: float | None, sub_since: float | None) -> bool:
     """Return whether a line pushed now will be echoed: that takes a subscription in effect."""
     if push_since is None:
         return False
-    if sub_since is None:  # no server's SUB port, perhaps: then at least send
+    if sub_since is None:  # perhaps its port cannot be reached: then at least send
         return time.monotonic() > push_since + SUB_LATE
     return time.monotonic() > sub_since + SETTLING
 
 
 def undelivered(waiting: deque[Typed], lost: int, typing: bool) -> int:
-    """Tell what was not delivered: lines still waiting, or else lost; return the exit status."""
+    """Tell what was not delivered, lines still waiting or else lost; return the exit status."""
     if waiting:
         first = to_text(waiting[0][0])[0]
         notice(f"lines not delivered: {len(waiting):,}; the first: {first:.60}", typing)
@@ -280,25 +353,29 @@ def chat(
     """
     begun = bytearray()  # a line whose end is still to come
     waiting: deque[Typed] = deque()  # lines to push
-    unseen: dict[str, int] = {}  # the echoes to come of lines pushed, and of each how many
+    unseen: dict[str, int] = {}  # the echoes to come of lines pushed, and how many of each
     told: set[str] = set()
     push_since = sub_since = None
-    asked = input_over = connected = absence_told = doubtful = False
+    asked = True
+    input_over = connected = absence_told = doubtful = False
     started = moved = time.monotonic()
     poller = zmq.Poller()
     for source in (keyboard, push_events, sub, sub_events, wakeup):
         poller.register(source, zmq.POLLIN)
 
     while True:
+        # More input is asked for when the last has been pushed, or is kept for want of a server.
         full = len(waiting) >= MAX_WAITING
         if not (asked or input_over or full or (waiting and connected)):
             keyboard.send(b"more")
             asked = True
+
+        # Wait, for no longer than 20 ms while something is due at a certain time.
         pushing = bool(waiting) and may_push(push_since, sub_since)
-        poller.register(push, zmq.POLLOUT if pushing else 0)
-        soon = input_over or full or not (connected or absence_told)
+        due = input_over or full or not (connected or absence_told)
         settling = waiting and push_since and not pushing
-        ready = dict(poller.poll(20 if soon or settling else None))
+        poller.register(push, zmq.POLLOUT if pushing else 0)
+        ready = dict(poller.poll(20 if due or settling else None))
 
         push_since = connected_since(push_events, push_since)
         sub_since = connected_since(sub_events, sub_since)
@@ -316,65 +393,59 @@ def chat(
         if keyboard in ready:
             chunk = keyboard.recv()
             asked, input_over, moved = False, not chunk, time.monotonic()
-            lines = list(filter(None, complete_lines(begun, chunk)))
-            taken = take_lines(lines, user, typing, told)
-            waiting += taken
-            if chunk and connected and len(taken) == len(lines) and all(echo for _, echo in taken):
-                clear_typed(chunk, typing)
+            lines = complete_lines(begun, chunk)
+            take_lines(lines, waiting, user, typing, connected, told)
 
         if pushing and push_lines(push, waiting, unseen):
             moved = time.monotonic()
 
         if texts := [to_text(frame) for frame in drain(sub)]:
             show([colored if color else plain for plain, colored in texts], sys.stdout, typing)
-        for plain, _ in texts:
-            if count := unseen.pop(plain, 0):
+            if mark_seen([plain for plain, _ in texts], unseen):
                 moved = time.monotonic()
-                if count > 1:
-                    unseen[plain] = count - 1
 
-        if input_over and not waiting and not unseen:
-            return 0
         patience = ECHO_LATE if push_since and not waiting else GIVE_UP
-        if (input_over or full) and time.monotonic() > moved + patience:
+        over = input_over and not waiting and not unseen
+        if over or ((input_over or full) and time.monotonic() > moved + patience):
+            push.setsockopt(zmq.LINGER, 1_000 if push_since else 0)  # for what was pushed last
             return undelivered(waiting, sum(unseen.values()) if doubtful else 0, typing)
 
 
-def clear_typed(chunk: bytes, typing: bool) -> None:
-    """Clear a line that was just typed: its echo takes its place."""
-    if not (typing and sys.stdout.isatty()):
-        return
-    rows = 1  # readline keeps the line on one
-    if "readline" not in sys.modules:
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        rows = len(split_rows(chunk.decode(errors="replace").rstrip("\n"), columns or 80))
-    sys.stdout.write(f"\x1b[{rows}A\x1b[J")
-    sys.stdout.flush()
-
-
 @contextlib.contextmanager
-def line_editing(typing: bool) -> Iterator[None]:
-    """Have lines edited by readline, where there is one, and leave the terminal as it was found.
-
-    A thread that is in readline when the process ends would leave it in readline's own mode.
-    """
+def terminal_kept() -> Iterator[None]:
+    """Leave the terminal as it was found: a thread that is in readline at the end does not."""
     try:
-        import readline
         import termios
-    except ImportError:  # Windows
-        typing = False
-    if not typing:
+
+        settings = termios.tcgetattr(sys.stdin)
+    except (ImportError, termios.error):  # Windows; stdin is no terminal
         yield
         return
-    readline.parse_and_bind("set horizontal-scroll-mode on")  # a line takes one row, see show
-    settings = termios.tcgetattr(sys.stdin)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+        with contextlib.suppress(termios.error):  # the terminal may be gone
             termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
-            sys.stdout.write("\x1b[?2004l")  # readline asked for bracketed paste
-            sys.stdout.flush()
+
+
+def is_smart_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal that knows cursor movements and colours."""
+    return bool(stream and stream.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def wake_on_signals() -> socket.socket:
+    """Return a socket that is readable once a signal has come, so that waiting for it ends then.
+
+    On Windows nothing else ends it. SIGTERM and SIGQUIT become interrupts as SIGINT is, so that
+    they, too, leave the terminal as it was found.
+    """
+    wakeup, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    for name in ("SIGTERM", "SIGQUIT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    return wakeup
 
 
 def address_families(host: str) -> set[int]:
@@ -394,6 +465,19 @@ def address_families(host: str) -> set[int]:
     return {socket.AF_INET} if thread.is_alive() else found
 
 
+def connect(sock: zmq.Socket[bytes], host: str, port: int, ipv6: bool) -> None:
+    """Connect a socket to a server's port. Raises zmq.ZMQError if the host is no name or address.
+
+    IPv6 only where there is nothing else: a server may listen on IPv4 alone.
+    """
+    sock.setsockopt(zmq.IPV6, int(ipv6))
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
+    sock.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # a server that vanished without a word ...
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)  # ... is found to have gone away
+    sock.connect(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+
+
 def port(text: str) -> int:
     """Return the port that an option names. Raises ValueError if it is none."""
     number = int(text)
@@ -407,69 +491,57 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Send each line to a chat server, and show what everyone says.",
         epilog="example: python client.py localhost --user ken",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "host", metavar="HOST", nargs="?", default="localhost", help="name or address of the server"
-    )
-    add(
-        "--user",
-        metavar="NAME",
-        help="speak as NAME; otherwise each line is sent as it is, as JSON",
-    )
-    add("--color", choices=("auto", "always", "never"), default="auto", help="colour messages")
-    add("--sub-port", metavar="PORT", type=port, default=1338, help="messages come from here")
-    add("--push-port", metavar="PORT", type=port, default=1337, help="lines go there")
+    add("host", metavar="HOST", nargs="?", default="localhost", help="the server (%(default)s)")
+    add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
+    add("--color", metavar="WHEN", choices=("auto", "always", "never"), default="auto",
+        help="auto (the default: on a terminal), always or never")  # fmt: skip
+    add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
+    add("--sub-port", metavar="PORT", type=port, default=1338, help="and come back (%(default)s)")
     return parser.parse_args()
 
 
 def main() -> int:
     """Make the sockets, chat until the input ends, and return the exit status."""
     options = parse_options()
-    for name in ("SIGTERM", "SIGQUIT"):  # these, too, are to leave the terminal as it was found
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    wakeup, writer = socket.socketpair()  # by these a signal ends libzmq's waiting, even on Windows
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    smart = os.environ.get("TERM") != "dumb"
-    typing = smart and bool(sys.stdin) and sys.stdin.isatty()
+    wakeup = wake_on_signals()
+    typing = is_smart_terminal(sys.stdin)
+    if typing and os.name == "posix" and os.environ.pop("PYTHONUNBUFFERED", ""):
+        # It has readline, too, write byte by byte: a message could split an escape sequence.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     color = options.color == "always" or (
-        options.color == "auto" and smart and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        options.color == "auto" and is_smart_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
     )
+    user = options.user and os.fsencode(options.user).decode(errors="replace")
     colorama.just_fix_windows_console()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
-    user = options.user and os.fsencode(options.user).decode(errors="replace")
 
     context = zmq.Context()
     sub, push = context.socket(zmq.SUB), context.socket(zmq.PUSH)
     sub.setsockopt(zmq.SUBSCRIBE, b"")
     sub.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_LINE)  # control characters grow when they are shown
-    keyboard, keyboard_thread_end = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-    keyboard.bind("inproc://keyboard")
-    keyboard_thread_end.connect("inproc://keyboard")
     news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
     push_events, sub_events = push.get_monitor_socket(news), sub.get_monitor_socket(news)
-    reader = threading.Thread(target=read_stdin, args=(keyboard_thread_end, typing), daemon=True)
+    keyboard, thread_end = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    keyboard.bind("inproc://keyboard")
+    thread_end.connect("inproc://keyboard")
+
+    ready = threading.Event()
+    reader = threading.Thread(target=read_stdin, args=(thread_end, typing, ready), daemon=True)
 
     try:
         families = address_families(options.host)
-        if not families:
-            notice(f"unknown host name {options.host}, still trying", typing=False)
-        for sock in (sub, push):
-            sock.setsockopt(zmq.IPV6, int(families == {socket.AF_INET6}))
-            sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
-            sock.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # a server that vanished without a word ...
-            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)  # ... is found to have gone away
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        sub.connect(f"tcp://{host}:{options.sub_port}")
-        push.connect(f"tcp://{host}:{options.push_port}")
-        with line_editing(typing and sys.stdout.isatty()):
+        ipv6 = families == {socket.AF_INET6}
+        with terminal_kept():
             reader.start()
+            ready.wait(1)
+            connect(sub, options.host, options.sub_port, ipv6)
+            connect(push, options.host, options.push_port, ipv6)
+            if not families:
+                notice(f"unknown host name {options.host}, still trying", typing)
             status = chat(
                 keyboard, push, push_events, sub, sub_events, wakeup,
                 options.host, user, typing, color,
@@ -482,17 +554,17 @@ def main() -> int:
         notice(f"not a host name or address: {options.host}", typing=False)
         return 2
     except OSError as error:
-        # Python flushes stdout once more at the end, in vain.
+        # Python writes what is left once more at the end: let it go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # whoever read stdout has had enough
             return 0
         notice(f"cannot write to stdout: {error.strerror}", typing=False)
         return 1
     if status == 0:
-        # What was pushed last may be on its way still. In a thread, so that nothing can hang.
-        flush = threading.Thread(target=context.destroy, args=(1_000,), daemon=True)
-        flush.start()
-        flush.join(2)
+        # What was pushed last may still be on its way. In a thread, so that nothing can hang.
+        closing = threading.Thread(target=context.destroy, daemon=True)
+        closing.start()
+        closing.join(2)
     return status
 
 

@@ -20,11 +20,11 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT = 30  # seconds after which a condition counts as failed, on however busy a machine
 
 
-def wait_for(condition: Callable[[], object], what: str = "") -> None:
-    """Wait until condition() is true; fail, saying what was awaited, if it never is."""
+def wait_for(condition: Callable[[], object], what: Callable[[], object]) -> None:
+    """Wait until condition() is true; fail, saying what() there is instead, if it never is."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what or condition}"
+        assert time.monotonic() < deadline, f"waited in vain, at the end: {what()}"
         time.sleep(0.005)
 
 
@@ -56,7 +56,7 @@ class Script:
 
     def wait_said(self, pattern: str) -> "re.Match[str]":
         """Wait until stderr has what matches pattern."""
-        wait_for(lambda: re.search(pattern, self.said), f"{pattern!r} in {self.said!r}")
+        wait_for(lambda: re.search(pattern, self.said), lambda: (pattern, self.said))
         match = re.search(pattern, self.said)
         assert match
         return match
@@ -177,7 +177,7 @@ class Peer:
             self.push.send(b'{"user": "join", "message": "%d"}' % sent)
             return all(sub.poll(20 if sub is self.sub else 0) for sub in self.subs)
 
-        wait_for(all_reached, "a subscription to take effect")
+        wait_for(all_reached, lambda: "a subscription not in effect")
         for sub in self.subs:
             while sub.recv() != b"join> \x1b[36m%d\x1b[0m" % sent:
                 pass

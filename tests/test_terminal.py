@@ -1,0 +1,365 @@
+"""The client on a terminal: a real pseudo-terminal, its screen read back through an emulator."""
+
+import contextlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+fcntl = pytest.importorskip("fcntl")
+termios = pytest.importorskip("termios")
+
+import pyte  # noqa: E402
+from conftest import ROOT, TIMEOUT, Peer, Script, free_port, port_options, wait_for  # noqa: E402
+
+COLUMNS, ROWS = 40, 10
+
+
+class Terminal:
+    """client.py on a pseudo-terminal, with the screen that a person would see."""
+
+    def __init__(self, *options: str, environment: dict[str, str]) -> None:
+        self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=100_000, ratio=1)
+        self._stream = pyte.ByteStream(self.screen)
+        self._lock = threading.Lock()
+        self._master, self._slave = os.openpty()
+        self._set_size(COLUMNS, ROWS)
+        self.settings = termios.tcgetattr(self._slave)
+        self.received = b""
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "client.py"), *options],
+            stdin=self._slave,
+            stdout=self._slave,
+            stderr=self._slave,
+            env={**os.environ, "TERM": "xterm", **environment},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(self._master, 65_536):
+                with self._lock:
+                    self.received += data
+                    self._stream.feed(data)
+
+    def _set_size(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Give the terminal another size, as dragging its corner does."""
+        with self._lock:
+            self.screen.resize(rows, columns)
+        self._set_size(columns, rows)
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._master, text.encode())
+
+    def rows(self) -> list[str]:
+        """Return all rows that are or were on the screen, the blank ones at the end left out."""
+        with self._lock:
+            past = [
+                "".join(row[n].data for n in range(len(row))) for row in self.screen.history.top
+            ]
+            rows = [row.rstrip() for row in [*past, *self.screen.display]]
+        while rows and not rows[-1]:
+            rows.pop()
+        return rows
+
+    def cursor(self) -> tuple[str, int]:
+        """Return the text of the cursor's row, and the cursor's column."""
+        with self._lock:
+            return self.screen.display[self.screen.cursor.y].rstrip(), self.screen.cursor.x
+
+    def wait_rows(self, *last: str) -> None:
+        """Wait until the last rows are these."""
+        wait_for(
+            lambda: self.rows()[-len(last) :] == list(last), lambda: (last, self.rows()[-ROWS:])
+        )
+
+    def wait_cursor(self, row: str, column: int) -> None:
+        """Wait until the cursor is in this row, in this column."""
+        wait_for(lambda: self.cursor() == (row, column), self.cursor)
+
+    def close(self) -> None:
+        """End the client, if it still runs."""
+        self.process.kill()
+        self.process.wait(TIMEOUT)
+        os.close(self._slave)
+        os.close(self._master)
+
+
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def open_terminal() -> Iterator[Open]:
+    """Give a function that starts client.py on a terminal, against a server's ports."""
+    terminals = []
+
+    def open_it(ports: tuple[int, int], *options: str, **environment: str) -> Terminal:
+        terminals.append(Terminal(*port_options(ports), *options, environment=environment))
+        return terminals[-1]
+
+    yield open_it
+    for terminal in terminals:
+        terminal.close()
+
+
+@pytest.fixture
+def ken(open_terminal: Open, server: Script) -> Terminal:
+    """Give Ken at his terminal, connected."""
+    terminal = open_terminal(server.ports, "--user", "ken")
+    terminal.wait_rows("client.py: connected to localhost")
+    return terminal
+
+
+def say(peer: Peer, message: str) -> None:
+    """Have someone else say something."""
+    peer.push.send_json({"user": "ann", "message": message}, ensure_ascii=False)
+
+
+def width(text: str) -> int:
+    """Return the columns that the emulator gives to a text without joiners."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+MESSAGES = {
+    "short": "hello",
+    "as wide as the screen": "x" * (COLUMNS - 5),
+    "one wider": "x" * (COLUMNS - 4),
+    "a paragraph": "a long paragraph, pasted " * 9,
+    "higher than the screen": "y" * COLUMNS * (ROWS + 5),
+    "cjk": "漢字" * 30,
+    "emoji": "👋🎉" * 15,
+    "mixed": "a漢b" * 25,
+}
+
+
+@pytest.mark.parametrize("at_bottom", [False, True], ids=["top", "bottom"])
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+def test_a_message_leaves_the_half_typed_line_whole(
+    ken: Terminal, server: Script, join: Callable[..., Peer], message: str, at_bottom: bool
+) -> None:
+    peer = join(server.ports)
+    if at_bottom:
+        for number in range(ROWS):
+            say(peer, f"line {number}")
+        ken.wait_rows(*(f"ann> line {number}" for number in range(ROWS)))
+    ken.type("half a sentence")
+    ken.wait_cursor("half a sentence", 15)
+    ken.type("\x1b[D" * 9)
+    ken.wait_cursor("half a sentence", 6)
+    say(peer, message)
+    say(peer, "end")
+    ken.wait_rows("ann> end", "half a sentence")
+    ken.wait_cursor("half a sentence", 6)
+    rows = ken.rows()[:-2]
+    start = max(n for n, row in enumerate(rows) if row.startswith("ann> ") and "line " not in row)
+    assert "".join(row.ljust(COLUMNS) for row in rows[start:]).replace(" ", "") == (
+        f"ann> {message}".replace(" ", "")
+    )
+    assert len(rows[start:]) <= -(-width(f"ann> {message}") // (COLUMNS - 1))
+    ken.type("n odd\x05!\r")
+    ken.wait_rows("ann> end", "ken> half an odd sentence!")
+
+
+def test_a_burst_shows_each_message_once_and_in_order(
+    ken: Terminal, server: Script, join: Callable[..., Peer]
+) -> None:
+    peer = join(server.ports)
+    ken.type("half a sentence\x1b[D")
+    ken.wait_cursor("half a sentence", 14)
+    for number in range(3_000):
+        say(peer, f"number {number}")
+    ken.wait_rows("ann> number 2999", "half a sentence")
+    assert [row for row in ken.rows() if "number" in row] == [
+        f"ann> number {number}" for number in range(3_000)
+    ]
+    ken.wait_cursor("half a sentence", 14)
+
+
+def test_after_a_resize(ken: Terminal, server: Script, join: Callable[..., Peer]) -> None:
+    peer = join(server.ports)
+    ken.type("half a sentence")
+    ken.wait_cursor("half a sentence", 15)
+    for columns, rows in ((60, 10), (25, 15), (50, 20)):
+        ken.resize(columns, rows)
+        message = "z" * (columns * 2 - 5)
+        say(peer, message)
+        ken.wait_rows("ann> " + "z" * (columns - 5), "z" * columns, "half a sentence")
+        ken.type("!\x7f")
+        ken.wait_cursor("half a sentence", 15)
+
+
+def test_a_line_longer_than_the_screen_stays_on_its_row(
+    ken: Terminal, server: Script, join: Callable[..., Peer]
+) -> None:
+    peer = join(server.ports)
+    say(peer, "first")
+    ken.wait_rows("ann> first")
+    before = ken.rows()
+    ken.type("word " * 30)
+    wait_for(lambda: ken.cursor()[0].endswith("word"), ken.rows)
+    say(peer, "hello")
+    wait_for(lambda: ken.rows()[:-1] == [*before, "ann> hello"], ken.rows)
+    ken.type("\r")
+    said = "ken>" + "word" * 30
+    wait_for(lambda: "".join(ken.rows()).replace(" ", "").endswith("hello" + said), ken.rows)
+
+
+def test_a_typed_line_gives_way_to_its_echo(ken: Terminal) -> None:
+    before = ken.rows()
+    for number in range(2 * ROWS):
+        ken.type(f"hello {number}\r")
+        ken.wait_rows(f"ken> hello {number}")
+        ken.wait_cursor("", 0)
+    ken.type("\r")  # an empty line leaves no trace
+    ken.type("last\r")
+    ken.wait_rows("ken> last")
+    expected = [*before, *(f"ken> hello {number}" for number in range(2 * ROWS)), "ken> last"]
+    assert ken.rows() == expected
+
+
+def test_the_up_arrow_brings_back_what_was_said(ken: Terminal) -> None:
+    ken.type("once\r")
+    ken.wait_rows("ken> once")
+    ken.type("\x1b[A")
+    ken.wait_cursor("once", 4)
+    ken.type("\x15twice\x01and \r")
+    ken.wait_rows("ken> once", "ken> and twice")
+
+
+def test_a_paste_is_one_line_after_another(ken: Terminal) -> None:
+    lines = [f"line {number}" for number in range(500)]
+    ken.type("\r".join(lines))
+    ken.wait_cursor("line 499", 8)
+    ken.wait_rows("ken> line 498", "line 499")
+    assert ken.rows()[1:-1] == [f"ken> {line}" for line in lines[:-1]]
+
+
+def test_colours_and_what_is_no_colour(
+    open_terminal: Open, server: Script, join: Callable[..., Peer]
+) -> None:
+    peer = join(server.ports)
+    colored = open_terminal(server.ports)
+    plain = open_terminal(server.ports, NO_COLOR="1")
+    for terminal in (colored, plain):
+        terminal.wait_rows("client.py: connected to localhost")
+    say(peer, "\x1b]0;title\x07\x1b[2Jhello")
+    for terminal in (colored, plain):
+        terminal.wait_rows(r"ann> \x1b]0;title\x07\x1b[2Jhello")
+        assert terminal.screen.title == ""
+    assert colored.screen.buffer[1][6].fg == "cyan"
+    assert plain.screen.buffer[1][6].fg == "default"
+
+
+def test_the_server_is_late_goes_away_and_comes_back(
+    open_terminal: Open, start_server: Callable[..., Script]
+) -> None:
+    ports = (free_port(), free_port())
+    ken = open_terminal(ports, "--user", "ken")
+    ken.type("early\r")
+    late = ["early", "client.py: no server at localhost yet, st", "ill trying"]
+    late[1:] = [late[1][:COLUMNS], late[1][COLUMNS:] + late[2]]
+    ken.wait_rows(*late)
+    first = start_server(*ports)
+    ken.wait_rows(*late, "client.py: connected to localhost", "ken> early")
+    ken.type("half")
+    ken.wait_cursor("half", 4)
+    first.process.kill()
+    away = "client.py: the server went away, what you type is sent when it is back"
+    gone = [away[:COLUMNS].rstrip(), away[COLUMNS:]]
+    ken.wait_rows(*gone, "half")
+    ken.type(" a line\r")
+    ken.wait_rows(*gone, "half a line")
+    start_server(*ports)
+    ken.wait_rows(*gone, "half a line", "client.py: connected to localhost", "ken> half a line")
+
+
+def test_a_line_that_no_server_shows_is_explained_and_stays(
+    open_terminal: Open, server: Script
+) -> None:
+    ken = open_terminal(server.ports)
+    ken.wait_rows("client.py: connected to localhost")
+    notice = "client.py: no server shows such a line: it is not JSON (to just type, use --user)"
+    for count in (1, 2):
+        ken.type("hello\r")
+        expected = ("hello" + notice).replace(" ", "") * count
+        wait_for(lambda: "".join(ken.rows()).replace(" ", "").endswith(expected), ken.rows)  # noqa: B023
+        ken.wait_cursor("", 0)
+
+
+def state_at(name: str, ken: Terminal) -> None:
+    """Bring Ken into a state in which he may want to leave."""
+    if name == "typing":
+        ken.type("half a sentence")
+        ken.wait_cursor("half a sentence", 15)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the settings through the other end")
+@pytest.mark.parametrize("state", ["typing", "waiting"])
+@pytest.mark.parametrize(
+    ("leave", "status"), [("\x03", 130), ("\x04", 0), (signal.SIGTERM, 130), (signal.SIGQUIT, 130)]
+)
+def test_leaving_leaves_the_terminal_as_it_was(
+    ken: Terminal, state: str, leave: str | signal.Signals, status: int
+) -> None:
+    state_at(state, ken)
+    if isinstance(leave, signal.Signals):
+        ken.process.send_signal(leave)
+    else:
+        ken.type("\x15" + leave if leave == "\x04" else leave)
+    assert ken.process.wait(TIMEOUT) == status
+    assert termios.tcgetattr(ken._slave) == ken.settings
+    ken.wait_cursor("", 0)
+    assert b"Traceback" not in ken.received
+
+
+@pytest.mark.parametrize("leave", ["\x03", "\x04"])
+def test_leaving_when_there_is_no_server(open_terminal: Open, leave: str) -> None:
+    ken = open_terminal((free_port(), free_port()))
+    ken.wait_rows("client.py: no server at localhost yet, s", "till trying")
+    ken.type(leave)
+    assert ken.process.wait(TIMEOUT) == (130 if leave == "\x03" else 0)
+
+
+def test_without_readline(
+    open_terminal: Open, server: Script, join: Callable[..., Peer], tmp_path: Path
+) -> None:
+    (tmp_path / "readline.py").write_text("raise ImportError\n")
+    peer = join(server.ports)
+    ken = open_terminal(server.ports, "--user", "ken", PYTHONPATH=str(tmp_path))
+    ken.wait_rows("client.py: connected to localhost")
+    ken.type("half")
+    ken.wait_cursor("half", 4)
+    say(peer, "hello")
+    ken.wait_rows("ann> hello", "half")
+    ken.type(" a line " + "x" * COLUMNS + "\r")
+    echo = "ken> half a line " + "x" * COLUMNS
+    expected = ["client.py: connected to localhost", "ann> hello", echo[:COLUMNS], echo[COLUMNS:]]
+    ken.wait_rows(*expected)
+    assert ken.rows() == expected
+    ken.type("\x03")
+    assert ken.process.wait(TIMEOUT) == 130
+
+
+def test_a_dumb_terminal_gets_plain_lines(
+    open_terminal: Open, server: Script, join: Callable[..., Peer]
+) -> None:
+    peer = join(server.ports)
+    ken = open_terminal(server.ports, "--user", "ken", TERM="dumb")
+    ken.type("hello\r")
+    ken.wait_rows("hello", "ken> hello")
+    say(peer, "hi")
+    ken.wait_rows("ann> hi")
+    assert b"\x1b" not in ken.received
