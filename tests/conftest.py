@@ -193,3 +193,24 @@ class Peer:
 def join(context: zmq.Context[zmq.Socket[bytes]]) -> Callable[..., Peer]:
     """Give a function that makes a Peer of the server at (PULL, PUB) ports."""
     return lambda ports, readers=1: Peer(context, ports, readers)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vanished_peer() -> Iterator[socket.socket]:
+    """Give a reader that greeted a server (ZMTP 3.1, NULL) at the start, and then fell silent.
+
+    Made for every session, so that the time until a server gives it up runs while others test.
+    """
+    command = [sys.executable, str(ROOT / "server.py"), "--pull-port", "0", "--pub-port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        pub_port = int(process.stderr.readline().rpartition(b":")[2])
+        with socket.create_connection(("127.0.0.1", pub_port)) as peer:
+            peer.sendall(b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32))
+            peer.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB")
+            heard = b""
+            while b"READY" not in heard:
+                heard += peer.recv(65_536)
+            peer.sendall(b"\0\1\1")  # subscribed to everything
+            yield peer
+        process.kill()

@@ -101,19 +101,18 @@ def serving(
     push.connect("inproc://pull")
     sub.connect("inproc://pub")
     sub.setsockopt(zmq.SUBSCRIBE, b"")
-    stop, stopper = socket.socketpair()
+    pull.setsockopt(zmq.RCVTIMEO, 100)
+    stop = threading.Event()
     thread = threading.Thread(target=server_script.serve, args=(pull, pub, stop))
     thread.start()
 
     def end() -> None:
-        stopper.send(b"x")
+        stop.set()
         thread.join(TIMEOUT)
         assert not thread.is_alive()
 
     yield push, sub, end
     end()
-    stop.close()
-    stopper.close()
 
 
 def test_the_loop_publishes_each_good_body(

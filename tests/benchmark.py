@@ -1,0 +1,318 @@
+"""Measure this server and client beside what they are compared with: `python tests/benchmark.py`.
+
+The load comes from plain TCP sockets that speak ZMTP 3.1 by themselves: lines are put together
+beforehand and messages only counted, so that on two cores nearly all the time is the servers'. One
+reader of each run keeps what it receives, and its order is checked.
+
+Rates are lines per second from the first one sent to the last one delivered. Latency is that of a
+single line, from sending it to its arrival at the reader that connected last.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROGRAMS = {
+    "this server": [str(HERE.parent / "server.py"), "--pull-port={0}", "--pub-port={1}"],
+    "plain port": [str(HERE / "plain.py"), "server", "{0}", "{1}"],
+    "raw forwarder": [str(HERE / "plain.py"), "forwarder", "{0}", "{1}"],
+}
+LINES = {1: 1_500_000, 10: 600_000, 100: 60_000}  # by the number of readers
+GREETING = b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
+QUIET = 1.0  # seconds without a message after which no more is expected
+
+Command = list[str]
+
+
+def progress(text: str) -> None:
+    """Say on stderr what is being measured."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def zmtp_connect(port: int, kind: bytes) -> socket.socket:
+    """Return a TCP socket that has shaken hands as a ZMTP peer of a kind, PUSH or SUB."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            sock = socket.create_connection(("127.0.0.1", port))
+            break
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    ready = b"\5READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
+    sock.sendall(GREETING + b"\4" + bytes([len(ready)]) + ready)
+    heard = b""
+    while not re.search(b"READY.*P(ULL|UB)", heard, re.DOTALL):
+        heard += sock.recv(1_000)
+    if kind == b"SUB":
+        sock.sendall(b"\0\1\1")  # subscribed to everything
+    return sock
+
+
+def frame(body: bytes) -> bytes:
+    """Return a ZMTP frame of less than 256 bytes."""
+    return bytes([0, len(body)]) + body
+
+
+def line(number: int) -> bytes:
+    """Return the frame of a line."""
+    return frame(b'{"user": "kenneth", "message": "this is line %08d of very many"}' % number)
+
+
+def message(number: int, program: str) -> bytes:
+    """Return the frame of what a program makes of it. All are of one size."""
+    if program == "raw forwarder":
+        return line(number)
+    return frame(b"kenneth> \x1b[36mthis is line %08d of very many\x1b[0m" % number)
+
+
+@contextlib.contextmanager
+def running(program: str) -> Iterator[tuple["subprocess.Popen[bytes]", int, int]]:
+    """Run a server on free ports; give its process and the (PULL, PUB) ports."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], two.getsockname()[1]
+    command = [sys.executable, *(part.format(*ports) for part in PROGRAMS[program])]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process, *ports
+        finally:
+            process.kill()
+
+
+def peak_memory(pid: int) -> float | None:
+    """Return the most memory that a process has used, in MB, where the system tells."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        return int(found[1]) / 1_000 if found else None
+    return None
+
+
+@dataclass
+class Delivery:
+    """What readers got of a number of lines."""
+
+    seconds: float
+    counts: list[int]
+    in_order: bool
+    longest_gap: float  # seconds in which the first reader got nothing
+
+
+def deliver(
+    push: socket.socket, readers: list[socket.socket], lines: bytes, count: int, program: str
+) -> Delivery:
+    """Send lines, and count what the readers get until all have all, or all is quiet."""
+    size = len(message(0, program))
+    selector = selectors.DefaultSelector()
+    for number, reader in enumerate(readers):
+        selector.register(reader, selectors.EVENT_READ, number)
+    sender = threading.Thread(target=push.sendall, args=(lines,))
+    received = [0] * len(readers)
+    kept = bytearray()
+    buffer = memoryview(bytearray(1 << 20))
+    full = 0
+    longest_gap = 0.0
+    began = last = last_of_first = time.perf_counter()
+    sender.start()
+    while full < len(readers):
+        ready = selector.select(QUIET)
+        if not ready and not sender.is_alive():
+            break
+        for key, _ in ready:
+            got = key.fileobj.recv_into(buffer)  # type: ignore[union-attr]
+            last = time.perf_counter()
+            if key.data == 0:
+                kept += buffer[:got]
+                longest_gap = max(longest_gap, last - last_of_first)
+                last_of_first = last
+            was_full = received[key.data] >= count * size
+            received[key.data] += got
+            full += received[key.data] >= count * size and not was_full
+    sender.join()
+    numbers = [int(digits) for digits in re.findall(rb"line (\d{8}) of", kept)]
+    in_order = all(one < other for one, other in itertools.pairwise(numbers))
+    counts = [min(got // size, count) for got in received]
+    return Delivery(last - began, counts, in_order, longest_gap)
+
+
+def latencies(push: socket.socket, readers: list[socket.socket], samples: int) -> list[float]:
+    """Return how long single lines took to reach the last reader, in seconds."""
+    times = []
+    for number in range(samples):
+        began = time.perf_counter()
+        push.sendall(line(number))
+        readers[-1].recv(1_000)
+        times.append(time.perf_counter() - began)
+        for reader in readers[:-1]:
+            reader.recv(1_000)
+    return times
+
+
+@dataclass
+class Result:
+    """A row of the table."""
+
+    rate: float
+    delivered: float  # per second
+    lost: float  # of all deliveries
+    median: float  # of the latency, seconds
+    worst: float  # its 99th percentile
+    memory: float | None
+
+
+def measure(program: str, readers: int, lines: bytes) -> Result:
+    """Measure a server with a number of readers."""
+    count = LINES[readers]
+    with running(program) as (process, pull_port, pub_port), contextlib.ExitStack() as stack:
+        subs = [stack.enter_context(zmtp_connect(pub_port, b"SUB")) for _ in range(readers)]
+        push = stack.enter_context(zmtp_connect(pull_port, b"PUSH"))
+        time.sleep(0.5)  # for the last subscription to take effect
+        samples = latencies(push, subs, 3_000 // (2 + readers // 10))
+        result = deliver(push, subs, lines[: count * len(line(0))], count, program)
+        memory = peak_memory(process.pid)
+    if not result.in_order:
+        sys.exit(f"{program}: messages out of order")
+    delivered = sum(result.counts)
+    return Result(
+        rate=count / result.seconds,
+        delivered=delivered / result.seconds,
+        lost=1 - delivered / (count * readers),
+        median=statistics.median(samples),
+        worst=statistics.quantiles(samples, n=100)[-1],
+        memory=memory,
+    )
+
+
+def measure_stalled(program: str, lines: bytes, count: int) -> tuple[Delivery, float | None]:
+    """Measure what one reader gets while another never reads."""
+    with running(program) as (process, pull_port, pub_port), contextlib.ExitStack() as stack:
+        reader = stack.enter_context(zmtp_connect(pub_port, b"SUB"))
+        stack.enter_context(zmtp_connect(pub_port, b"SUB"))  # which never reads
+        push = stack.enter_context(zmtp_connect(pull_port, b"PUSH"))
+        time.sleep(0.5)  # for the last subscription to take effect
+        result = deliver(push, [reader], lines[: count * len(line(0))], count, program)
+        return result, peak_memory(process.pid)
+
+
+def client_seconds(ports: tuple[int, int], typed: bytes) -> float:
+    """Return how long client.py takes for what is typed, to the last echo."""
+    options = [f"--push-port={ports[0]}", f"--sub-port={ports[1]}"]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(HERE.parent / "client.py"), *options],
+        input=typed,
+        capture_output=True,
+        check=True,
+    )
+    if done.stdout.count(b"\n") != typed.count(b"\n"):
+        sys.exit("client.py: not all lines came back")
+    return time.perf_counter() - began
+
+
+def measure_clients(count: int) -> tuple[float, float, int]:
+    """Return the round trips per second of client.py and of the plain loop, and what that lost."""
+    typed = b"".join(line(number)[2:] + b"\n" for number in range(count))
+    with running("this server") as (_, *ports):
+        pair = ports[0], ports[1]
+        zmtp_connect(pair[1], b"SUB").close()  # it is there
+        ours = statistics.median(
+            client_seconds(pair, typed) - client_seconds(pair, typed[: typed.index(b"\n") + 1])
+            for _ in range(3)
+        )
+        rates = []
+        for _ in range(3):
+            plain = subprocess.run(
+                [sys.executable, str(HERE / "plain.py"), "client", *map(str, pair)],
+                input=typed,
+                capture_output=True,
+                check=True,
+            )
+            back, seconds = plain.stderr.split()
+            rates.append((int(back) / float(seconds), count - int(back)))
+    rate, lost = sorted(rates)[1]
+    return count / ours, rate, lost
+
+
+def row(*cells: object) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> None:
+    """Measure everything, and print the tables."""
+    began = time.monotonic()
+    lines = b"".join(map(line, range(max(LINES.values()))))
+    results: dict[tuple[str, int], Result] = {}
+    for readers in LINES:
+        for program in PROGRAMS:
+            progress(f"{program}, {readers} readers, {LINES[readers]:,} lines ...")
+            results[program, readers] = measure(program, readers, lines)
+
+    print(row("server", "readers", "lines/s", "delivered/s", "lost", "median", "99 %", "memory"))
+    print(row("---", *["---:"] * 7))
+    for (program, readers), result in results.items():
+        print(
+            row(
+                program,
+                readers,
+                f"{result.rate:,.0f}",
+                f"{result.delivered:,.0f}",
+                f"{result.lost:.1%}",
+                f"{result.median * 1_000:.2f} ms",
+                f"{result.worst * 1_000:.2f} ms",
+                f"{result.memory:.0f} MB" if result.memory else "?",
+            )
+        )
+    print()
+    print(row("this server, compared with", *(f"{readers} readers" for readers in LINES)))
+    print(row("---", *["---:"] * len(LINES)))
+    for other in ("raw forwarder", "plain port"):
+        ratios = [
+            results["this server", readers].rate / results[other, readers].rate for readers in LINES
+        ]
+        print(row(f"{other}, lines/s", *(f"{ratio:.2f}" for ratio in ratios)))
+        ratios = [
+            results["this server", readers].median / results[other, readers].median
+            for readers in LINES
+        ]
+        print(row(f"{other}, median latency", *(f"{ratio:.2f}" for ratio in ratios)))
+    print()
+
+    progress("one reader of two never reads ...")
+    count = 600_000
+    print(row("one reader of two never reads", "the other lost", "its longest wait", "memory"))
+    print(row("---", *["---:"] * 3))
+    for program in PROGRAMS:
+        stalled, memory = measure_stalled(program, lines, count)
+        lost = 1 - sum(stalled.counts) / count
+        used = f"{memory:.0f} MB" if memory else "?"
+        print(row(program, f"{lost:.1%}", f"{stalled.longest_gap:.2f} s", used))
+    print()
+
+    progress("clients, 200,000 lines piped ...")
+    ours, plain, plain_lost = measure_clients(200_000)
+    print(row("client, 200,000 lines piped", "round trips/s", "lost"))
+    print(row("---", "---:", "---:"))
+    print(row("client.py", f"{ours:,.0f}", 0))
+    print(row("plain loop", f"{plain:,.0f}", f"{plain_lost:,}"))
+    print(row("ratio", f"{ours / plain:.2f}", ""))
+    progress(f"({time.monotonic() - began:.0f} s on {os.cpu_count()} cores)")
+
+
+if __name__ == "__main__":
+    main()
