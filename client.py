@@ -43,9 +43,19 @@ SUB_LATE = 3.0  # waiting for SUB when PUSH is connected already
 ECHO_LATE = 1.2  # at the end of input, waiting for the next echo
 GIVE_UP = 8.0  # at the end of input, waiting for a server
 
-# C0 and C1 controls, DEL, line separators, direction overrides and lone surrogates. Joiners, which
-# emoji and Persian need, and no-break spaces are not among them: those are text.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What a terminal could obey, each character in a visible form. Joiners, which emoji and Persian
+# need, and no-break spaces are not among it: they are text.
+VISIBLE = {
+    code: chr(code).encode("unicode_escape").decode()
+    for codes in (
+        range(0x20),  # C0 controls
+        range(0x7F, 0xA0),  # DEL and C1 controls
+        range(0x2028, 0x202F),  # line separators, direction overrides
+        range(0x2066, 0x206A),  # direction isolates
+        range(0xD800, 0xE000),  # lone surrogates
+    )
+    for code in codes
+}
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 # What stays on one row of the screen: a colour; or a character, with all that ZWJ joins to it.
 GLYPH = re.compile("\x1b\\[[0-9;:]*m|.\ufe0f?(?:\u200d.\ufe0f?)*", re.DOTALL)
@@ -60,7 +70,7 @@ def harmless(text: str) -> str:
     r"""Return text with its control characters in a visible form, such as `\x1b`."""
     if text.isprintable():  # so is nearly every line, and this test is a fast one
         return text
-    return CONTROL.sub(lambda control: control[0].encode("unicode_escape").decode(), text)
+    return text.translate(VISIBLE)
 
 
 def echo_of(body: bytes) -> str:

@@ -33,9 +33,19 @@ AT_ONCE = 20e-6  # seconds: to receive a line that is there takes less, to wait 
 PATIENCE = 1_000  # milliseconds to wait for a reader that has stopped, before going on without it
 TOLD_EACH = 10  # dropped lines told one by one in a second; of the rest, only how many
 
-# C0 and C1 controls, DEL, line separators, direction overrides and lone surrogates. Joiners, which
-# emoji and Persian need, and no-break spaces are not among them: those are text.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What a terminal could obey, each character in a visible form. Joiners, which emoji and Persian
+# need, and no-break spaces are not among it: they are text.
+VISIBLE = {
+    code: chr(code).encode("unicode_escape").decode()
+    for codes in (
+        range(0x20),  # C0 controls
+        range(0x7F, 0xA0),  # DEL and C1 controls
+        range(0x2028, 0x202F),  # line separators, direction overrides
+        range(0x2066, 0x206A),  # direction isolates
+        range(0xD800, 0xE000),  # lone surrogates
+    )
+    for code in codes
+}
 
 # Nearly every line: printable ASCII without escapes, as json.dumps or JSON.stringify writes it. It
 # needs no parsing, and is told by this in a third of the time.
@@ -58,7 +68,7 @@ def harmless(text: str) -> str:
     r"""Return text with its control characters in a visible form, such as `\x1b`."""
     if text.isprintable():  # so is nearly every line, and this test is a fast one
         return text
-    return CONTROL.sub(lambda control: control[0].encode("unicode_escape").decode(), text)
+    return text.translate(VISIBLE)
 
 
 def chat_line(body: bytes | None) -> bytes:
@@ -87,7 +97,10 @@ def chat_line(body: bytes | None) -> bytes:
     user, message = payload.get("user"), payload.get("message")
     if not isinstance(user, str) or not isinstance(message, str):
         raise ValueError(f'"user" and "message" are not both strings: {body[:60]!r}')
-    return f"{harmless(user)}> {Fore.CYAN}{harmless(message)}{Style.RESET_ALL}".encode()
+    line = f"{harmless(user)}> {Fore.CYAN}{harmless(message)}{Style.RESET_ALL}".encode()
+    if len(line) > MAX_LINE:  # control characters grow
+        raise ValueError(f"too long when it is made harmless: {body[:60]!r}")
+    return line
 
 
 def receive(pull: zmq.Socket[bytes], room: int, flags: int) -> list[bytes | None]:
