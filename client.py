@@ -26,6 +26,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TextIO
 
 import colorama
@@ -421,6 +422,16 @@ def chat(
             return undelivered(waiting, sum(unseen.values()) if doubtful else 0, typing)
 
 
+def edit_after_suspension() -> None:
+    """Set the terminal for readline again, as it is now, after Ctrl-Z and fg: a shell resets it."""
+    with contextlib.suppress(ImportError):  # Windows
+        import termios
+
+        settings = termios.tcgetattr(sys.stdin)
+        set_again = partial(termios.tcsetattr, sys.stdin, termios.TCSANOW, settings)
+        signal.signal(signal.SIGCONT, lambda *_: set_again())
+
+
 @contextlib.contextmanager
 def terminal_kept() -> Iterator[None]:
     """Leave the terminal as it was found: a thread that is in readline at the end does not."""
@@ -548,6 +559,8 @@ def main() -> int:
         with terminal_kept():
             reader.start()
             ready.wait(1)
+            if typing:
+                edit_after_suspension()
             connect(sub, options.host, options.sub_port, ipv6)
             connect(push, options.host, options.push_port, ipv6)
             if not families:

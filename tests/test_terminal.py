@@ -239,6 +239,18 @@ def test_the_up_arrow_brings_back_what_was_said(ken: Terminal) -> None:
     ken.wait_rows("ken> once", "ken> and twice")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGCONT"), reason="has no SIGCONT")
+def test_editing_goes_on_after_a_suspension(ken: Terminal) -> None:
+    ken.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, ken.process.pid, os.WSTOPPED)
+    editing = termios.tcgetattr(ken._slave)
+    termios.tcsetattr(ken._slave, termios.TCSANOW, ken.settings)  # as a shell does
+    ken.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: termios.tcgetattr(ken._slave) == editing, lambda: "the shell's settings")
+    ken.type("half\x01a \r")
+    ken.wait_rows("ken> a half")
+
+
 def test_a_paste_is_one_line_after_another(ken: Terminal) -> None:
     lines = [f"line {number}" for number in range(500)]
     ken.type("\r".join(lines))
