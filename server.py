@@ -30,6 +30,7 @@ from colorama import Fore, Style
 MAX_LINE = 65_536  # bytes: the longest line taken; libzmq cuts off a peer that sends a longer one
 BATCH = 24_000  # bytes taken, then sent: libzmq's own thread is woken once for all, not for each
 AT_ONCE = 20e-6  # seconds: to receive a line that is there takes less, to wait for one more
+LONG_LINE = 6_000  # bytes: 10,000 of these fill a reader's queue, but only 900 longer ones
 PATIENCE = 1_000  # milliseconds to wait for a reader that has stopped, before going on without it
 TOLD_EACH = 10  # dropped lines told one by one in a second; of the rest, only how many
 
@@ -126,6 +127,10 @@ def publish(pub: zmq.Socket[bytes], line: bytes) -> None:
     PUB is to have NODROP set. A reader that is still full then has stopped: one send without NODROP
     makes libzmq leave it out until it reads again, so the next send waits for nobody.
     """
+    if len(line) > LONG_LINE:
+        pub.setsockopt(
+            zmq.SNDHWM, 1_000
+        )  # from now on: 65 MB of the longest, shared by all readers
     try:
         send(pub, line)
     except zmq.Again:
@@ -267,7 +272,9 @@ def main() -> int:
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)  # ... is cut off, its queue freed
     pull.setsockopt(zmq.RCVTIMEO, 1_000)  # for what is due without a line, and signals on Windows
     pull.setsockopt(zmq.RCVHWM, 600)  # lines from each peer: 39 MB of the longest
-    pub.setsockopt(zmq.SNDHWM, 1_000)  # lines for each reader: 65 MB of the longest, shared by all
+    pub.setsockopt(
+        zmq.SNDHWM, 10_000
+    )  # lines for each reader: 65 MB at most, shared by all readers
     pub.setsockopt(zmq.XPUB_NODROP, 1)  # at that mark wait for the reader, instead of dropping,
     pub.setsockopt(zmq.SNDTIMEO, PATIENCE)  # but not for ever
     pub.setsockopt(
