@@ -32,6 +32,8 @@ BATCH = 24_000  # bytes taken, then sent: libzmq's own thread is woken once for 
 AT_ONCE = 20e-6  # seconds: to receive a line that is there takes less, to wait for one more
 LONG_LINE = 6_000  # bytes: 10,000 of these fill a reader's queue, but only 900 longer ones
 PATIENCE = 1_000  # milliseconds to wait for a reader that has stopped, before going on without it
+IDLE = 1_000 if sys.platform == "win32" else 60_000  # milliseconds: there, no signal ends a wait
+SILENCE = 100  # milliseconds without a line, after which no more have arrived
 TOLD_EACH = 10  # dropped lines told one by one in a second; of the rest, only how many
 
 # What a terminal could obey, each character in a visible form. Joiners, which emoji and Persian
@@ -181,8 +183,7 @@ def teller_of_drops() -> Callable[[list[str]], None]:
 def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], stop: threading.Event) -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until told to stop.
 
-    What has arrived by then is still published: until PULL is silent for RCVTIMEO milliseconds, but
-    for a second at most.
+    What has arrived by then is still published: until PULL is silent, but for a second at most.
     """
     tell_dropped = teller_of_drops()
     stop_at = math.inf
@@ -191,8 +192,12 @@ def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], stop: threading.Event
         bodies = receive(pull, 1, 0)
         if time.monotonic() < idle_since + AT_ONCE:  # this one had been there, so may be others
             bodies += receive(pull, BATCH, zmq.NOBLOCK)
-        tell_dropped(republish(bodies, pub))
+        reasons = republish(bodies, pub)
+        tell_dropped(reasons)
+        if reasons or not bodies:
+            pull.setsockopt(zmq.RCVTIMEO, 1_000 if reasons else IDLE)  # soon, to tell how many more
         if stop.is_set():
+            pull.setsockopt(zmq.RCVTIMEO, SILENCE)
             stop_at = min(stop_at, time.monotonic() + 1) if bodies else 0
 
 
@@ -205,7 +210,7 @@ def stop_on_signals(pull: zmq.Socket[bytes]) -> threading.Event:
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
         stop.set()
-        pull.setsockopt(zmq.RCVTIMEO, 100)
+        pull.setsockopt(zmq.RCVTIMEO, SILENCE)
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
@@ -270,7 +275,7 @@ def main() -> int:
         sock.setsockopt(zmq.MAXMSGSIZE, MAX_LINE)
         sock.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # a peer that vanished without a word ...
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)  # ... is cut off, its queue freed
-    pull.setsockopt(zmq.RCVTIMEO, 1_000)  # for what is due without a line, and signals on Windows
+    pull.setsockopt(zmq.RCVTIMEO, IDLE)
     pull.setsockopt(zmq.RCVHWM, 600)  # lines from each peer: 39 MB of the longest
     pub.setsockopt(
         zmq.SNDHWM, 10_000

@@ -245,8 +245,10 @@ def test_the_same_line_many_times_comes_back_as_often(
 def test_push_never_blocks_while_sub_fills(
     raw_server: tuple[zmq.Socket[bytes], zmq.Socket[bytes], tuple[int, int]], start: Start
 ) -> None:
-    """A server that takes no line before its reader takes ten messages for the last one."""
+    """A server that takes no line before its reader has taken six messages for the last one."""
     pull, pub, ports = raw_server
+    pull.setsockopt(zmq.RCVHWM, 10)
+    pub.setsockopt(zmq.SNDHWM, 10)
     pub.setsockopt(zmq.XPUB_NODROP, 1)
     pub.setsockopt(zmq.SNDTIMEO, TIMEOUT * 1_000)
     command = start(
@@ -254,23 +256,22 @@ def test_push_never_blocks_while_sub_fills(
     )
     assert command.process.stdin
     assert command.process.stdout
-    count, message = 5_000, b"x" * 1_000
-    pipe = command.process.stdin
+    count, message = 3_000, b"x" * 10_000  # more than all buffers between them hold
+    pipe, out = command.process.stdin, command.process.stdout
     writer = threading.Thread(target=lambda: (pipe.write((message + b"\n") * count), pipe.close()))
+    shown: set[bytes] = set()
+    reader = threading.Thread(target=lambda: shown.update(out))
     writer.start()
-    out = command.process.stdout
-    lines: list[bytes] = []
-    reader = threading.Thread(target=lambda: lines.extend(out))
     reader.start()
     for _ in range(count):
         assert pull.poll(TIMEOUT * 1_000)
         pull.recv()
-        for _ in range(10):
+        for _ in range(6):
             pub.send(message)
     assert command.wait() == 0
     writer.join()
     reader.join()
-    assert set(lines) == {message + b"\n"}
+    assert shown == {message + b"\n"}
 
 
 def test_two_clients_see_each_other(start: Start, server: Script) -> None:

@@ -351,7 +351,7 @@ def test_a_stopped_reader_holds_up_the_others_once(
             wait_for(lambda: process_state(stopped.pid) == "T", lambda: "a running reader")
             drain(peer.sub)
             large = "x" * 1_000  # so that the buffers are full soon
-            count = 10_000
+            count = 20_000
             sender = threading.Thread(
                 target=lambda: [peer.push.send(chat_body(f"{n} {large}")) for n in range(count)]
             )
