@@ -130,9 +130,7 @@ def publish(pub: zmq.Socket[bytes], line: bytes) -> None:
     makes libzmq leave it out until it reads again, so the next send waits for nobody.
     """
     if len(line) > LONG_LINE:
-        pub.setsockopt(
-            zmq.SNDHWM, 1_000
-        )  # from now on: 65 MB of the longest, shared by all readers
+        pub.setsockopt(zmq.SNDHWM, 900)  # from now on: 60 MB of the longest, shared by all
     try:
         send(pub, line)
     except zmq.Again:
@@ -277,9 +275,7 @@ def main() -> int:
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)  # ... is cut off, its queue freed
     pull.setsockopt(zmq.RCVTIMEO, IDLE)
     pull.setsockopt(zmq.RCVHWM, 600)  # lines from each peer: 39 MB of the longest
-    pub.setsockopt(
-        zmq.SNDHWM, 10_000
-    )  # lines for each reader: 65 MB at most, shared by all readers
+    pub.setsockopt(zmq.SNDHWM, 10_000)  # lines for each reader: 60 MB at most, shared by all
     pub.setsockopt(zmq.XPUB_NODROP, 1)  # at that mark wait for the reader, instead of dropping,
     pub.setsockopt(zmq.SNDTIMEO, PATIENCE)  # but not for ever
     pub.setsockopt(
