@@ -1,43 +1,97 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["pyzmq", "colorama"]
+# dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
 """The chat server: every JSON line PUSHed to it goes out, in colour, to all who SUBscribe.
 
 In:  one frame, UTF-8 JSON, an object with the strings "user" and "message".
 Out: one frame, UTF-8, `{user}> ESC[36m{message}ESC[0m`.
 
-The loop is that of the talk's slides 3 to 7. What surrounds it sees to it that no line is lost,
-that no reader holds up the others, and that nothing a stranger sends does any harm.
+The loop is that of the talk's slides 3 to 7. What it calls sees to it that no line is lost, that
+no reader holds up the others, and that nothing a stranger sends does any harm.
 """
 
 import argparse
 import contextlib
 import json
 import math
+import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 
 import zmq
 from colorama import Fore, Style
 
-MAX_LINE = 65_536  # bytes: the longest line taken; libzmq cuts off a peer that sends a longer one
-BATCH = 24_000  # bytes taken, then sent: libzmq's own thread is woken once for all, not for each
-AT_ONCE = 20e-6  # seconds: to receive a line that is there takes less, to wait for one more
-LONG_LINE = 6_000  # bytes: 10,000 of these fill a reader's queue, but only 900 longer ones
-PATIENCE = 1_000  # milliseconds to wait for a reader that has stopped, before going on without it
-IDLE = 1_000 if sys.platform == "win32" else 60_000  # milliseconds: there, no signal ends a wait
-SILENCE = 100  # milliseconds without a line, after which no more have arrived
-TOLD_EACH = 10  # dropped lines told one by one in a second; of the rest, only how many
+LONGEST = 16_384  # bytes: the longest line, in and out
+READER_QUEUE = 2_000  # lines that wait for each reader: 32 MB of the longest
+WRITER_QUEUE = 256  # lines that wait from each writer: 4 MB of the longest
+SUBSCRIPTION = 512  # bytes: the longest subscription
+BATCH = 300  # lines taken at once from a busy PULL
+SILENCE = 0.5  # seconds without a line after which the loop looks around
+PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
+VANISHED = 20  # seconds after which a peer that answers or takes nothing is cut off
 
-# What a terminal could obey, each character in a visible form. Joiners, which emoji and Persian
-# need, and no-break spaces are not among it: they are text.
+
+def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], ending: "Ending") -> None:
+    """Wait for input, and forward it to all subscribers (slide 3), until it is time to end.
+
+    What is no chat line is dropped. PULL is to have RCVTIMEO set, and PUB XPUB_NODROP.
+    """
+    publisher = Publisher(pub)
+    dropped = News("dropped a line, {latest}", "dropped {count:,} lines, the last {latest}")
+    while time.monotonic() < ending.at:
+        lines = []
+        for body in arrived(pull):
+            try:
+                lines.append(chat_line(body))
+            except ValueError as reason:
+                dropped.add(f"{reason}: {body[:60]!r}")
+        for line in lines:
+            publisher.publish(line)
+        dropped.tell()
+        publisher.stopped.tell()
+    dropped.tell(at_once=True)
+    publisher.stopped.tell(at_once=True)
+
+
+# What arrives, and what goes out. Two things are done for speed, and give three times the rate:
+# many lines are taken, and then sent, in one go, which wakes libzmq's own thread once for all of
+# them; and pyzmq's methods are called without the wrappers that handle str and routing ids.
+
+receive = zmq.backend.Socket.recv
+send = zmq.backend.Socket.send
+
+
+def arrived(pull: zmq.Socket[bytes]) -> list[bytes]:
+    """Return the lines that PULL holds, BATCH at most, or else the next one to come.
+
+    If none comes within RCVTIMEO, the list is empty.
+    """
+    bodies: list[bytes] = []
+    with contextlib.suppress(zmq.Again):
+        if not int(pull.get(zmq.EVENTS)) & zmq.POLLIN:
+            return [receive(pull)]
+        while len(bodies) < BATCH:
+            bodies.append(receive(pull, zmq.NOBLOCK))
+    return bodies
+
+
+# What readers see of it.
+
+# Nearly every line is printable ASCII without escapes, as json.dumps and JSON.stringify write it.
+# This tells such a line, and finds its two strings, in a third of the time of parsing it.
+PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
+
+# Python refuses integers of many digits. Numbers are not looked at here, so they may be floats.
+parse_json = json.JSONDecoder(parse_int=float).decode
+
+# Characters that a terminal could obey, each with the visible form that it is shown in. Joiners,
+# which emoji and Persian need, and no-break spaces are not among them: they are text.
 VISIBLE = {
     code: chr(code).encode("unicode_escape").decode()
     for codes in (
@@ -50,169 +104,144 @@ VISIBLE = {
     for code in codes
 }
 
-# Nearly every line: printable ASCII without escapes, as json.dumps or JSON.stringify writes it. It
-# needs no parsing, and is told by this in a third of the time.
-PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
 
-# Only strings matter here, so a number of any length may pass as a float, at no cost.
-parse_json = json.JSONDecoder(parse_int=float).raw_decode
-
-# pub.send without what it does for str, routing ids and groups, which takes as long as the sending.
-send = zmq.backend.Socket.send
-
-
-def say(text: str) -> None:
-    """Tell the operator, on stderr. A terminal that has gone away does not stop the chat."""
-    with contextlib.suppress(OSError):
-        print(f"server.py: {text}", file=sys.stderr, flush=True)
-
-
-def harmless(text: str) -> str:
-    r"""Return text with its control characters in a visible form, such as `\x1b`."""
-    if text.isprintable():  # so is nearly every line, and this test is a fast one
-        return text
-    return text.translate(VISIBLE)
-
-
-def chat_line(body: bytes | None) -> bytes:
+def chat_line(body: bytes) -> bytes:
     """Return what subscribers see of a PUSHed body (slide 3): `user> message`, the message in cyan.
 
-    A body of None stands for a message of many frames. Raises ValueError, with the reason, if the
-    body is no chat line.
+    Raises ValueError, with the reason, if the body is no chat line.
     """
-    if body is None:
-        raise ValueError("many frames, not one")
     if plain := PLAIN.fullmatch(body):
         return b"%b> \x1b[36m%b\x1b[0m" % plain.groups()
     try:
-        text = body.decode().strip(" \t\r\n")
-        payload, end = parse_json(text)
-    except UnicodeDecodeError:
-        raise ValueError(f"not UTF-8: {body[:60]!r}") from None
-    except RecursionError:
-        raise ValueError(f"nested too deeply: {body[:60]!r}") from None
-    except ValueError:
-        end = -1
-    if end != len(text):
-        raise ValueError(f"not JSON: {body[:60]!r}")
-    if not isinstance(payload, dict):
-        raise ValueError(f"not a JSON object: {body[:60]!r}")
-    user, message = payload.get("user"), payload.get("message")
-    if not isinstance(user, str) or not isinstance(message, str):
-        raise ValueError(f'"user" and "message" are not both strings: {body[:60]!r}')
-    line = f"{harmless(user)}> {Fore.CYAN}{harmless(message)}{Style.RESET_ALL}".encode()
-    if len(line) > MAX_LINE:  # control characters grow
-        raise ValueError(f"too long when it is made harmless: {body[:60]!r}")
+        payload = parse_json(body.decode())
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON in UTF-8") from None
+    match payload:
+        case {"user": str(user), "message": str(message)}:
+            user, message = user.translate(VISIBLE), message.translate(VISIBLE)
+        case _:
+            raise ValueError('not an object with the strings "user" and "message"')
+    line = f"{user}> {Fore.CYAN}{message}{Style.RESET_ALL}".encode()
+    if len(line) > LONGEST:
+        raise ValueError("too long when its control characters are shown")
     return line
 
 
-def receive(pull: zmq.Socket[bytes], room: int, flags: int) -> list[bytes | None]:
-    """Return bodies that PULL holds, until they fill `room` bytes, or none is left.
+# Readers, and how long to wait for them.
 
-    Without NOBLOCK among the flags, wait for each as long as RCVTIMEO says. None stands for a
-    message of many frames.
+
+class Publisher:
+    """PUB, and the patience with readers that are full.
+
+    A wait that a reader ends by reading on costs nothing. One that no reader ends uses up all
+    patience, which then grows back within ten times PATIENCE. So a reader that stopped holds up
+    the chat once, and many that stop again and again take a tenth of its time at most.
     """
-    bodies: list[bytes | None] = []
-    with contextlib.suppress(zmq.Again):
-        while room > 0:
-            frame = pull.recv(flags, copy=False)
-            bodies.append(None if frame.more else frame.bytes)
-            room -= len(frame) + 1
-            while frame.more:
-                frame = pull.recv(copy=False)
-    return bodies
 
+    def __init__(self, pub: zmq.Socket[bytes]) -> None:
+        self.pub = pub
+        self.gave_up_at = -math.inf
+        self.stopped = News(
+            "a reader has stopped reading: going on without it",
+            "readers have stopped reading, {count:,} times: going on without them",
+        )
 
-def publish(pub: zmq.Socket[bytes], line: bytes) -> None:
-    """Send a line to every reader, waiting SNDTIMEO milliseconds at most for those that are full.
-
-    PUB is to have NODROP set. A reader that is still full then has stopped: one send without NODROP
-    makes libzmq leave it out until it reads again, so the next send waits for nobody.
-    """
-    if len(line) > LONG_LINE:
-        pub.setsockopt(zmq.SNDHWM, 900)  # from now on: 60 MB of the longest, shared by all
-    try:
-        send(pub, line)
-    except zmq.Again:
-        pub.setsockopt(zmq.XPUB_NODROP, 0)
-        pub.send(line)
-        pub.setsockopt(zmq.XPUB_NODROP, 1)
-        say("a reader has stopped reading: going on without it")
-
-
-def republish(bodies: list[bytes | None], pub: zmq.Socket[bytes]) -> list[str]:
-    """Publish what the bodies say; return why each that is no chat line was dropped."""
-    lines, reasons = [], []
-    for body in bodies:
+    def publish(self, line: bytes) -> None:
+        """Send a line to every reader, when those that are full have room or patience is over."""
         try:
-            lines.append(chat_line(body))
-        except ValueError as reason:
-            reasons.append(str(reason))
-    for line in lines:
-        publish(pub, line)
-    return reasons
+            send(self.pub, line, zmq.NOBLOCK)
+        except zmq.Again:
+            self.publish_patiently(line)
+
+    def publish_patiently(self, line: bytes) -> None:
+        """Wait for readers that are full, then send a line to all but those that still are.
+
+        One send without XPUB_NODROP makes libzmq leave these out until they have read what they
+        were sent, so nobody waits for them again.
+        """
+        patience = min(PATIENCE, (time.monotonic() - self.gave_up_at) / 10)
+        self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
+        try:
+            self.pub.send(line)
+        except zmq.Again:
+            self.pub.set(zmq.XPUB_NODROP, 0)
+            self.pub.send(line)
+            self.pub.set(zmq.XPUB_NODROP, 1)
+            self.gave_up_at = time.monotonic()
+            self.stopped.add()
 
 
-def teller_of_drops() -> Callable[[list[str]], None]:
-    """Return a function that tells the operator why lines were dropped, and stays brief in a flood.
+# What the operator is told, on stderr.
 
-    In any second it tells the first TOLD_EACH reasons, and after it how many more there were, for
-    which it is to be called, with no reasons, even when there are none.
+
+class News:
+    """News of one kind, which may come in floods: told at once, but only one line a second."""
+
+    def __init__(self, one: str, many: str) -> None:
+        self.one, self.many = one, many
+        self.count = 0
+        self.latest = ""
+        self.quiet_until = 0.0
+
+    def add(self, latest: str = "") -> None:
+        """Count one more, and tell it if it is time."""
+        self.count += 1
+        self.latest = latest
+        self.tell()
+
+    def tell(self, at_once: bool = False) -> None:
+        """Tell how many there were since the last time, unless that was less than a second ago."""
+        if self.count and (at_once or time.monotonic() >= self.quiet_until):
+            text = self.one if self.count == 1 else self.many
+            if say(text.format(count=self.count, latest=self.latest)):
+                self.count = 0
+            self.quiet_until = time.monotonic() + 1
+
+
+def say(text: str) -> bool:
+    """Tell the operator something; return False if what was told last still waits to be read.
+
+    A thread writes it, for stderr may be a pipe or a terminal that nobody reads, and the chat is
+    not to stand still for that.
     """
-    told = untold = 0
-    second_ends = 0.0
+    if any(thread.name == "stderr" for thread in threading.enumerate()):
+        return False
 
-    def tell(reasons: list[str]) -> None:
-        nonlocal told, untold, second_ends
-        if time.monotonic() >= second_ends:
-            if untold:
-                say(f"dropped {untold:,} more lines")
-            told = untold = 0
-            second_ends = time.monotonic() + 1
-        first = reasons[: TOLD_EACH - told]
-        for reason in first:
-            say(f"dropped a line: {reason}")
-        told += len(first)
-        untold += len(reasons) - len(first)
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"server.py: {text}\n".encode(errors="backslashreplace"))
 
-    return tell
+    writer = threading.Thread(target=write, name="stderr", daemon=True)
+    writer.start()
+    writer.join(0.1)
+    return True
 
 
-def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], stop: threading.Event) -> None:
-    """Wait for input, and forward it to all subscribers (slide 3), until told to stop.
-
-    What has arrived by then is still published: until PULL is silent, but for a second at most.
-    """
-    tell_dropped = teller_of_drops()
-    stop_at = math.inf
-    while time.monotonic() < stop_at:
-        idle_since = time.monotonic()
-        bodies = receive(pull, 1, 0)
-        if time.monotonic() < idle_since + AT_ONCE:  # this one had been there, so may be others
-            bodies += receive(pull, BATCH, zmq.NOBLOCK)
-        reasons = republish(bodies, pub)
-        tell_dropped(reasons)
-        if reasons or not bodies:
-            pull.setsockopt(zmq.RCVTIMEO, 1_000 if reasons else IDLE)  # soon, to tell how many more
-        if stop.is_set():
-            pull.setsockopt(zmq.RCVTIMEO, SILENCE)
-            stop_at = min(stop_at, time.monotonic() + 1) if bodies else 0
+# Start and end.
 
 
-def stop_on_signals(pull: zmq.Socket[bytes]) -> threading.Event:
-    """Return what is set by SIGINT and SIGTERM, which also have PULL wait no longer for a line.
+class Ending:
+    """When to end: half a second after the first signal, so that what had arrived goes out.
 
     A handler that raised could strike between a line's arrival and its sending, and lose it.
     """
-    stop = threading.Event()
 
-    def handle(_signum: int, _frame: FrameType | None) -> None:
-        stop.set()
-        pull.setsockopt(zmq.RCVTIMEO, SILENCE)
+    def __init__(self) -> None:
+        self.at = math.inf
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return stop
+    def begin(self, _signum: int, _frame: FrameType | None) -> None:
+        """Handle SIGINT and SIGTERM."""
+        self.at = min(self.at, time.monotonic() + 0.5)
+
+
+def claim_files() -> None:
+    """Open standard streams that are closed, so that no socket takes their place.
+
+    Raises OSError if there is no room for the files that sockets need, for then libzmq aborts.
+    """
+    for file in [os.open(os.devnull, os.O_RDWR) for _ in range(20)]:
+        if file > 2:
+            os.close(file)
 
 
 def allow_many_readers() -> None:
@@ -220,24 +249,46 @@ def allow_many_readers() -> None:
 
     Once they run out, libzmq refuses readers in a busy loop.
     """
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit.
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard == resource.RLIM_INFINITY:  # macOS says so, and then refuses it.
+            hard = 10_240
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def make_sockets(context: zmq.Context[zmq.Socket[bytes]]) -> list[zmq.Socket[bytes]]:
+    """Return PULL and PUB. Each option is set here, and those of the queues never again."""
+    pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
+    for sock in (pull, pub):
+        sock.set(zmq.IPV6, 1)  # as well as IPv4
+        sock.set(zmq.BACKLOG, 1_000)  # A crowd may come at once.
+        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a peer that vanished while nothing was said.
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, VANISHED // 2)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, VANISHED // 10)
+        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
+        sock.set(zmq.TCP_MAXRT, 1_000 * VANISHED)  # cuts off a peer that takes nothing.
+    pull.set(zmq.MAXMSGSIZE, LONGEST)
+    pull.set(zmq.RCVHWM, WRITER_QUEUE)
+    pull.set(zmq.RCVTIMEO, int(1_000 * SILENCE))
+    pub.set(zmq.MAXMSGSIZE, SUBSCRIPTION)
+    pub.set(zmq.SNDHWM, READER_QUEUE)
+    pub.set(zmq.XPUB_NODROP, 1)  # A reader that is full makes send wait, and misses nothing.
+    pub.set(zmq.SNDBUF, 65_536)  # With larger ones, a slow reader is seen to move too late.
+    return [pull, pub]
 
 
 def bind(sock: zmq.Socket[bytes], address: str, port: int) -> str:
     """Bind a socket to a TCP port, 0 for any free one; return the endpoint with the real port.
 
-    Raises zmq.ZMQError, its `strerror` naming the endpoint.
+    Raises OSError, its `filename` being the endpoint.
     """
     host = f"[{address}]" if ":" in address else address
     try:
         sock.bind(f"tcp://{host}:{port}")
     except zmq.ZMQError as error:
-        error.strerror = f"cannot listen on tcp://{host}:{port}: {error.strerror}"
-        raise
+        raise OSError(error.errno, error.strerror, f"tcp://{host}:{port}") from None
     return f"tcp://{host}:{sock.get_string(zmq.LAST_ENDPOINT).rpartition(':')[2]}"
 
 
@@ -249,48 +300,42 @@ def port(text: str) -> int:
     return number
 
 
-def main() -> int:
-    """Make the sockets, serve until told to stop, and return the exit status."""
+def parse_options() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description="Republish each JSON line that clients push to all who subscribe.",
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--bind", metavar="ADDRESS", default="*", help="address to listen on")
-    parser.add_argument(
-        "--pull-port", metavar="PORT", type=port, default=1337, help="lines come in"
-    )
-    parser.add_argument("--pub-port", metavar="PORT", type=port, default=1338, help="and go out")
-    options = parser.parse_args()
+    add = parser.add_argument
+    add("--bind", metavar="ADDRESS", default="*", help="address to listen on")
+    add("--pull-port", metavar="PORT", type=port, default=1337, help="lines come in")
+    add("--pub-port", metavar="PORT", type=port, default=1338, help="and go out")
+    return parser.parse_args()
 
+
+def main() -> int:
+    """Make the sockets, serve until told to end, and return the exit status."""
+    ending = Ending()
+    signal.signal(signal.SIGINT, ending.begin)
+    signal.signal(signal.SIGTERM, ending.begin)
+    options = parse_options()
     allow_many_readers()
-    context = zmq.Context()
-    pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
-    stop = stop_on_signals(pull)
-    for sock in (pull, pub):
-        sock.setsockopt(zmq.IPV6, 1)  # as well as IPv4
-        sock.setsockopt(zmq.BACKLOG, 1_000)  # a crowd may come at once
-        sock.setsockopt(zmq.MAXMSGSIZE, MAX_LINE)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # a peer that vanished without a word ...
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)  # ... is cut off, its queue freed
-    pull.setsockopt(zmq.RCVTIMEO, IDLE)
-    pull.setsockopt(zmq.RCVHWM, 600)  # lines from each peer: 39 MB of the longest
-    pub.setsockopt(zmq.SNDHWM, 10_000)  # lines for each reader: 60 MB at most, shared by all
-    pub.setsockopt(zmq.XPUB_NODROP, 1)  # at that mark wait for the reader, instead of dropping,
-    pub.setsockopt(zmq.SNDTIMEO, PATIENCE)  # but not for ever
-    pub.setsockopt(
-        zmq.SNDBUF, 131_072
-    )  # bytes: a slow reader is seen to move sooner than with more
-    pub.setsockopt(zmq.LINGER, 500)
     try:
+        claim_files()
+        context = zmq.Context()
+        pull, pub = make_sockets(context)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
-    except zmq.ZMQError as error:
-        say(f"{error.strerror}; stop what listens there, or see --help for other endpoints")
+    except OSError as error:
+        say(f"cannot open {error.filename}: {error.strerror}; see --help, or for files ulimit -n")
         return 1
     say(f"PULL listens on {pull_endpoint}, PUB on {pub_endpoint}")
-    serve(pull, pub, stop)
-    context.destroy()
+    serve(pull, pub, ending)
+    context.destroy(linger=500)
+    # Python gives signals back their default action as it ends, and the next one would kill it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0
 
 
