@@ -53,6 +53,7 @@ def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], ending: "Ending") -> 
                 dropped.add(f"{reason}: {body[:60]!r}")
         for line in lines:
             publisher.publish(line)
+        pub.get(zmq.EVENTS)  # has libzmq free what readers that left have left behind.
         dropped.tell()
         publisher.stopped.tell()
     dropped.tell(at_once=True)
@@ -223,7 +224,8 @@ def say(text: str) -> bool:
 class Ending:
     """When to end: half a second after the first signal, so that what had arrived goes out.
 
-    A handler that raised could strike between a line's arrival and its sending, and lose it.
+    A handler that raised could strike between a line's arrival and its sending, and lose it. Each
+    signal would start the wait for a line anew, so all after the first are ignored.
     """
 
     def __init__(self) -> None:
@@ -231,7 +233,9 @@ class Ending:
 
     def begin(self, _signum: int, _frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM."""
-        self.at = min(self.at, time.monotonic() + 0.5)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.at = time.monotonic() + 0.5
 
 
 def claim_files() -> None:
@@ -273,6 +277,7 @@ def make_sockets(context: zmq.Context[zmq.Socket[bytes]]) -> list[zmq.Socket[byt
     pull.set(zmq.RCVHWM, WRITER_QUEUE)
     pull.set(zmq.RCVTIMEO, int(1_000 * SILENCE))
     pub.set(zmq.MAXMSGSIZE, SUBSCRIPTION)
+    pub.set(zmq.RCVHWM, 1)  # Or else a flood of subscriptions is taken before the next line.
     pub.set(zmq.SNDHWM, READER_QUEUE)
     pub.set(zmq.XPUB_NODROP, 1)  # A reader that is full makes send wait, and misses nothing.
     pub.set(zmq.SNDBUF, 65_536)  # With larger ones, a slow reader is seen to move too late.
@@ -333,9 +338,6 @@ def main() -> int:
     say(f"PULL listens on {pull_endpoint}, PUB on {pub_endpoint}")
     serve(pull, pub, ending)
     context.destroy(linger=500)
-    # Python gives signals back their default action as it ends, and the next one would kill it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0
 
 
