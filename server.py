@@ -224,18 +224,17 @@ def say(text: str) -> bool:
 class Ending:
     """When to end: half a second after the first signal, so that what had arrived goes out.
 
-    A handler that raised could strike between a line's arrival and its sending, and lose it. Each
-    signal would start the wait for a line anew, so all after the first are ignored.
+    A handler that raised could strike between a line's arrival and its sending, and lose it. A
+    signal starts the wait for a line anew, so only the first of its kind is heard.
     """
 
     def __init__(self) -> None:
         self.at = math.inf
 
-    def begin(self, _signum: int, _frame: FrameType | None) -> None:
+    def begin(self, signum: int, _frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self.at = time.monotonic() + 0.5
+        signal.signal(signum, signal.SIG_IGN)
+        self.at = min(self.at, time.monotonic() + 0.5)
 
 
 def claim_files() -> None:
@@ -293,7 +292,7 @@ def bind(sock: zmq.Socket[bytes], address: str, port: int) -> str:
     try:
         sock.bind(f"tcp://{host}:{port}")
     except zmq.ZMQError as error:
-        raise OSError(error.errno, error.strerror, f"tcp://{host}:{port}") from None
+        raise OSError(error.errno, zmq.strerror(error.errno), f"tcp://{host}:{port}") from None
     return f"tcp://{host}:{sock.get_string(zmq.LAST_ENDPOINT).rpartition(':')[2]}"
 
 
@@ -338,6 +337,9 @@ def main() -> int:
     say(f"PULL listens on {pull_endpoint}, PUB on {pub_endpoint}")
     serve(pull, pub, ending)
     context.destroy(linger=500)
+    # Python gives signals back their default action as it ends, and the next one would kill it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0
 
 
