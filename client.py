@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["pyzmq", "colorama"]
+# dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
 """The chat client: PUSHes each line of stdin to the server, and prints what SUB brings.
 
@@ -9,13 +9,14 @@ Out: one frame a line, as it was typed; with --user, as JSON `{"user": NAME, "me
 In:  one frame a message, UTF-8 text in which colours are obeyed and nothing else is.
 
 The loop is that of the talk's slides 8 to 14, except that nobody has to press Enter to see what
-was said: a thread waits for the keyboard, and the loop for that thread and SUB together.
+was said, and that the echo of a line is its receipt: until it is back, the line is kept.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -25,85 +26,387 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TextIO
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
 import colorama
 import zmq
 
-MAX_LINE = 65_536  # bytes: the longest line that a server takes
-MAX_KEPT = 1_048_576  # bytes of a longer line, which is refused anyway
-MAX_WAITING = 1_000_000  # lines kept for a server that is not there
-MAX_DRAIN = 1_000  # messages printed before the keyboard is looked at again
+LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
+WINDOW = 1_000  # lines that are out at once, without their echoes, and lines read ahead of them
+CHUNK = 65_536  # bytes of input read at once
+DRAIN = 1_000  # messages printed before anything else is looked at again
+TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
+SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly always in effect
+NO_SERVER_AFTER = 1.5  # seconds without a connection, until the user is told
+ECHO_LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
+TRIES = 3  # pushes of a line without an echo, after which it is given up
+NEVER_THERE = 8.0  # seconds at the end of input to wait for a server that never was there
+NOT_MOVING = 30.0  # seconds at the end of input to wait for the next echo
 
-# Seconds.
-NO_SERVER_AFTER = 1.5  # without a connection, until the user is told
-SETTLING = 0.1  # for a new subscription to take effect, or else the first line's echo is lost
-SUB_LATE = 3.0  # waiting for SUB when PUSH is connected already
-ECHO_LATE = 1.2  # at the end of input, waiting for the next echo
-GIVE_UP = 8.0  # at the end of input, waiting for a server
 
-# What a terminal could obey, each character in a visible form. Joiners, which emoji and Persian
-# need, and no-break spaces are not among it: they are text.
+def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen") -> int:
+    """Wait for some input, push it, and print what SUB holds (slide 8), until the input ends.
+
+    Then wait for the last echo. Return the exit status: 0 if the echo of every line came back, so
+    that everybody could see it; 1 if not, which is told.
+    """
+    now = time.monotonic()
+    while outbox.waiting or outbox.out or not keyboard.over:
+        # wait for some input
+        sources: list[zmq.Socket[bytes] | int] = [link.sub, *link.monitors.values()]
+        has_room = len(outbox.waiting) < WINDOW and not keyboard.over
+        if has_room:
+            sources.append(keyboard.pipe.fileno())
+        ready, _, _ = zmq.select(sources, [], [], TICK)
+        if keyboard.pipe.fileno() in ready:
+            for line in keyboard.lines():
+                outbox.take(line, link.is_connected())
+
+        # dump buffered messages
+        messages = [as_text(frame) for frame in buffered(link.sub)]
+        screen.show_messages(messages)
+        outbox.settle(messages)
+        keyboard.over |= screen.unread
+
+        if link.follow():
+            outbox.tell_doubtful()
+        outbox.push_lines(link)
+
+        # A round counts for a second at most: the client may have been asleep, not the server.
+        before, now = now, time.monotonic()
+        outbox.pass_time(min(now - before, 1), patient=has_room)
+        if outbox.stood_still > (NOT_MOVING if link.was_connected else NEVER_THERE):
+            break
+    return outbox.tell_undelivered(all_read=keyboard.over)
+
+
+def buffered(sub: zmq.Socket[bytes]) -> list[bytes]:
+    """Return the messages that SUB holds, without blocking: DRAIN at most."""
+    frames: list[bytes] = []
+    with contextlib.suppress(zmq.Again):
+        while len(frames) < DRAIN:
+            frames.append(receive(sub, zmq.NOBLOCK))
+    return frames
+
+
+# These skip pyzmq's wrappers, which handle str and routing ids and take as long as the rest.
+receive = zmq.backend.Socket.recv
+send = zmq.backend.Socket.send
+
+
+# What is typed.
+
+
+class Keyboard:
+    """The lines of stdin, which a thread reads, because Windows cannot wait for it and sockets."""
+
+    def __init__(self, pipe: socket.socket) -> None:
+        self.pipe = pipe
+        self.begun = b""  # a line whose end is still to come
+        self.over = False
+
+    def lines(self) -> list[bytes]:
+        """Return the lines that are complete now, without their ends and without empty ones."""
+        chunk = self.pipe.recv(CHUNK)
+        self.over = not chunk
+        *lines, begun = (self.begun + chunk).split(b"\n")
+        self.begun = begun[: LONGEST + 2]  # Whatever is longer is refused.
+        return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
+
+
+# The connection.
+
+
+class Link:
+    """PUSH and SUB, and since when each is connected: what their monitors tell.
+
+    It is to be made before the sockets connect, or else the monitors may miss it.
+    """
+
+    def __init__(
+        self, push: zmq.Socket[bytes], sub: zmq.Socket[bytes], host: str, screen: "Screen"
+    ) -> None:
+        self.push, self.sub, self.host, self.screen = push, sub, host, screen
+        news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
+        self.since = dict.fromkeys((push, sub), math.inf)
+        self.new: set[zmq.Socket[bytes]] = set()  # connected since a line was last pushed
+        self.was_connected = False
+        self.no_server_at = time.monotonic() + NO_SERVER_AFTER
+        self.tell_connected = screen.typing  # In a script, only if it was told otherwise before.
+
+    def is_connected(self) -> bool:
+        """Return whether both sockets are connected."""
+        return max(self.since.values()) < math.inf
+
+    def may_push(self) -> bool:
+        """Return whether a line pushed now will be echoed: the subscription has to be in effect."""
+        return time.monotonic() > max(self.since.values()) + SETTLING
+
+    def follow(self) -> bool:
+        """Follow the monitors' news, and tell it. Return whether the server went away."""
+        went_away = False
+        for sock, monitor in self.monitors.items():
+            while monitor.poll(0):
+                was_connected = self.is_connected()
+                event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
+                self.since[sock] = math.inf
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self.since[sock] = time.monotonic()
+                    self.new.add(sock)
+                if self.is_connected() and not was_connected:
+                    self.was_connected = True
+                    if self.tell_connected:
+                        self.screen.notice(f"connected to {self.host}")
+                elif was_connected and not self.is_connected():
+                    self.tell_connected = went_away = True
+                    self.screen.notice(
+                        "the server went away, what you type is sent when it is back"
+                    )
+        if not self.was_connected and time.monotonic() > self.no_server_at:
+            self.no_server_at = math.inf
+            self.tell_connected = True
+            self.screen.notice(f"no server at {self.host} yet, still trying")
+        return went_away
+
+
+# Lines on their way.
+
+
+class Outbox:
+    """Lines that wait to be pushed, and lines that are out until their echo is back.
+
+    The echoes of a client come back in the order of its lines, so one settles all lines before it.
+    """
+
+    def __init__(self, user: str | None, screen: "Screen") -> None:
+        self.user, self.screen = user, screen
+        self.waiting: deque[tuple[bytes, str]] = deque()  # what to push, and its echo
+        self.out: deque[bytes] = deque()
+        self.echoes: deque[str] = deque()
+        self.limit = 1  # lines that may be out
+        self.tries = 0  # pushes of the first line that is out
+        self.late = 0.0  # seconds without an echo
+        self.late_told = False
+        self.stood_still = 0.0  # seconds in which no more input could be taken
+        self.refused = self.given_up = 0
+
+    def take(self, line: bytes, connected: bool) -> None:
+        """Take a line to be pushed; tell if no server would show it.
+
+        A line that was typed stays on the screen if no echo will take its place soon. In a pipe,
+        the first refusal is told, and in the end how many there were.
+        """
+        body = line
+        if self.user is not None:
+            payload = {"user": self.user, "message": line.decode(errors="replace")}
+            body = json.dumps(payload, ensure_ascii=False).encode()
+        reason = echo = ""
+        try:
+            echo = echo_of(body)
+        except ValueError as error:
+            reason = f"no server shows such a line: {error}"
+        if len(body) <= LONGEST:
+            self.waiting.append((body, echo))
+        if self.screen.typing and not (connected and echo):
+            self.screen.show([as_text(line)[0]], sys.stdout)
+        if reason and (self.screen.typing or not self.refused):
+            self.screen.notice(reason)
+        self.refused += bool(reason)
+
+    def push_lines(self, link: Link) -> None:
+        """Push lines that wait, until WINDOW are out. Over a new connection, one goes alone first.
+
+        Its echo proves that the subscription is in effect. Over a new connection of PUSH, what
+        is out is pushed again before. (If only SUB was away, the server has it.)
+        """
+        if not link.may_push():
+            return
+        if link.push in link.new:
+            self.push_again(len(self.out))
+        if link.new:
+            self.limit = len(self.out) + 1
+            link.new.clear()
+        with contextlib.suppress(zmq.Again):
+            while self.waiting and len(self.out) < self.limit:
+                body, echo = self.waiting[0]
+                send(link.push, body, zmq.NOBLOCK)
+                self.waiting.popleft()
+                if echo:
+                    self.late = self.late if self.out else 0
+                    self.out.append(body)
+                    self.echoes.append(echo)
+
+    def settle(self, messages: list[tuple[str, str]]) -> None:
+        """Forget the lines whose echoes are among these messages, and the lines before them."""
+        for plain, _ in messages:
+            if plain in self.echoes:
+                for _ in range(self.echoes.index(plain) + 1):
+                    self.out.popleft()
+                    self.echoes.popleft()
+                self.limit = WINDOW
+                self.late_told = False
+                self.tries = 0
+                self.late = self.stood_still = 0.0
+
+    def push_again(self, count: int) -> None:
+        """Have the last lines that are out wait again, and give up the first of them in the end.
+
+        It may be the line that is at fault: a server may hang up at each one that is too long.
+        """
+        for _ in range(count):
+            self.waiting.appendleft((self.out.pop(), self.echoes.pop()))
+        self.tries += bool(count)
+        if self.tries == TRIES:
+            self.tries = 0
+            self.given_up += 1
+            _, echo = self.waiting.popleft()
+            self.screen.notice(f"given up after {TRIES} times without an echo: {echo:.60}")
+
+    def pass_time(self, seconds: float, patient: bool) -> None:
+        """Let time pass: tell that an echo is late, or push again the line that goes alone."""
+        self.stood_still = 0.0 if patient else self.stood_still + seconds
+        self.late = self.late + seconds if self.out else 0.0
+        if self.late > ECHO_LATE:
+            self.late = 0.0
+            if self.screen.typing and not self.late_told:
+                self.screen.notice(f"no echo yet of: {self.echoes[0]:.60}")
+                self.late_told = True
+            if self.limit < WINDOW:
+                self.push_again(1)
+
+    def tell_doubtful(self) -> None:
+        """Tell what was on its way when the server went away: on a terminal, it is seen nowhere."""
+        if self.out and self.screen.typing:
+            self.screen.notice(f"to be sent again: {len(self.out):,}, {self.echoes[0]:.60}")
+
+    def tell_undelivered(self, all_read: bool) -> int:
+        """Tell how many lines not everybody could see; return the exit status."""
+        if self.refused:
+            self.screen.notice(f"lines that no server shows: {self.refused:,}")
+        doubtful = len(self.waiting) + len(self.out) + self.given_up
+        rest = "" if all_read else "; the rest of the input was not read"
+        if doubtful or rest:
+            self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
+        return 1 if self.refused or doubtful or rest else 0
+
+
+# Only strings matter here. Python refuses integers of many digits, so they may be floats.
+parse_json = json.JSONDecoder(parse_int=float).decode
+
+
+def echo_of(body: bytes) -> str:
+    """Return what a server makes of a chat line (slide 3), without the colour.
+
+    Raises ValueError, with the reason, if no server shows it.
+    """
+    try:
+        payload = parse_json(body.decode())
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON (to just type, use --user)") from None
+    match payload:
+        case {"user": str(user), "message": str(message)}:
+            echo = harmless(f"{user}> {message}")
+        case _:
+            raise ValueError('it is not an object with the strings "user" and "message"')
+    if len(body) > LONGEST or len(echo.encode()) + len(CYAN + RESET) > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST:,} bytes, as JSON or as it is shown")
+    return echo
+
+
+# Text that a terminal only shows.
+
+CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
+COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
+
+# Characters that a terminal could obey, each with the visible form that it is shown in. Joiners,
+# which emoji and Persian need, and no-break spaces are not among them: they are text.
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0))  # C0, DEL and C1
+DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # overrides and isolates
+SEPARATORS = (0x2028, 0x2029)  # of lines and of paragraphs
+SURROGATES = range(0xD800, 0xE000)  # Alone, they are no text.
 VISIBLE = {
     code: chr(code).encode("unicode_escape").decode()
-    for codes in (
-        range(0x20),  # C0 controls
-        range(0x7F, 0xA0),  # DEL and C1 controls
-        range(0x2028, 0x202F),  # line separators, direction overrides
-        range(0x2066, 0x206A),  # direction isolates
-        range(0xD800, 0xE000),  # lone surrogates
-    )
-    for code in codes
+    for code in (*CONTROLS, *DIRECTIONS, *SEPARATORS, *SURROGATES)
 }
-COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
-# What stays on one row of the screen: a colour; or a character, with all that ZWJ joins to it.
-GLYPH = re.compile("\x1b\\[[0-9;:]*m|.\ufe0f?(?:\u200d.\ufe0f?)*", re.DOTALL)
-
-Typed = tuple[bytes, str | None]  # what to push, and its echo if a server accepts it
-
-# Only strings matter here, so a number of any length may pass as a float, at no cost.
-parse_json = json.JSONDecoder(parse_int=float).raw_decode
 
 
 def harmless(text: str) -> str:
     r"""Return text with its control characters in a visible form, such as `\x1b`."""
-    if text.isprintable():  # so is nearly every line, and this test is a fast one
-        return text
-    return text.translate(VISIBLE)
+    return text if text.isprintable() else text.translate(VISIBLE)
 
 
-def echo_of(body: bytes) -> str:
-    """Return what a server makes of a body (slide 3), without the colour.
-
-    Raises ValueError, with the reason, if no server accepts the body.
-    """
-    try:
-        text = body.decode().strip(" \t\r\n")
-        payload, end = parse_json(text)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
-    if end != len(text) or not isinstance(payload, dict):
-        raise ValueError("it is not a JSON object")
-    user, message = payload.get("user"), payload.get("message")
-    if not isinstance(user, str) or not isinstance(message, str):
-        raise ValueError('its "user" and "message" are not both strings')
-    return harmless(f"{user}> {message}")
-
-
-def to_text(frame: bytes) -> tuple[str, str]:
+def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
     text = frame.decode(errors="replace")
-    # The colours that servers send; this is much faster than to look for any.
-    plain = text.replace(colorama.Fore.CYAN, "").replace(colorama.Style.RESET_ALL, "")
+    plain = text.replace(CYAN, "").replace(RESET, "")  # Nearly always, these are the colours.
     if not plain.isprintable():
         parts = COLOR.split(text)  # text, colour, text, colour, ..., text
         parts[::2] = map(harmless, parts[::2])
         text, plain = "".join(parts), "".join(parts[::2])
-    if text != plain and not text.endswith(colorama.Style.RESET_ALL):
-        text += colorama.Style.RESET_ALL  # or else it would colour what is typed
+    if text != plain and not text.endswith(RESET):
+        text += RESET  # or else it would colour what is typed
     return plain, text
+
+
+# The screen.
+
+
+class Screen:
+    """Where the chat goes, stdout, and what is not part of it, stderr.
+
+    If someone may be typing there, both go above the typed line.
+    """
+
+    def __init__(self, typing: bool, color: bool) -> None:
+        self.typing, self.color = typing, color
+        self.unread = False  # the reader of stdout has gone
+
+    def show_messages(self, messages: list[tuple[str, str]]) -> None:
+        """Show messages, each given without its colours and with them."""
+        try:
+            if messages and not self.unread:
+                self.show([message[self.color] for message in messages], sys.stdout)
+        except BrokenPipeError:
+            self.unread = True
+
+    def notice(self, text: str) -> None:
+        """Tell the user something that is not part of the chat."""
+        with contextlib.suppress(OSError):
+            self.show([f"client.py: {harmless(text)}"], sys.stderr)
+
+    def show(self, lines: list[str], stream: TextIO) -> None:
+        """Write lines, above the typed line if there may be one. Raises OSError.
+
+        For each row of the screen that they take, the typed line moves down by one. The cursor
+        keeps its place in it, so that readline, which moves it relatively, goes on undisturbed.
+        All is one write, since readline writes here, too.
+        """
+        if not (self.typing and stream.isatty()):
+            stream.write("".join(f"{line}\n" for line in lines))
+            stream.flush()
+            return
+        columns = os.get_terminal_size(stream.fileno()).columns or 80
+        rows = [row for line in lines for row in split_rows(line, columns)]
+        stream.write(
+            "\x1b[?7l"  # no automatic wrap: a row that the terminal finds too long is cut
+            + "".join(
+                "\x1b7"  # save the cursor
+                "\n\x1b[A"  # make room below, if this is the last row of the screen
+                "\x1b[L"  # insert a row above the typed line
+                f"\r{row}"
+                "\x1b8\x1b[B"  # restore the cursor, and follow the typed line down
+                for row in rows
+            )
+            + "\x1b[?7h"
+        )
+        stream.flush()
+
+
+# What stays on one row: a colour; or a character, with all that ZWJ joins to it.
+GLYPH = re.compile("\x1b\\[[0-9;:]*m|.\ufe0f?(?:\u200d.\ufe0f?)*", re.DOTALL)
 
 
 def split_rows(text: str, columns: int) -> list[str]:
@@ -130,77 +433,50 @@ def columns_of(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def show(lines: list[str], stream: TextIO, typing: bool) -> None:
-    """Print lines, if someone may be typing on the same terminal then above the typed line.
-
-    That line moves down whole: as many line feeds as there are rows make room below it, and as many
-    inserted lines above it. The cursor keeps its place in the line, so that readline, which moves
-    it relatively, goes on undisturbed. Each step is one write, for readline writes here too.
-    """
-    if not (typing and stream.isatty()):
-        stream.write("".join(f"{line}\n" for line in lines))
-        stream.flush()
-        return
-    columns, height = os.get_terminal_size(stream.fileno())
-    rows = [row for line in lines for row in split_rows(line, columns or 80)]
-    step = max((height or 24) - 1, 1)
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        count = len(some)
-        stream.write(
-            "\x1b7" + "\n" * count + f"\x1b[{count}A\x1b[{count}L\r"
-            # No automatic wrap: a row that the terminal finds too long is cut, and tears nothing.
-            "\x1b[?7l" + "\r\n".join(some) + f"\x1b[?7h\x1b8\x1b[{count}B"
-        )
-        stream.flush()
+# The thread that reads stdin.
 
 
-def notice(text: str, typing: bool) -> None:
-    """Tell the user something that is not part of the chat, on stderr."""
+def read_stdin(pipe: socket.socket, editing: bool) -> None:
+    """Pass stdin on to the chat loop, which stops this thread when it takes no more."""
+    with contextlib.suppress(EOFError, OSError):
+        if editing:
+            edit_lines(pipe)
+        # Not sys.stdin, whose lock keeps the process from ending while a thread reads.
+        with open(0, "rb", buffering=0, closefd=False) as stdin:
+            while chunk := stdin.read(CHUNK):
+                pipe.sendall(chunk)
     with contextlib.suppress(OSError):
-        show([f"client.py: {text}"], sys.stderr, typing)
+        pipe.sendall(b"\n")  # The last line may have no end of its own.
+        pipe.close()
 
 
-def read_stdin(keyboard: zmq.Socket[bytes], typing: bool, ready: threading.Event) -> None:
-    """Pass stdin on to the chat loop in chunks, each after the first when it asks; at last, b"".
-
-    This runs in a thread, because on Windows stdin cannot be waited for together with sockets. From
-    `ready` on, what is typed is edited.
-    """
+def edit_lines(pipe: socket.socket) -> NoReturn:
+    """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
 
     def submit(line: str) -> None:
-        keyboard.send(line.encode(sys.stdin.encoding, "surrogateescape") + b"\n")
-        keyboard.recv()
+        pipe.sendall(line.encode(sys.stdin.encoding, "surrogateescape") + b"\n")
 
-    with contextlib.suppress(EOFError, OSError):
-        if typing and sys.stdout.isatty():
-            set_up_readline(submit, ready)
-            while True:
-                line = input()
-                clear_typed(line)
-                submit(line)
-        ready.set()
-        if sys.stdin:
-            # Unbuffered: a thread that holds a buffer's lock would keep the process from ending.
-            with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:
-                while chunk := stdin.read(MAX_LINE):
-                    keyboard.send(chunk)
-                    keyboard.recv()
-            keyboard.send(b"\n")  # the last line may have no end of its own
-    keyboard.send(b"")
+    with contextlib.suppress(ImportError):  # Windows
+        set_up_readline(submit)
+    while True:
+        line = input()
+        columns = os.get_terminal_size(1).columns or 80
+        os.write(1, b"\x1b[%dA\x1b[J" % len(split_rows(line, columns)))  # The echo comes instead.
+        submit(line)
 
 
-def set_up_readline(submit: Callable[[str], None], ready: threading.Event) -> None:
-    """Have lines edited by readline, if there is one, and submitted without leaving it.
+def set_up_readline(submit: Callable[[str], None]) -> None:
+    """Have GNU readline submit lines without leaving it. Raises ImportError if there is none.
 
-    At Enter, readline itself would move the cursor on to the next row, and leave the terminal to
-    the kernel for a while. A message could come just then, and what is typed ahead be shown twice.
-    So Enter completes the line, which calls Python, and then clears it.
+    At Enter, readline would move the cursor on to the next row, and leave the terminal to the
+    kernel for a while. A message could come just then, and what is typed ahead be shown twice.
+    So Enter completes the line, which calls Python, and then clears it. libedit (macOS) cannot do
+    that: it leaves at Enter.
     """
-    try:
-        import readline
-    except ImportError:  # Windows
-        ready.set()
+    import readline
+
+    if "libedit" in (readline.__doc__ or ""):
+        readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
         return
 
     def complete(_text: str, _state: int) -> None:
@@ -209,15 +485,14 @@ def set_up_readline(submit: Callable[[str], None], ready: threading.Event) -> No
             readline.add_history(line)
         submit(line)
 
-    readline.set_startup_hook(ready.set)
     readline.set_completer(complete)
     enter = r"\C-x1\C-x2\C-x3\C-x4"
     for binding in (
-        "set horizontal-scroll-mode on",  # a line takes one row: see show
-        "set enable-bracketed-paste off",  # each line of a paste is a line
+        "set horizontal-scroll-mode on",  # A line takes one row: see Screen.show.
+        "set enable-bracketed-paste off",  # Each line of a paste is a line.
         "set bell-style none",
         r'"\C-x1": complete',
-        r'"\C-x2": revert-line',  # a line of the history stays as it was
+        r'"\C-x2": revert-line',  # A line of the history stays as it was.
         r'"\C-x3": end-of-history',
         r'"\C-x4": kill-whole-line',
         rf'"\C-m": "{enter}"',
@@ -226,247 +501,75 @@ def set_up_readline(submit: Callable[[str], None], ready: threading.Event) -> No
         readline.parse_and_bind(binding)
 
 
-def clear_typed(line: str) -> None:
-    """Clear a line just typed without readline. If it is to stay, the chat loop shows it."""
-    columns = os.get_terminal_size(sys.stdout.fileno()).columns
-    sys.stdout.write(f"\x1b[{len(split_rows(line, columns or 80))}A\x1b[J")
-    sys.stdout.flush()
+# Start and end.
 
 
-def complete_lines(begun: bytearray, chunk: bytes) -> list[bytes]:
-    """Return the lines that a chunk completes, without their ends, and keep in `begun` the rest."""
-    first, *others = chunk.split(b"\n")
-    begun += first
-    del begun[MAX_KEPT:]
-    if not others:
-        return []
-    lines = [bytes(begun), *others[:-1]]
-    begun[:] = others[-1]
-    return [line.removesuffix(b"\r") for line in lines]
+class Terminal:
+    """The terminal's settings: a thread that is in readline at the end leaves them changed."""
 
+    def __init__(self) -> None:
+        self.found: list[Any] | None = None
+        with contextlib.suppress(ImportError):  # Windows
+            import termios
 
-def to_body(line: bytes, user: str | None) -> bytes:
-    """Return what to push for a line: the line itself, or with a user's name JSON."""
-    if user is None:
-        return line
-    payload = {"user": user, "message": line.decode(errors="replace")}
-    return json.dumps(payload, ensure_ascii=False).encode()
+            with contextlib.suppress(termios.error):  # stdin is no terminal.
+                self.found = termios.tcgetattr(0)
 
+    def read(self, pipe: socket.socket, editing: bool) -> None:
+        """Start the thread that reads stdin."""
+        self.reader = threading.Thread(target=read_stdin, args=(pipe, editing), daemon=True)
+        if editing and hasattr(signal, "SIGTSTP"):
+            signal.signal(signal.SIGTSTP, self.suspend)
+        self.reader.start()
 
-def take_lines(
-    lines: list[bytes],
-    waiting: deque[Typed],
-    user: str | None,
-    typing: bool,
-    connected: bool,
-    told: set[str],
-) -> None:
-    """Queue lines to push. Empty lines are left out, and lines over MAX_LINE refused.
+    def put_back(self) -> None:
+        """Put the settings back that were found."""
+        if self.found:
+            import termios
 
-    A line typed on a terminal stays there if no echo is to take its place. The user is told what is
-    wrong with a line: on a terminal each time, in a pipe of each reason once, by way of `told`.
-    """
-    for line in filter(None, lines):
-        body = to_body(line, user)
-        too_long = len(body) > MAX_LINE
-        try:
-            echo, trouble = echo_of(body), ""
-        except ValueError as error:
-            echo, trouble = None, f"no server shows such a line: {error} (to just type, use --user)"
-        if too_long:
-            size = f"{len(body):,} bytes" + (" or more" if len(line) >= MAX_KEPT else "")
-            echo, trouble = None, f"not sent, too long: {size}, where a server takes {MAX_LINE:,}"
-        else:
-            waiting.append((body, echo))
-        if typing and sys.stdout.isatty() and not (connected and echo):
-            show([to_text(line)[0]], sys.stdout, typing)
-        if trouble and (typing or too_long or trouble not in told):
-            told.add(trouble)
-            notice(trouble, typing)
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # It would stop a background job here.
+            with contextlib.suppress(termios.error):  # The terminal may be gone.
+                termios.tcsetattr(0, termios.TCSANOW, self.found)
 
+    def leave(self, signum: int, _frame: FrameType | None) -> NoReturn:
+        """End at once: handle SIGINT, SIGTERM or SIGQUIT, at whatever moment they come.
 
-def push_lines(push: zmq.Socket[bytes], waiting: deque[Typed], unseen: dict[str, int]) -> bool:
-    """Push lines until PUSH is full; count their echoes as unseen. Return whether any went."""
-    before = len(waiting)
-    with contextlib.suppress(zmq.Again):
-        while waiting:
-            body, echo = waiting[0]
-            push.send(body, zmq.NOBLOCK)
-            waiting.popleft()
-            if echo is not None:
-                unseen[echo] = unseen.get(echo, 0) + 1
-    return len(waiting) < before
+        An exception might be raised where nothing can catch it.
+        """
+        if self.found:
+            os.write(2, b"\n")  # The shell's prompt is to have a row of its own.
+        self.put_back()
+        os._exit(128 + signum)
 
-
-def drain(sub: zmq.Socket[bytes]) -> list[bytes]:
-    """Return the messages that SUB holds, without blocking: MAX_DRAIN at most."""
-    frames: list[bytes] = []
-    with contextlib.suppress(zmq.Again):
-        while len(frames) < MAX_DRAIN:
-            frames.append(sub.recv(zmq.NOBLOCK))
-    return frames
-
-
-def mark_seen(plain_texts: list[str], unseen: dict[str, int]) -> bool:
-    """Count down the echoes to come by those among these messages; return whether any was."""
-    any_seen = False
-    for plain in plain_texts:
-        if count := unseen.pop(plain, 0):
-            any_seen = True
-            if count > 1:
-                unseen[plain] = count - 1
-    return any_seen
-
-
-def connected_since(events: zmq.Socket[bytes], since: float | None) -> float | None:
-    """Return since when a socket is connected, None if it is not, by the news of its monitor."""
-    while events.poll(0):
-        event = int.from_bytes(events.recv_multipart()[0][:2], sys.byteorder)
-        since = time.monotonic() if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else None
-    return since
-
-
-def may_push(push_since: float | None, sub_since: float | None) -> bool:
-    """Return whether a line pushed now will be echoed: that takes a subscription in effect."""
-    if push_since is None:
-        return False
-    if sub_since is None:  # perhaps its port cannot be reached: then at least send
-        return time.monotonic() > push_since + SUB_LATE
-    return time.monotonic() > sub_since + SETTLING
-
-
-def undelivered(waiting: deque[Typed], lost: int, typing: bool) -> int:
-    """Tell what was not delivered, lines still waiting or else lost; return the exit status."""
-    if waiting:
-        first = to_text(waiting[0][0])[0]
-        notice(f"lines not delivered: {len(waiting):,}; the first: {first:.60}", typing)
-    elif lost:
-        notice(f"lines perhaps not delivered, since the server went away: {lost:,}", typing)
-    return 1 if waiting or lost else 0
-
-
-def chat(
-    keyboard: zmq.Socket[bytes],
-    push: zmq.Socket[bytes],
-    push_events: zmq.Socket[bytes],
-    sub: zmq.Socket[bytes],
-    sub_events: zmq.Socket[bytes],
-    wakeup: socket.socket,
-    host: str,
-    user: str | None,
-    typing: bool,
-    color: bool,
-) -> int:
-    """Wait for some input, push it, and print what SUB holds (slide 8), until the input ends.
-
-    Then wait for the echoes of what was pushed. Return the exit status: 0, or 1 if something was
-    not delivered, which is told. `wakeup` becomes readable when a signal comes, to end a wait.
-    """
-    begun = bytearray()  # a line whose end is still to come
-    waiting: deque[Typed] = deque()  # lines to push
-    unseen: dict[str, int] = {}  # the echoes to come of lines pushed, and how many of each
-    told: set[str] = set()
-    push_since = sub_since = None
-    asked = True
-    input_over = connected = absence_told = doubtful = False
-    started = moved = time.monotonic()
-    poller = zmq.Poller()
-    for source in (keyboard, push_events, sub, sub_events, wakeup):
-        poller.register(source, zmq.POLLIN)
-
-    while True:
-        # More input is asked for when the last has been pushed, or is kept for want of a server.
-        full = len(waiting) >= MAX_WAITING
-        if not (asked or input_over or full or (waiting and connected)):
-            keyboard.send(b"more")
-            asked = True
-
-        # Wait, for no longer than 20 ms while something is due at a certain time.
-        pushing = bool(waiting) and may_push(push_since, sub_since)
-        due = input_over or full or not (connected or absence_told)
-        settling = waiting and push_since and not pushing
-        poller.register(push, zmq.POLLOUT if pushing else 0)
-        ready = dict(poller.poll(20 if due or settling else None))
-
-        push_since = connected_since(push_events, push_since)
-        sub_since = connected_since(sub_events, sub_since)
-        was_connected, connected = connected, bool(push_since and sub_since)
-        if connected and not was_connected and (typing or absence_told):
-            notice(f"connected to {host}", typing)
-        elif was_connected and not connected:
-            notice("the server went away, what you type is sent when it is back", typing)
-            absence_told = True
-            doubtful |= bool(unseen)
-        elif not (connected or absence_told) and time.monotonic() > started + NO_SERVER_AFTER:
-            notice(f"no server at {host} yet, still trying", typing)
-            absence_told = True
-
-        if keyboard in ready:
-            chunk = keyboard.recv()
-            asked, input_over, moved = False, not chunk, time.monotonic()
-            lines = complete_lines(begun, chunk)
-            take_lines(lines, waiting, user, typing, connected, told)
-
-        if pushing and push_lines(push, waiting, unseen):
-            moved = time.monotonic()
-
-        if texts := [to_text(frame) for frame in drain(sub)]:
-            show([colored if color else plain for plain, colored in texts], sys.stdout, typing)
-            if mark_seen([plain for plain, _ in texts], unseen):
-                moved = time.monotonic()
-
-        patience = ECHO_LATE if push_since and not waiting else GIVE_UP
-        over = input_over and not waiting and not unseen
-        if over or ((input_over or full) and time.monotonic() > moved + patience):
-            push.setsockopt(zmq.LINGER, 1_000 if push_since else 0)  # for what was pushed last
-            return undelivered(waiting, sum(unseen.values()) if doubtful else 0, typing)
-
-
-def edit_after_suspension() -> None:
-    """Set the terminal for readline again, as it is now, after Ctrl-Z and fg: a shell resets it."""
-    with contextlib.suppress(ImportError):  # Windows
+    def suspend(self, _signum: int, _frame: FrameType | None) -> None:
+        """Leave the terminal to the shell, stop, and go on editing after fg: handle SIGTSTP."""
         import termios
 
-        settings = termios.tcgetattr(sys.stdin)
-        set_again = partial(termios.tcsetattr, sys.stdin, termios.TCSANOW, settings)
-        signal.signal(signal.SIGCONT, lambda *_: set_again())
+        editing = termios.tcgetattr(0)
+        self.put_back()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, self.suspend)
+        termios.tcsetattr(0, termios.TCSANOW, editing)
+        # This has readline draw its line again.
+        signal.pthread_kill(self.reader.ident or 0, signal.SIGWINCH)
 
 
-@contextlib.contextmanager
-def terminal_kept() -> Iterator[None]:
-    """Leave the terminal as it was found: a thread that is in readline at the end does not."""
-    try:
-        import termios
+def claim_files() -> None:
+    """Open standard streams that are closed, so that no socket takes their place.
 
-        settings = termios.tcgetattr(sys.stdin)
-    except (ImportError, termios.error):  # Windows; stdin is no terminal
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(termios.error):  # the terminal may be gone
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
-
-
-def is_smart_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream is a terminal that knows cursor movements and colours."""
-    return bool(stream and stream.isatty() and os.environ.get("TERM") != "dumb")
-
-
-def wake_on_signals() -> socket.socket:
-    """Return a socket that is readable once a signal has come, so that waiting for it ends then.
-
-    On Windows nothing else ends it. SIGTERM and SIGQUIT become interrupts as SIGINT is, so that
-    they, too, leave the terminal as it was found.
+    Raises OSError if there is no room for the files that sockets need, for then libzmq aborts.
     """
-    wakeup, writer = socket.socketpair()
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
-    for name in ("SIGTERM", "SIGQUIT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    return wakeup
+    for file in [os.open(os.devnull, os.O_RDWR) for _ in range(32)]:
+        if file > 2:
+            os.close(file)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+
+
+def is_smart_terminal(file: int) -> bool:
+    """Return whether a file is a terminal that knows cursor movements and colours."""
+    return os.isatty(file) and os.environ.get("TERM") != "dumb"
 
 
 def address_families(host: str) -> set[int]:
@@ -486,17 +589,25 @@ def address_families(host: str) -> set[int]:
     return {socket.AF_INET} if thread.is_alive() else found
 
 
-def connect(sock: zmq.Socket[bytes], host: str, port: int, ipv6: bool) -> None:
-    """Connect a socket to a server's port. Raises zmq.ZMQError if the host is no name or address.
-
-    IPv6 only where there is nothing else: a server may listen on IPv4 alone.
-    """
-    sock.setsockopt(zmq.IPV6, int(ipv6))
-    sock.setsockopt(zmq.LINGER, 0)
-    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
-    sock.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # a server that vanished without a word ...
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)  # ... is found to have gone away
-    sock.connect(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+def make_sockets(
+    context: zmq.Context[zmq.Socket[bytes]], ipv6: bool
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """Return PUSH and SUB, for IPv6 only or, since a server may listen there alone, IPv4 only."""
+    push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
+    for sock in (push, sub):
+        sock.set(zmq.IPV6, int(ipv6))
+        sock.set(zmq.LINGER, 1_000)  # for lines that have no echo
+        sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
+        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a server that vanished while nothing was said.
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
+        sock.set(zmq.TCP_MAXRT, 20_000)  # and this one that takes nothing.
+    push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
+    sub.set(zmq.MAXMSGSIZE, 4 * LONGEST)  # Another server may publish longer lines than ours.
+    sub.set(zmq.RCVHWM, 500)  # 32 MB of the longest
+    sub.set(zmq.SUBSCRIBE, b"")
+    return push, sub
 
 
 def port(text: str) -> int:
@@ -520,76 +631,74 @@ def parse_options() -> argparse.Namespace:
         help="auto (the default: on a terminal), always or never")  # fmt: skip
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
     add("--sub-port", metavar="PORT", type=port, default=1338, help="and come back (%(default)s)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.user:
+        options.user = os.fsencode(options.user).decode(errors="replace")
+    return options
 
 
-def main() -> int:
-    """Make the sockets, chat until the input ends, and return the exit status."""
-    options = parse_options()
-    wakeup = wake_on_signals()
-    typing = is_smart_terminal(sys.stdin)
-    if typing and os.name == "posix" and os.environ.pop("PYTHONUNBUFFERED", ""):
-        # It has readline, too, write byte by byte: a message could split an escape sequence.
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    color = options.color == "always" or (
-        options.color == "auto" and is_smart_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
-    )
-    user = options.user and os.fsencode(options.user).decode(errors="replace")
+def make_screen(color: str) -> Screen:
+    """Return the screen, with its streams made fit to show any text."""
+    typing = is_smart_terminal(0)
     colorama.just_fix_windows_console()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    auto = is_smart_terminal(1) and not os.environ.get("NO_COLOR")
+    return Screen(typing, color == "always" or (color == "auto" and auto))
 
-    context = zmq.Context()
-    sub, push = context.socket(zmq.SUB), context.socket(zmq.PUSH)
-    sub.setsockopt(zmq.SUBSCRIBE, b"")
-    sub.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_LINE)  # control characters grow when they are shown
-    news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-    push_events, sub_events = push.get_monitor_socket(news), sub.get_monitor_socket(news)
-    keyboard, thread_end = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-    keyboard.bind("inproc://keyboard")
-    thread_end.connect("inproc://keyboard")
 
-    ready = threading.Event()
-    reader = threading.Thread(target=read_stdin, args=(thread_end, typing, ready), daemon=True)
-
+def connect(link: Link, options: argparse.Namespace) -> None:
+    """Connect to the server. Raises ValueError if the host is neither a name nor an address."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
     try:
-        families = address_families(options.host)
-        ipv6 = families == {socket.AF_INET6}
-        with terminal_kept():
-            reader.start()
-            ready.wait(1)
-            if typing:
-                edit_after_suspension()
-            connect(sub, options.host, options.sub_port, ipv6)
-            connect(push, options.host, options.push_port, ipv6)
-            if not families:
-                notice(f"unknown host name {options.host}, still trying", typing)
-            status = chat(
-                keyboard, push, push_events, sub, sub_events, wakeup,
-                options.host, user, typing, color,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        if typing:  # the shell's prompt is to have a row of its own
-            print(file=sys.stderr)
-        return 130
-    except zmq.ZMQError:
-        notice(f"not a host name or address: {options.host}", typing=False)
+        link.sub.connect(f"tcp://{host}:{options.sub_port}")
+        link.push.connect(f"tcp://{host}:{options.push_port}")
+    except (zmq.ZMQError, UnicodeError):
+        raise ValueError(f"not a host name or address: {options.host}") from None
+
+
+def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
+    """Make the sockets, chat until the input ends, and return the exit status."""
+    families = address_families(options.host)
+    context = zmq.Context()
+    link = Link(*make_sockets(context, families == {socket.AF_INET6}), options.host, screen)
+    try:
+        connect(link, options)
+    except ValueError as error:
+        screen.notice(str(error))
         return 2
+    if not families:
+        screen.notice(f"unknown host name {options.host}, still trying")
+    pipe, thread_end = socket.socketpair()
+    terminal.read(thread_end, editing=screen.typing and sys.stdout.isatty())
+    try:
+        status = chat(Keyboard(pipe), link, Outbox(options.user, screen), screen)
     except OSError as error:
-        # Python writes what is left once more at the end: let it go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read stdout has had enough
-            return 0
-        notice(f"cannot write to stdout: {error.strerror}", typing=False)
-        return 1
-    if status == 0:
-        # What was pushed last may still be on its way. In a thread, so that nothing can hang.
-        closing = threading.Thread(target=context.destroy, daemon=True)
-        closing.start()
-        closing.join(2)
+        screen.notice(f"cannot write to stdout: {error.strerror}")
+        status = 1
+    if link.is_connected():
+        context.destroy()  # Lines that have no echo may be on their way.
     return status
 
 
+def main() -> int:
+    """Set up what a signal finds, run the chat, and return the exit status."""
+    terminal = Terminal()
+    for name in ("SIGINT", "SIGTERM", "SIGQUIT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), terminal.leave)
+    options = parse_options()
+    try:
+        claim_files()
+        return run(options, terminal, make_screen(options.color))
+    except OSError as error:
+        os.write(2, f"client.py: cannot open {error.filename}: {error.strerror}\n".encode())
+        return 1
+    finally:
+        terminal.put_back()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: a thread may be in readline, and a signal may come while Python ends.
+    os._exit(main())
