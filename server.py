@@ -93,16 +93,13 @@ parse_json = json.JSONDecoder(parse_int=float).decode
 
 # Characters that a terminal could obey, each with the visible form that it is shown in. Joiners,
 # which emoji and Persian need, and no-break spaces are not among them: they are text.
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0))  # C0, DEL and C1
+DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # overrides and isolates
+SEPARATORS = (0x2028, 0x2029)  # of lines and of paragraphs
+SURROGATES = range(0xD800, 0xE000)  # Alone, they are no text.
 VISIBLE = {
     code: chr(code).encode("unicode_escape").decode()
-    for codes in (
-        range(0x20),  # C0 controls
-        range(0x7F, 0xA0),  # DEL and C1 controls
-        range(0x2028, 0x202F),  # line separators, direction overrides
-        range(0x2066, 0x206A),  # direction isolates
-        range(0xD800, 0xE000),  # lone surrogates
-    )
-    for code in codes
+    for code in (*CONTROLS, *DIRECTIONS, *SEPARATORS, *SURROGATES)
 }
 
 
@@ -292,7 +289,7 @@ def bind(sock: zmq.Socket[bytes], address: str, port: int) -> str:
     try:
         sock.bind(f"tcp://{host}:{port}")
     except zmq.ZMQError as error:
-        raise OSError(error.errno, zmq.strerror(error.errno), f"tcp://{host}:{port}") from None
+        raise OSError(error.errno, zmq.strerror(error.errno or 0), f"tcp://{host}:{port}") from None
     return f"tcp://{host}:{sock.get_string(zmq.LAST_ENDPOINT).rpartition(':')[2]}"
 
 
