@@ -64,8 +64,9 @@ def zmtp_connect(port: int, kind: bytes) -> socket.socket:
 
 
 def frame(body: bytes) -> bytes:
-    """Return a ZMTP frame of less than 256 bytes."""
-    return bytes([0, len(body)]) + body
+    """Return a ZMTP frame."""
+    size = bytes([0, len(body)]) if len(body) < 256 else b"\2" + len(body).to_bytes(8, "big")
+    return size + body
 
 
 def line(number: int) -> bytes:

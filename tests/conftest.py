@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import pytest
 import zmq
 
 sys.dont_write_bytecode = True  # so that importing the scripts leaves nothing beside them
+
+pytest_plugins = ["network"]
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 30  # seconds after which a condition counts as failed, on however busy a machine
@@ -50,8 +52,7 @@ class Script:
         self.reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
+        for line in self.process.stderr or ():
             self.said += line.decode()
 
     def wait_said(self, pattern: str) -> "re.Match[str]":
@@ -77,20 +78,32 @@ class Script:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def open_files(self) -> int:
+        """Return how many files it has open, one for each connection among them."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
 
 Start = Callable[..., Script]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Give a function that starts a script; whatever still runs at the end is killed."""
+    """Give a function that starts a script; whatever still runs at the end is killed.
+
+    `before` is a command that runs the command that follows it.
+    """
     scripts = []
 
     def start_script(
-        name: str, *args: object, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
+        name: str,
+        *args: object,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        before: Sequence[str] = (),
     ) -> Script:
-        command = [sys.executable, str(ROOT / name), *map(str, args)]
-        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+        command = [*before, sys.executable, str(ROOT / name), *map(str, args)]
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr)
         scripts.append(Script(process))
         return scripts[-1]
 
@@ -107,8 +120,9 @@ def start() -> Iterator[Start]:
 def start_server(start: Start) -> Callable[..., Script]:
     """Give a function that starts server.py on free ports, or on those named."""
 
-    def start_it(pull_port: int = 0, pub_port: int = 0) -> Script:
-        script = start("server.py", "--pull-port", pull_port, "--pub-port", pub_port)
+    def start_it(pull_port: int = 0, pub_port: int = 0, before: Sequence[str] = ()) -> Script:
+        options = ["--pull-port", pull_port, "--pub-port", pub_port]
+        script = start("server.py", *options, before=before)
         heard = script.wait_said(r"PULL listens on tcp://\*:(\d+), PUB on tcp://\*:(\d+)\n")
         script.ports = (int(heard[1]), int(heard[2]))
         return script
@@ -193,24 +207,3 @@ class Peer:
 def join(context: zmq.Context[zmq.Socket[bytes]]) -> Callable[..., Peer]:
     """Give a function that makes a Peer of the server at (PULL, PUB) ports."""
     return lambda ports, readers=1: Peer(context, ports, readers)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def vanished_peer() -> Iterator[socket.socket]:
-    """Give a reader that greeted a server (ZMTP 3.1, NULL) at the start, and then fell silent.
-
-    Made for every session, so that the time until a server gives it up runs while others test.
-    """
-    command = [sys.executable, str(ROOT / "server.py"), "--pull-port", "0", "--pub-port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        assert process.stderr
-        pub_port = int(process.stderr.readline().rpartition(b":")[2])
-        with socket.create_connection(("127.0.0.1", pub_port)) as peer:
-            peer.sendall(b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32))
-            peer.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB")
-            heard = b""
-            while b"READY" not in heard:
-                heard += peer.recv(65_536)
-            peer.sendall(b"\0\1\1")  # subscribed to everything
-            yield peer
-        process.kill()
