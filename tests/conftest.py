@@ -16,7 +16,7 @@ import zmq
 
 sys.dont_write_bytecode = True  # so that importing the scripts leaves nothing beside them
 
-pytest_plugins = ["network"]
+pytest_plugins = ["bare", "network"]
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 30  # seconds after which a condition counts as failed, on however busy a machine
