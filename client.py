@@ -187,6 +187,7 @@ class Outbox:
         self.out: deque[bytes] = deque()
         self.echoes: deque[str] = deque()
         self.limit = 1  # lines that may be out
+        self.proven = False  # the subscription is in effect: an echo came over this connection
         self.tries = 0  # pushes of the first line that is out
         self.late = 0.0  # seconds without an echo
         self.late_told = False
@@ -211,7 +212,7 @@ class Outbox:
         if len(body) <= LONGEST:
             self.waiting.append((body, echo))
         if self.screen.typing and not (connected and echo):
-            self.screen.show([as_text(line)[0]], sys.stdout)
+            self.screen.show_messages([as_text(line)])
         if reason and (self.screen.typing or not self.refused):
             self.screen.notice(reason)
         self.refused += bool(reason)
@@ -227,7 +228,7 @@ class Outbox:
         if link.push in link.new:
             self.push_again(len(self.out))
         if link.new:
-            self.limit = len(self.out) + 1
+            self.limit, self.proven = len(self.out) + 1, False
             link.new.clear()
         with contextlib.suppress(zmq.Again):
             while self.waiting and len(self.out) < self.limit:
@@ -246,7 +247,7 @@ class Outbox:
                 for _ in range(self.echoes.index(plain) + 1):
                     self.out.popleft()
                     self.echoes.popleft()
-                self.limit = WINDOW
+                self.limit, self.proven = WINDOW, True
                 self.late_told = False
                 self.tries = 0
                 self.late = self.stood_still = 0.0
@@ -274,7 +275,7 @@ class Outbox:
             if self.screen.typing and not self.late_told:
                 self.screen.notice(f"no echo yet of: {self.echoes[0]:.60}")
                 self.late_told = True
-            if self.limit < WINDOW:
+            if not self.proven:
                 self.push_again(1)
 
     def tell_doubtful(self) -> None:
@@ -515,13 +516,6 @@ class Terminal:
             with contextlib.suppress(termios.error):  # stdin is no terminal.
                 self.found = termios.tcgetattr(0)
 
-    def read(self, pipe: socket.socket, editing: bool) -> None:
-        """Start the thread that reads stdin."""
-        self.reader = threading.Thread(target=read_stdin, args=(pipe, editing), daemon=True)
-        if editing and hasattr(signal, "SIGTSTP"):
-            signal.signal(signal.SIGTSTP, self.suspend)
-        self.reader.start()
-
     def put_back(self) -> None:
         """Put the settings back that were found."""
         if self.found:
@@ -536,9 +530,10 @@ class Terminal:
 
         An exception might be raised where nothing can catch it.
         """
-        if self.found:
-            os.write(2, b"\n")  # The shell's prompt is to have a row of its own.
         self.put_back()
+        if self.found:
+            with contextlib.suppress(OSError):
+                os.write(0, b"\n")  # The shell's prompt is to have a row of its own.
         os._exit(128 + signum)
 
     def suspend(self, _signum: int, _frame: FrameType | None) -> None:
@@ -551,8 +546,14 @@ class Terminal:
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, self.suspend)
         termios.tcsetattr(0, termios.TCSANOW, editing)
-        # This has readline draw its line again.
-        signal.pthread_kill(self.reader.ident or 0, signal.SIGWINCH)
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            import ctypes
+            import readline
+
+            # Python offers only the second of these, which alone draws nothing but changes.
+            library = ctypes.CDLL(readline.__file__)
+            library.rl_on_new_line()
+            library.rl_redisplay()
 
 
 def claim_files() -> None:
@@ -671,7 +672,10 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     if not families:
         screen.notice(f"unknown host name {options.host}, still trying")
     pipe, thread_end = socket.socketpair()
-    terminal.read(thread_end, editing=screen.typing and sys.stdout.isatty())
+    editing = screen.typing and sys.stdout.isatty()
+    if editing and hasattr(signal, "SIGTSTP"):
+        signal.signal(signal.SIGTSTP, terminal.suspend)
+    threading.Thread(target=read_stdin, args=(thread_end, editing), daemon=True).start()
     try:
         status = chat(Keyboard(pipe), link, Outbox(options.user, screen), screen)
     except OSError as error:
@@ -689,6 +693,9 @@ def main() -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), terminal.leave)
     options = parse_options()
+    if terminal.found and os.environ.pop("PYTHONUNBUFFERED", ""):
+        # It has readline write byte by byte, too, and messages come amid its escape sequences.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     try:
         claim_files()
         return run(options, terminal, make_screen(options.color))
