@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -23,9 +25,9 @@ COLUMNS, ROWS = 40, 10
 
 
 class Terminal:
-    """client.py on a pseudo-terminal, with the screen that a person would see."""
+    """A program on a pseudo-terminal, with the screen that a person would see."""
 
-    def __init__(self, *options: str, environment: dict[str, str]) -> None:
+    def __init__(self, *command: str, environment: dict[str, str]) -> None:
         self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=100_000, ratio=1)
         self._stream = pyte.ByteStream(self.screen)
         self._lock = threading.Lock()
@@ -34,11 +36,12 @@ class Terminal:
         self.settings = termios.tcgetattr(self._slave)
         self.received = b""
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "client.py"), *options],
+            command,
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,
-            env={**os.environ, "TERM": "xterm", **environment},
+            # Unbuffered, readline would write each byte of an escape sequence by itself.
+            env={**os.environ, "PYTHONUNBUFFERED": "", "TERM": "xterm", **environment},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
@@ -91,13 +94,14 @@ class Terminal:
         wait_for(lambda: self.cursor() == (row, column), self.cursor)
 
     def close(self) -> None:
-        """End the client, if it still runs."""
+        """End the program, if it still runs."""
         self.process.kill()
         self.process.wait(TIMEOUT)
         os.close(self._slave)
         os.close(self._master)
 
 
+CLIENT = [sys.executable, str(ROOT / "client.py")]
 Open = Callable[..., Terminal]
 
 
@@ -107,7 +111,8 @@ def open_terminal() -> Iterator[Open]:
     terminals = []
 
     def open_it(ports: tuple[int, int], *options: str, **environment: str) -> Terminal:
-        terminals.append(Terminal(*port_options(ports), *options, environment=environment))
+        command = [*CLIENT, *port_options(ports), *options]
+        terminals.append(Terminal(*command, environment=environment))
         return terminals[-1]
 
     yield open_it
@@ -239,16 +244,41 @@ def test_the_up_arrow_brings_back_what_was_said(ken: Terminal) -> None:
     ken.wait_rows("ken> once", "ken> and twice")
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGCONT"), reason="has no SIGCONT")
-def test_editing_goes_on_after_a_suspension(ken: Terminal) -> None:
-    ken.process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, ken.process.pid, os.WSTOPPED)
-    editing = termios.tcgetattr(ken._slave)
-    termios.tcsetattr(ken._slave, termios.TCSANOW, ken.settings)  # as a shell does
-    ken.process.send_signal(signal.SIGCONT)
-    wait_for(lambda: termios.tcgetattr(ken._slave) == editing, lambda: "the shell's settings")
-    ken.type("half\x01a \r")
-    ken.wait_rows("ken> a half")
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_after_ctrl_z_the_shell_has_its_terminal_and_after_fg_editing_goes_on(
+    server: Script, join: Callable[..., Peer], shell: str
+) -> None:
+    """Of these two, sh leaves the terminal as it finds it, and bash sets it, each time."""
+    if not shutil.which(shell):
+        pytest.skip(f"has no {shell}")
+    environment = {"PS1": "$ ", "ENV": ""}
+    arguments = ["--norc", "--noprofile"] if shell == "bash" else []
+    terminal = Terminal(shell, *arguments, "-i", environment=environment)
+    peer = join(server.ports)
+    with contextlib.closing(terminal):
+        wait_for(lambda: terminal.cursor() == ("$", 2), terminal.rows)
+        terminal.type(shlex.join([*CLIENT, *port_options(server.ports), "--user", "ken"]) + "\r")
+        terminal.wait_rows("client.py: connected to localhost")
+        for number in range(2):
+            terminal.type("half a sentence\x1b[D")
+            terminal.wait_cursor("half a sentence", 14)
+            terminal.type("\x1a")
+            wait_for(lambda: terminal.cursor() == ("$", 2), terminal.rows)
+            if shell == "sh":
+                assert termios.tcgetattr(terminal._slave) == terminal.settings
+            say(peer, f"hello {number}")  # while it is stopped
+            terminal.type("echo so''und\r")
+            wait_for(lambda: "sound" in terminal.rows(), terminal.rows)
+            terminal.type("fg\r")
+            terminal.wait_rows(f"ann> hello {number}", "half a sentence")
+            terminal.wait_cursor("half a sentence", 14)
+            terminal.type("\x05!\r")
+            terminal.wait_rows(f"ann> hello {number}", "ken> half a sentence!")
+            terminal.wait_cursor("", 0)
+        terminal.type("half\x03")
+        wait_for(lambda: terminal.cursor() == ("$", 2), terminal.rows)
+        if shell == "sh":
+            assert termios.tcgetattr(terminal._slave) == terminal.settings
 
 
 def test_a_paste_is_one_line_after_another(ken: Terminal) -> None:
@@ -321,7 +351,8 @@ def state_at(name: str, ken: Terminal) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the settings through the other end")
 @pytest.mark.parametrize("state", ["typing", "waiting"])
 @pytest.mark.parametrize(
-    ("leave", "status"), [("\x03", 130), ("\x04", 0), (signal.SIGTERM, 130), (signal.SIGQUIT, 130)]
+    ("leave", "status"),
+    [("\x03", 130), ("\x1c", 131), ("\x04", 0), (signal.SIGTERM, 143), (signal.SIGQUIT, 131)],
 )
 def test_leaving_leaves_the_terminal_as_it_was(
     ken: Terminal, state: str, leave: str | signal.Signals, status: int
