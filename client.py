@@ -478,6 +478,7 @@ def set_up_readline(submit: Callable[[str], None]) -> None:
 
     if "libedit" in (readline.__doc__ or ""):
         readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
+        readline.parse_and_bind("bind ^R ed-redisplay")  # Its rl_redisplay types ^R: see suspend.
         return
 
     def complete(_text: str, _state: int) -> None:
@@ -545,7 +546,8 @@ class Terminal:
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, self.suspend)
-        termios.tcsetattr(0, termios.TCSANOW, editing)
+        if not editing[3] & termios.ICANON:  # libedit has taken care of it by itself.
+            termios.tcsetattr(0, termios.TCSANOW, editing)
         with contextlib.suppress(ImportError, AttributeError, OSError):
             import ctypes
             import readline
