@@ -154,28 +154,44 @@ def test_a_flood_of_garbage_leaves_a_few_kilobytes(server: Script, join: Join, c
     assert "\x1b" not in server.said
 
 
-@contextlib.contextmanager
-def full_stderr(kind: str) -> Iterator[int]:
-    """Give a file that takes nothing more, and that nobody reads."""
-    ends = os.openpty() if kind == "terminal" else os.pipe()
+def whole_lines(ends: tuple[int, int]) -> int:
+    """Fill a pipe or a terminal; return how many lines it took whole, and close it."""
     os.set_blocking(ends[1], False)
+    count = 0
     with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(ends[1], b"x\n" * 50)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(ends[1], b"x")
-    os.set_blocking(ends[1], True)
+        while os.write(ends[1], FILLER) == len(FILLER):
+            count += 1
+    for end in ends:
+        os.close(end)
+    return count
+
+
+@contextlib.contextmanager
+def full_stderr(make: Callable[[], tuple[int, int]]) -> Iterator[int]:
+    """Give a file that has no room for a line, and that nobody reads.
+
+    A little room is left: then select says of a terminal that it can be written to, and a write
+    blocks all the same.
+    """
+    count = whole_lines(make())
+    ends = make()
+    for _ in range(count):
+        os.write(ends[1], FILLER)
     yield ends[1]
     for end in ends:
         os.close(end)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "terminal"])
-def test_stderr_that_nobody_reads_holds_up_nobody(start: Start, join: Join, kind: str) -> None:
+FILLER = b"x" * 50 + b"\n"  # shorter than any line of the server
+
+
+@pytest.mark.parametrize("make", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_stderr_that_nobody_reads_holds_up_nobody(
+    start: Start, join: Join, make: Callable[[], tuple[int, int]]
+) -> None:
     ports = free_port(), free_port()
     options = ["--pull-port", ports[0], "--pub-port", ports[1]]
-    with full_stderr(kind) as stderr:
+    with full_stderr(make) as stderr:
         script = start("server.py", *options, stderr=stderr)
         peer = join(ports)
         until = time.monotonic() + 1.5
@@ -233,15 +249,25 @@ def test_subscriptions_flooded_and_reset(server: Script, join: Join, size: int) 
 
 def test_a_flood_of_subscriptions_holds_up_nobody(server: Script, join: Join) -> None:
     peer = join(server.ports)
-    subscriptions = b"".join(frame(b"\1%d" % n + b"x" * 200) for n in range(20_000))
-    with zmtp_connect(server.ports[1], b"SUB") as stranger:
-        sender = threading.Thread(target=send_all_it_takes, args=(stranger, subscriptions))
+    topics = [bytes([letter]) * 500 for letter in range(100)]
+    frames = b"".join(frame(b"\1" + topic) + frame(b"\0" + topic) for topic in topics)
+    strangers = [zmtp_connect(server.ports[1], b"SUB") for _ in range(3)]
+    senders = [
+        threading.Thread(target=send_all_it_takes, args=(stranger, frames))
+        for stranger in strangers
+    ]
+    for sender in senders:
         sender.start()
-        waits = [good(peer) for _ in range(2_000)]
-        reset(stranger)
+    until = time.monotonic() + 1.5
+    waits = []
+    while time.monotonic() < until:
+        waits.append(good(peer))
+    for stranger, sender in zip(strangers, senders, strict=True):
+        stranger.shutdown(socket.SHUT_RDWR)
         sender.join()
+        reset(stranger)
     assert statistics.median(waits) < 0.02
-    assert max(waits) < 1
+    assert max(waits) < 0.5
 
 
 def test_long_subscriptions_are_cut_off(server: Script, join: Join) -> None:
@@ -455,8 +481,8 @@ def test_readers_that_stall_in_turn_cost_next_to_nothing(
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             waits.append(latency())
-    assert statistics.median(waits) < 0.25
-    assert max(waits) < 2
+    assert statistics.median(waits) < 0.1
+    assert sum(wait for wait in waits if wait > 0.1) < seconds / 3  # it took a tenth at most
     assert server.said.count("stopped reading") < seconds + 5
 
 
@@ -763,6 +789,25 @@ def test_a_signal_ends_it_when_all_that_had_arrived_is_published(
     assert server.wait() == 0
     assert gone.poll(TIMEOUT * 1_000)
     assert "Traceback" not in server.said
+
+
+def test_a_reader_has_a_moment_to_take_what_is_left_at_the_end(server: Script) -> None:
+    frames = [frame(published("k", f"{number:04} {'x' * 1_000}")) for number in range(900)]
+    with (
+        zmtp_connect(server.ports[1], b"SUB") as reader,
+        zmtp_connect(server.ports[0], b"PUSH") as push,
+    ):
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        reader.settimeout(TIMEOUT)
+        time.sleep(0.3)  # for the subscription to take effect
+        push.sendall(b"".join(frame(chat_body(f"{n:04} {'x' * 1_000}")) for n in range(900)))
+        server.process.terminate()
+        time.sleep(0.7)  # By now it takes no more lines.
+        heard = bytearray()
+        while more := reader.recv(1 << 20):
+            heard += more
+    assert heard == b"".join(frames)
+    assert server.wait() == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
