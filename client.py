@@ -39,7 +39,7 @@ CHUNK = 65_536  # bytes of input read at once
 DRAIN = 1_000  # messages printed before anything else is looked at again
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly always in effect
-NO_SERVER_AFTER = 1.5  # seconds without a connection, until the user is told
+RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
 ECHO_LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
 TRIES = 3  # pushes of a line without an echo, after which it is given up
 NEVER_THERE = 8.0  # seconds at the end of input to wait for a server that never was there
@@ -118,6 +118,8 @@ class Keyboard:
 
 # The connection.
 
+AWAY = "the server went away, what you type is sent when it is back"
+
 
 class Link:
     """PUSH and SUB, and since when each is connected: what their monitors tell.
@@ -134,8 +136,21 @@ class Link:
         self.since = dict.fromkeys((push, sub), math.inf)
         self.new: set[zmq.Socket[bytes]] = set()  # connected since a line was last pushed
         self.was_connected = False
-        self.no_server_at = time.monotonic() + NO_SERVER_AFTER
         self.tell_connected = screen.typing  # In a script, only if it was told otherwise before.
+        self.endpoints: dict[zmq.Socket[bytes], str] = {}
+        self.turned_away: set[zmq.Socket[bytes]] = set()  # whose handshake failed
+        self.retry_at = time.monotonic() + RETRY
+        self.told = ""
+
+    def connect(self, push_port: int, sub_port: int) -> None:
+        """Connect to the server. Raises ValueError if the host is neither a name nor an address."""
+        where = f"tcp://[{self.host}]" if ":" in self.host else f"tcp://{self.host}"
+        self.endpoints = {self.sub: f"{where}:{sub_port}", self.push: f"{where}:{push_port}"}
+        try:
+            for sock, endpoint in self.endpoints.items():
+                sock.connect(endpoint)
+        except (zmq.ZMQError, UnicodeError):
+            raise ValueError(f"not a host name or address: {self.host}") from None
 
     def is_connected(self) -> bool:
         """Return whether both sockets are connected."""
@@ -152,24 +167,43 @@ class Link:
             while monitor.poll(0):
                 was_connected = self.is_connected()
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
-                self.since[sock] = math.inf
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.since[sock] = time.monotonic()
                     self.new.add(sock)
+                elif self.since[sock] == math.inf:
+                    self.turned_away.add(sock)
+                else:
+                    self.since[sock] = math.inf
                 if self.is_connected() and not was_connected:
-                    self.was_connected = True
+                    self.was_connected, self.told = True, ""
                     if self.tell_connected:
                         self.screen.notice(f"connected to {self.host}")
                 elif was_connected and not self.is_connected():
                     self.tell_connected = went_away = True
-                    self.screen.notice(
-                        "the server went away, what you type is sent when it is back"
-                    )
-        if not self.was_connected and time.monotonic() > self.no_server_at:
-            self.no_server_at = math.inf
-            self.tell_connected = True
-            self.screen.notice(f"no server at {self.host} yet, still trying")
+                    self.screen.notice(AWAY)
+        if not self.is_connected() and time.monotonic() > self.retry_at:
+            self.retry()
         return went_away
+
+    def retry(self) -> None:
+        """Tell why there is no connection, and connect anew where the handshake failed.
+
+        libzmq may never do it: a server with a key and a client without one, or the other way
+        round, is an error of the protocol to it.
+        """
+        text = "" if self.was_connected else f"no server at {self.host} yet, still trying"
+        if self.turned_away:
+            text = f"{self.host} answers, but not as a server: --key may be missing, wrong, or one"
+            text += " too many, or a tunnel may have no server behind it; still trying"
+        if text and text != self.told:
+            self.told, self.tell_connected = text, True
+            self.screen.notice(text)
+        for sock in self.turned_away:
+            with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
+                sock.disconnect(self.endpoints[sock])
+            sock.connect(self.endpoints[sock])
+        self.turned_away.clear()
+        self.retry_at = time.monotonic() + RETRY
 
 
 # Lines on their way.
@@ -613,6 +647,23 @@ def make_sockets(
     return push, sub
 
 
+def encrypt(push: zmq.Socket[bytes], sub: zmq.Socket[bytes], file: str) -> None:
+    """Encrypt for a server with the public key in a file (CURVE, RFC 26).
+
+    Raises ValueError if there is no key in it.
+    """
+    import zmq.auth  # It takes 14 ms, which is for those who use it.
+
+    try:
+        public, secret = zmq.curve_keypair()  # This side needs a pair, too, but any will do.
+        for sock in (push, sub):
+            sock.set(zmq.CURVE_SERVERKEY, zmq.auth.load_certificate(file)[0])
+            sock.set(zmq.CURVE_PUBLICKEY, public)
+            sock.set(zmq.CURVE_SECRETKEY, secret)
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
+        raise ValueError(f"--key: {file} is missing or damaged: {error}") from None
+
+
 def port(text: str) -> int:
     """Return the port that an option names. Raises ValueError if it is none."""
     number = int(text)
@@ -634,6 +685,7 @@ def parse_options() -> argparse.Namespace:
         help="auto (the default: on a terminal), always or never")  # fmt: skip
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
     add("--sub-port", metavar="PORT", type=port, default=1338, help="and come back (%(default)s)")
+    add("--key", metavar="FILE", help="the server's public key, if it has one: NAME.key")
     options = parser.parse_args()
     if options.user:
         options.user = os.fsencode(options.user).decode(errors="replace")
@@ -651,23 +703,20 @@ def make_screen(color: str) -> Screen:
     return Screen(typing, color == "always" or (color == "auto" and auto))
 
 
-def connect(link: Link, options: argparse.Namespace) -> None:
-    """Connect to the server. Raises ValueError if the host is neither a name nor an address."""
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    try:
-        link.sub.connect(f"tcp://{host}:{options.sub_port}")
-        link.push.connect(f"tcp://{host}:{options.push_port}")
-    except (zmq.ZMQError, UnicodeError):
-        raise ValueError(f"not a host name or address: {options.host}") from None
-
-
 def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     """Make the sockets, chat until the input ends, and return the exit status."""
     families = address_families(options.host)
     context = zmq.Context()
-    link = Link(*make_sockets(context, families == {socket.AF_INET6}), options.host, screen)
+    push, sub = make_sockets(context, ipv6=families == {socket.AF_INET6})
+    link = Link(push, sub, options.host, screen)
     try:
-        connect(link, options)
+        if options.key is not None:
+            encrypt(push, sub, options.key)
+    except ValueError as error:
+        screen.notice(str(error))
+        return 1
+    try:
+        link.connect(options.push_port, options.sub_port)
     except ValueError as error:
         screen.notice(str(error))
         return 2

@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 import zmq
@@ -258,10 +259,45 @@ def allow_many_readers() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def make_sockets(context: zmq.Context[zmq.Socket[bytes]]) -> list[zmq.Socket[bytes]]:
-    """Return PULL and PUB. Each option is set here, and those of the queues never again."""
+def load_keys(name: str) -> tuple[bytes, bytes]:
+    """Return the keys in NAME.key (public) and NAME.key_secret; make both if neither is there.
+
+    Raises ValueError if they cannot be used.
+    """
+    import zmq.auth  # It takes 14 ms, which is for those who use it.
+
+    public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
+    if public_file.name == ".key":
+        raise ValueError("a name is needed, such as chat")
+    if not zmq.has("curve"):
+        raise ValueError("this libzmq was built without CURVE")
+    try:
+        if not public_file.exists() and not secret_file.exists():
+            os.umask(0o077)  # Or else the secret would be there for all to read.
+            zmq.auth.create_certificates(public_file.parent, public_file.stem)
+        invitation, _ = zmq.auth.load_certificate(public_file)
+        public, secret = zmq.auth.load_certificate(secret_file)
+        halves = {invitation, public, zmq.curve_public(secret or b"")}
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
+        raise ValueError(f"{public_file} or {secret_file} is missing or damaged: {error}") from None
+    if not secret or len(halves) > 1:
+        raise ValueError(f"{public_file} and {secret_file} do not belong together")
+    return public, secret
+
+
+def make_sockets(
+    context: zmq.Context[zmq.Socket[bytes]], keys: tuple[bytes, bytes] | None
+) -> list[zmq.Socket[bytes]]:
+    """Return PULL and PUB, encrypted if there are keys: then only who has the public one gets in.
+
+    Each option is set here, and those of the queues never again.
+    """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
+        if keys:
+            sock.set(zmq.CURVE_SERVER, 1)
+            sock.set(zmq.CURVE_PUBLICKEY, keys[0])
+            sock.set(zmq.CURVE_SECRETKEY, keys[1])
         sock.set(zmq.IPV6, 1)  # as well as IPv4
         sock.set(zmq.BACKLOG, 1_000)  # A crowd may come at once.
         sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a peer that vanished while nothing was said.
@@ -269,10 +305,11 @@ def make_sockets(context: zmq.Context[zmq.Socket[bytes]]) -> list[zmq.Socket[byt
         sock.set(zmq.TCP_KEEPALIVE_INTVL, VANISHED // 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_MAXRT, 1_000 * VANISHED)  # cuts off a peer that takes nothing.
-    pull.set(zmq.MAXMSGSIZE, LONGEST)
+    encryption = 33 if keys else 0  # bytes that it adds to a frame (RFC 26)
+    pull.set(zmq.MAXMSGSIZE, LONGEST + encryption)
     pull.set(zmq.RCVHWM, WRITER_QUEUE)
     pull.set(zmq.RCVTIMEO, int(1_000 * SILENCE))
-    pub.set(zmq.MAXMSGSIZE, SUBSCRIPTION)
+    pub.set(zmq.MAXMSGSIZE, SUBSCRIPTION + encryption)
     pub.set(zmq.RCVHWM, 1)  # Or else a flood of subscriptions is taken before the next line.
     pub.set(zmq.SNDHWM, READER_QUEUE)
     pub.set(zmq.XPUB_NODROP, 1)  # A reader that is full makes send wait, and misses nothing.
@@ -312,6 +349,7 @@ def parse_options() -> argparse.Namespace:
     add("--bind", metavar="ADDRESS", default="*", help="address to listen on")
     add("--pull-port", metavar="PORT", type=port, default=1337, help="lines come in")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="and go out")
+    add("--key", metavar="NAME", help="encrypt, and let in only who has NAME.key, which is made")
     return parser.parse_args()
 
 
@@ -324,14 +362,20 @@ def main() -> int:
     allow_many_readers()
     try:
         claim_files()
+        keys = None if options.key is None else load_keys(options.key)
         context = zmq.Context()
-        pull, pub = make_sockets(context)
+        pull, pub = make_sockets(context, keys)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
     except OSError as error:
         say(f"cannot open {error.filename}: {error.strerror}; see --help, or for files ulimit -n")
         return 1
+    except ValueError as error:
+        say(f"--key: {error}")
+        return 1
     say(f"PULL listens on {pull_endpoint}, PUB on {pub_endpoint}")
+    if keys:
+        say(f"the chat is encrypted, and open to those to whom you give {options.key}.key")
     serve(pull, pub, ending)
     context.destroy(linger=500)
     # Python gives signals back their default action as it ends, and the next one would kill it.
