@@ -33,6 +33,9 @@ from typing import Any, NoReturn, TextIO
 import colorama
 import zmq
 
+with contextlib.suppress(ImportError):  # Windows
+    import termios
+
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines that are out at once, without their echoes, and lines read ahead of them
 CHUNK = 65_536  # bytes of input read at once
@@ -77,7 +80,7 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         # A round counts for a second at most: the client may have been asleep, not the server.
         before, now = now, time.monotonic()
         outbox.pass_time(min(now - before, 1), patient=has_room)
-        if outbox.stood_still > (NOT_MOVING if link.was_connected else NEVER_THERE):
+        if outbox.stood_still > (NOT_MOVING if link.ever_connected else NEVER_THERE):
             break
     return outbox.tell_undelivered(all_read=keyboard.over)
 
@@ -118,8 +121,6 @@ class Keyboard:
 
 # The connection.
 
-AWAY = "the server went away, what you type is sent when it is back"
-
 
 class Link:
     """PUSH and SUB, and since when each is connected: what their monitors tell.
@@ -135,7 +136,7 @@ class Link:
         self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
         self.since = dict.fromkeys((push, sub), math.inf)
         self.new: set[zmq.Socket[bytes]] = set()  # connected since a line was last pushed
-        self.was_connected = False
+        self.ever_connected = False
         self.tell_connected = screen.typing  # In a script, only if it was told otherwise before.
         self.endpoints: dict[zmq.Socket[bytes], str] = {}
         self.turned_away: set[zmq.Socket[bytes]] = set()  # whose handshake failed
@@ -161,37 +162,40 @@ class Link:
         return time.monotonic() > max(self.since.values()) + SETTLING
 
     def follow(self) -> bool:
-        """Follow the monitors' news, and tell it. Return whether the server went away."""
-        went_away = False
+        """Follow the monitors' news, and tell it. Return whether the connection broke."""
+        was_connected, broke = self.is_connected(), False
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
-                was_connected = self.is_connected()
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.since[sock] = time.monotonic()
                     self.new.add(sock)
-                elif self.since[sock] == math.inf:
-                    self.turned_away.add(sock)
-                else:
+                elif self.since[sock] < math.inf:
                     self.since[sock] = math.inf
-                if self.is_connected() and not was_connected:
-                    self.was_connected, self.told = True, ""
-                    if self.tell_connected:
-                        self.screen.notice(f"connected to {self.host}")
-                elif was_connected and not self.is_connected():
-                    self.tell_connected = went_away = True
-                    self.screen.notice(AWAY)
-        if not self.is_connected() and time.monotonic() > self.retry_at:
+                    broke = was_connected
+                else:
+                    self.turned_away.add(sock)
+        if broke:
+            self.tell_connected = True
+            self.screen.notice("the server went away, what you type is sent when it is back")
+        if not self.is_connected():
             self.retry()
-        return went_away
+        elif broke or not was_connected:
+            self.ever_connected, self.told = True, ""
+            if self.tell_connected:
+                self.screen.notice(f"connected to {self.host}")
+        return broke
 
     def retry(self) -> None:
-        """Tell why there is no connection, and connect anew where the handshake failed.
+        """Each second, tell what is new, and connect anew where the handshake failed.
 
         libzmq may never do it: a server with a key and a client without one, or the other way
         round, is an error of the protocol to it.
         """
-        text = "" if self.was_connected else f"no server at {self.host} yet, still trying"
+        if time.monotonic() < self.retry_at:
+            return
+        self.retry_at = time.monotonic() + RETRY
+        text = "" if self.ever_connected else f"no server at {self.host} yet, still trying"
         if self.turned_away:
             text = f"{self.host} answers, but not as a server: --key may be missing, wrong, or one"
             text += " too many, or a tunnel may have no server behind it; still trying"
@@ -203,7 +207,6 @@ class Link:
                 sock.disconnect(self.endpoints[sock])
             sock.connect(self.endpoints[sock])
         self.turned_away.clear()
-        self.retry_at = time.monotonic() + RETRY
 
 
 # Lines on their way.
@@ -425,20 +428,17 @@ class Screen:
             return
         columns = os.get_terminal_size(stream.fileno()).columns or 80
         rows = [row for line in lines for row in split_rows(line, columns)]
-        stream.write(
-            "\x1b[?7l"  # no automatic wrap: a row that the terminal finds too long is cut
-            + "".join(
-                "\x1b7"  # save the cursor
-                "\n\x1b[A"  # make room below, if this is the last row of the screen
-                "\x1b[L"  # insert a row above the typed line
-                f"\r{row}"
-                "\x1b8\x1b[B"  # restore the cursor, and follow the typed line down
-                for row in rows
-            )
-            + "\x1b[?7h"
-        )
+        stream.write(NO_WRAP + "".join(f"{OPEN_ROW}{row}{TO_TYPED}" for row in rows) + WRAP)
         stream.flush()
 
+
+OPEN_ROW = (
+    "\x1b7"  # save the cursor
+    "\n\x1b[A"  # make room below, if this is the last row of the screen
+    "\x1b[L\r"  # insert a row above the typed line
+)
+TO_TYPED = "\x1b8\x1b[B"  # restore the cursor, and follow the typed line down
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut rows that the terminal finds too long
 
 # What stays on one row: a colour; or a character, with all that ZWJ joins to it.
 GLYPH = re.compile("\x1b\\[[0-9;:]*m|.\ufe0f?(?:\u200d.\ufe0f?)*", re.DOTALL)
@@ -545,17 +545,12 @@ class Terminal:
 
     def __init__(self) -> None:
         self.found: list[Any] | None = None
-        with contextlib.suppress(ImportError):  # Windows
-            import termios
-
-            with contextlib.suppress(termios.error):  # stdin is no terminal.
-                self.found = termios.tcgetattr(0)
+        if os.name == "posix" and os.isatty(0):
+            self.found = termios.tcgetattr(0)
 
     def put_back(self) -> None:
         """Put the settings back that were found."""
         if self.found:
-            import termios
-
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # It would stop a background job here.
             with contextlib.suppress(termios.error):  # The terminal may be gone.
                 termios.tcsetattr(0, termios.TCSANOW, self.found)
@@ -573,8 +568,6 @@ class Terminal:
 
     def suspend(self, _signum: int, _frame: FrameType | None) -> None:
         """Leave the terminal to the shell, stop, and go on editing after fg: handle SIGTSTP."""
-        import termios
-
         editing = termios.tcgetattr(0)
         self.put_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
