@@ -37,7 +37,7 @@ with contextlib.suppress(ImportError):  # Windows
     import termios
 
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
-WINDOW = 1_000  # lines that are out at once, without their echoes, and lines read ahead of them
+WINDOW = 1_000  # lines on their way, read but without their echoes, at which no more are read
 CHUNK = 65_536  # bytes of input read at once
 DRAIN = 1_000  # messages printed before anything else is looked at again
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
@@ -59,7 +59,7 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     while outbox.waiting or outbox.out or not keyboard.over:
         # wait for some input
         sources: list[zmq.Socket[bytes] | int] = [link.sub, *link.monitors.values()]
-        has_room = len(outbox.waiting) < WINDOW and not keyboard.over
+        has_room = len(outbox.waiting) + len(outbox.out) < WINDOW and not keyboard.over
         if has_room:
             sources.append(keyboard.pipe.fileno())
         ready, _, _ = zmq.select(sources, [], [], TICK)
@@ -220,9 +220,10 @@ class Outbox:
 
     def __init__(self, user: str | None, screen: "Screen") -> None:
         self.user, self.screen = user, screen
-        self.waiting: deque[tuple[bytes, str]] = deque()  # what to push, and its echo
+        # What to push, and its echo as bytes: one emoji makes a str four times as large.
+        self.waiting: deque[tuple[bytes, bytes]] = deque()
         self.out: deque[bytes] = deque()
-        self.echoes: deque[str] = deque()
+        self.echoes: deque[bytes] = deque()
         self.limit = 1  # lines that may be out
         self.proven = False  # the subscription is in effect: an echo came over this connection
         self.tries = 0  # pushes of the first line that is out
@@ -241,7 +242,7 @@ class Outbox:
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode()
-        reason = echo = ""
+        reason, echo = "", b""
         try:
             echo = echo_of(body)
         except ValueError as error:
@@ -280,8 +281,8 @@ class Outbox:
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them."""
         for plain, _ in messages:
-            if plain in self.echoes:
-                for _ in range(self.echoes.index(plain) + 1):
+            if self.echoes and (echo := plain.encode()) in self.echoes:
+                for _ in range(self.echoes.index(echo) + 1):
                     self.out.popleft()
                     self.echoes.popleft()
                 self.limit, self.proven = WINDOW, True
@@ -301,7 +302,7 @@ class Outbox:
             self.tries = 0
             self.given_up += 1
             _, echo = self.waiting.popleft()
-            self.screen.notice(f"given up after {TRIES} times without an echo: {echo:.60}")
+            self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(echo)}")
 
     def pass_time(self, seconds: float, patient: bool) -> None:
         """Let time pass: tell that an echo is late, or push again the line that goes alone."""
@@ -310,7 +311,7 @@ class Outbox:
         if self.late > ECHO_LATE:
             self.late = 0.0
             if self.screen.typing and not self.late_told:
-                self.screen.notice(f"no echo yet of: {self.echoes[0]:.60}")
+                self.screen.notice(f"no echo yet of: {beginning(self.echoes[0])}")
                 self.late_told = True
             if not self.proven:
                 self.push_again(1)
@@ -318,7 +319,8 @@ class Outbox:
     def tell_doubtful(self) -> None:
         """Tell what was on its way when the server went away: on a terminal, it is seen nowhere."""
         if self.out and self.screen.typing:
-            self.screen.notice(f"to be sent again: {len(self.out):,}, {self.echoes[0]:.60}")
+            first = beginning(self.echoes[0])
+            self.screen.notice(f"lines to be sent again: {len(self.out):,}; the first: {first}")
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
@@ -335,7 +337,12 @@ class Outbox:
 parse_json = json.JSONDecoder(parse_int=float).decode
 
 
-def echo_of(body: bytes) -> str:
+def beginning(echo: bytes) -> str:
+    """Return as much of an echo as is needed to recognise it."""
+    return echo[:80].decode(errors="ignore")
+
+
+def echo_of(body: bytes) -> bytes:
     """Return what a server makes of a chat line (slide 3), without the colour.
 
     Raises ValueError, with the reason, if no server shows it.
@@ -346,10 +353,10 @@ def echo_of(body: bytes) -> str:
         raise ValueError("it is not JSON (to just type, use --user)") from None
     match payload:
         case {"user": str(user), "message": str(message)}:
-            echo = harmless(f"{user}> {message}")
+            echo = harmless(f"{user}> {message}").encode()
         case _:
             raise ValueError('it is not an object with the strings "user" and "message"')
-    if len(body) > LONGEST or len(echo.encode()) + len(CYAN + RESET) > LONGEST:
+    if len(body) > LONGEST or len(echo) + len(CYAN + RESET) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST:,} bytes, as JSON or as it is shown")
     return echo
 
