@@ -6,6 +6,10 @@ reader of each run keeps what it receives, and its order is checked.
 
 Rates are lines per second from the first one sent to the last one delivered. Latency is that of a
 single line, from sending it to its arrival at the reader that connected last.
+
+Machines are noisy, so the programs take turns for several rounds. Each figure is the median of the
+rounds, what was lost and the memory are the worst of them, and a comparison is the median of the
+ratios of one round each.
 """
 
 import contextlib
@@ -17,19 +21,24 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
 PROGRAMS = {
     "this server": [str(HERE.parent / "server.py"), "--pull-port={0}", "--pub-port={1}"],
+    "version 1.0": [],  # filled in by version_1
     "plain port": [str(HERE / "plain.py"), "server", "{0}", "{1}"],
     "raw forwarder": [str(HERE / "plain.py"), "forwarder", "{0}", "{1}"],
 }
-LINES = {1: 1_500_000, 10: 600_000, 100: 60_000}  # by the number of readers
+VERSION_1 = "25ff3cf:server.py"  # in git: the server of version 1.0
+LINES = {1: 500_000, 10: 200_000, 100: 20_000}  # in a round, by the number of readers
+ROUNDS = 5
+STALLED_LINES = 600_000  # with one reader of two that never reads
 GREETING = b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
 QUIET = 1.0  # seconds without a message after which no more is expected
 
@@ -39,6 +48,25 @@ Command = list[str]
 def progress(text: str) -> None:
     """Say on stderr what is being measured."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def version_1() -> Iterator[None]:
+    """Have the server of version 1.0 among the programs, if git has it."""
+    shown = None
+    with contextlib.suppress(OSError):
+        command = ["git", "-C", str(HERE), "show", VERSION_1]
+        shown = subprocess.run(command, capture_output=True)
+    if not shown or shown.returncode:
+        progress(f"version 1.0 is left out: git does not have {VERSION_1}")
+        del PROGRAMS["version 1.0"]
+        yield
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        script = Path(directory, "server.py")
+        script.write_bytes(shown.stdout)
+        PROGRAMS["version 1.0"] = [str(script), "--pull-port={0}", "--pub-port={1}"]
+        yield
 
 
 def zmtp_connect(port: int, kind: bytes) -> socket.socket:
@@ -254,64 +282,92 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def main() -> None:
-    """Measure everything, and print the tables."""
-    began = time.monotonic()
-    lines = b"".join(map(line, range(max(LINES.values()))))
-    results: dict[tuple[str, int], Result] = {}
-    for readers in LINES:
+def measure_servers(lines: bytes) -> dict[tuple[str, int], list[Result]]:
+    """Return the results of all rounds, by program and number of readers."""
+    results: dict[tuple[str, int], list[Result]] = {}
+    for readers, number in itertools.product(LINES, range(ROUNDS)):
         for program in PROGRAMS:
-            progress(f"{program}, {readers} readers, {LINES[readers]:,} lines ...")
-            results[program, readers] = measure(program, readers, lines)
+            progress(f"{program}, {readers} readers, round {number + 1} of {ROUNDS} ...")
+            results.setdefault((program, readers), []).append(measure(program, readers, lines))
+    return results
 
+
+def print_servers(results: dict[tuple[str, int], list[Result]]) -> None:
+    """Print the table of the servers."""
     print(row("server", "readers", "lines/s", "delivered/s", "lost", "median", "99 %", "memory"))
     print(row("---", *["---:"] * 7))
-    for (program, readers), result in results.items():
+    for (program, readers), rounds in results.items():
+        memory = [result.memory for result in rounds if result.memory]
         print(
             row(
                 program,
                 readers,
-                f"{result.rate:,.0f}",
-                f"{result.delivered:,.0f}",
-                f"{result.lost:.1%}",
-                f"{result.median * 1_000:.2f} ms",
-                f"{result.worst * 1_000:.2f} ms",
-                f"{result.memory:.0f} MB" if result.memory else "?",
+                f"{statistics.median(result.rate for result in rounds):,.0f}",
+                f"{statistics.median(result.delivered for result in rounds):,.0f}",
+                f"{max(result.lost for result in rounds):.1%}",
+                f"{statistics.median(result.median for result in rounds) * 1_000:.2f} ms",
+                f"{statistics.median(result.worst for result in rounds) * 1_000:.2f} ms",
+                f"{max(memory):.0f} MB" if memory else "?",
             )
         )
     print()
+
+
+def print_comparisons(results: dict[tuple[str, int], list[Result]]) -> None:
+    """Print how this server compares with the others."""
+    figures: dict[str, Callable[[Result], float]] = {
+        "lines/s": lambda result: result.rate,
+        "median latency": lambda result: result.median,
+    }
     print(row("this server, compared with", *(f"{readers} readers" for readers in LINES)))
     print(row("---", *["---:"] * len(LINES)))
-    for other in ("raw forwarder", "plain port"):
-        ratios = [
-            results["this server", readers].rate / results[other, readers].rate for readers in LINES
-        ]
-        print(row(f"{other}, lines/s", *(f"{ratio:.2f}" for ratio in ratios)))
-        ratios = [
-            results["this server", readers].median / results[other, readers].median
-            for readers in LINES
-        ]
-        print(row(f"{other}, median latency", *(f"{ratio:.2f}" for ratio in ratios)))
+    for other in PROGRAMS:
+        if other == "this server":
+            continue
+        for name, figure in figures.items():
+            ratios = []
+            for readers in LINES:
+                pairs = zip(results["this server", readers], results[other, readers], strict=True)
+                ratios.append(statistics.median(figure(our) / figure(its) for our, its in pairs))
+            print(row(f"{other}, {name}", *(f"{ratio:.2f}" for ratio in ratios)))
     print()
 
-    progress("one reader of two never reads ...")
-    count = 600_000
+
+def print_stalled(lines: bytes) -> None:
+    """Measure one reader while another never reads, and print the table."""
+    count = STALLED_LINES
     print(row("one reader of two never reads", "the other lost", "its longest wait", "memory"))
     print(row("---", *["---:"] * 3))
     for program in PROGRAMS:
+        progress(f"{program}, one reader of two never reads ...")
         stalled, memory = measure_stalled(program, lines, count)
         lost = 1 - sum(stalled.counts) / count
         used = f"{memory:.0f} MB" if memory else "?"
         print(row(program, f"{lost:.1%}", f"{stalled.longest_gap:.2f} s", used))
     print()
 
-    progress("clients, 200,000 lines piped ...")
-    ours, plain, plain_lost = measure_clients(200_000)
-    print(row("client, 200,000 lines piped", "round trips/s", "lost"))
+
+def print_clients(count: int) -> None:
+    """Measure the clients, and print the table."""
+    progress(f"clients, {count:,} lines piped ...")
+    ours, plain, plain_lost = measure_clients(count)
+    print(row(f"client, {count:,} lines piped", "round trips/s", "lost"))
     print(row("---", "---:", "---:"))
     print(row("client.py", f"{ours:,.0f}", 0))
     print(row("plain loop", f"{plain:,.0f}", f"{plain_lost:,}"))
     print(row("ratio", f"{ours / plain:.2f}", ""))
+
+
+def main() -> None:
+    """Measure everything, and print the tables."""
+    began = time.monotonic()
+    lines = b"".join(map(line, range(STALLED_LINES)))
+    with version_1():
+        results = measure_servers(lines)
+        print_servers(results)
+        print_comparisons(results)
+        print_stalled(lines)
+    print_clients(200_000)
     progress(f"({time.monotonic() - began:.0f} s on {os.cpu_count()} cores)")
 
 
