@@ -131,7 +131,7 @@ def test_the_loop_pushes_lines_and_prints_messages(
         my_end.connect(f"inproc://{number}")
         link.since[my_end] = time.monotonic()
     link.new.update(mine)
-    link.was_connected = True
+    link.ever_connected = True
     pipe, keys = socket.socketpair()
     bodies = [b'{"user": "k", "message": "%d"}' % number for number in range(2)]
 
