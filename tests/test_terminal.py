@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +29,9 @@ COLUMNS, ROWS = 40, 10
 class Terminal:
     """A program on a pseudo-terminal, with the screen that a person would see."""
 
-    def __init__(self, *command: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, *command: str, environment: dict[str, str], stderr: int | None = None
+    ) -> None:
         self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=100_000, ratio=1)
         self._stream = pyte.ByteStream(self.screen)
         self._lock = threading.Lock()
@@ -39,7 +43,7 @@ class Terminal:
             command,
             stdin=self._slave,
             stdout=self._slave,
-            stderr=self._slave,
+            stderr=self._slave if stderr is None else stderr,
             # Unbuffered, readline would write each byte of an escape sequence by itself.
             env={**os.environ, "PYTHONUNBUFFERED": "", "TERM": "xterm", **environment},
             start_new_session=True,
@@ -366,6 +370,91 @@ def test_leaving_leaves_the_terminal_as_it_was(
     assert termios.tcgetattr(ken._slave) == ken.settings
     ken.wait_cursor("", 0)
     assert b"Traceback" not in ken.received
+
+
+@pytest.mark.slow
+def test_a_late_echo_is_told_and_what_the_server_took_with_it_is_sent_again(
+    open_terminal: Open, server: Script, start_server: Callable[..., Script]
+) -> None:
+    ken = open_terminal(server.ports, "--user", "ken")
+    ken.resize(80, 10)
+    ken.wait_rows("client.py: connected to localhost")
+    server.process.send_signal(signal.SIGSTOP)
+    ken.type("hello\rhow are you\rhalf")
+    before = ["client.py: connected to localhost", "client.py: no echo yet of: ken> hello"]
+    ken.wait_rows(*before, "half")  # once
+    server.process.kill()
+    ken.wait_rows(
+        *before,
+        "client.py: the server went away, what you type is sent when it is back",
+        "client.py: lines to be sent again: 2; the first: ken> hello",
+        "half",
+    )
+    start_server(*server.ports)
+    after = ["client.py: connected to localhost", "ken> hello", "ken> how are you"]
+    ken.wait_rows(*after, "half")
+    ken.type("\x15\x04")
+    assert ken.process.wait(TIMEOUT) == 0
+
+
+def signals_caught(ken: Terminal) -> int:
+    """Return the signals that have a handler, a bit for each."""
+    status = Path(f"/proc/{ken.process.pid}/status").read_text()
+    return int(re.findall(r"SigCgt:\s+(\w+)", status)[0], 16)
+
+
+def interrupt_after(ken: Terminal, seconds: float) -> None:
+    """Press Ctrl-C some time after main has set its handlers, SIGTERM's after SIGINT's."""
+    wait_for(lambda: signals_caught(ken) >> (signal.SIGTERM - 1) & 1, lambda: "no handler")
+    time.sleep(seconds)
+    ken.process.send_signal(signal.SIGINT)
+    assert ken.process.wait(TIMEOUT) in (130, 0)
+    assert termios.tcgetattr(ken._slave) == ken.settings
+    assert b"Traceback" not in ken.received
+    assert b"client.py: cannot" not in ken.received
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("moment", range(8))
+def test_ctrl_c_ends_it_quietly_at_any_moment(
+    open_terminal: Open, server: Script, moment: int
+) -> None:
+    interrupt_after(open_terminal(server.ports, "--user", "ken"), moment * 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("typed", ["", "hello\r\x04"])
+def test_ctrl_c_ends_it_quietly_at_any_of_many_moments(
+    open_terminal: Open, server: Script, typed: str
+) -> None:
+    for moment in range(80):
+        ken = open_terminal(server.ports, "--user", "ken")
+        ken.type(typed)
+        interrupt_after(ken, moment * 0.004)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("read", [False, True], ids=["full", "gone"])
+def test_ctrl_c_ends_it_though_nobody_reads_stderr(server: Script, read: bool) -> None:
+    """A terminal for stdin and stdout, and for stderr a pipe that is full, or was closed."""
+    end, stderr = os.pipe()
+    os.set_blocking(stderr, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(stderr, bytes(4_096))
+    os.set_blocking(stderr, True)
+    if read:
+        os.close(end)
+    ken = Terminal(*CLIENT, *port_options(server.ports), stderr=stderr, environment={})
+    os.close(stderr)
+    with contextlib.closing(ken):
+        wait_for(lambda: signals_caught(ken) >> (signal.SIGTERM - 1) & 1, lambda: "no handler")
+        ken.process.send_signal(signal.SIGINT)
+        assert ken.process.wait(TIMEOUT) == 130
+        assert termios.tcgetattr(ken._slave) == ken.settings
+    if not read:
+        os.close(end)
 
 
 @pytest.mark.parametrize("leave", ["\x03", "\x04"])
