@@ -54,7 +54,8 @@ def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], ending: "Ending") -> 
                 dropped.add(f"{reason}: {body[:60]!r}")
         for line in lines:
             publisher.publish(line)
-        pub.get(zmq.EVENTS)  # has libzmq free what readers that left have left behind.
+        if not lines:
+            pub.get(zmq.EVENTS)  # has libzmq free what readers that left have left behind.
         dropped.tell()
         publisher.stopped.tell()
     dropped.tell(at_once=True)
