@@ -36,8 +36,8 @@ PROGRAMS = {
     "raw forwarder": [str(HERE / "plain.py"), "forwarder", "{0}", "{1}"],
 }
 VERSION_1 = "25ff3cf:server.py"  # in git: the server of version 1.0
-LINES = {1: 500_000, 10: 200_000, 100: 20_000}  # in a round, by the number of readers
-ROUNDS = 5
+LINES = {1: 1_500_000, 10: 600_000, 100: 60_000}  # by the number of readers
+ROUNDS = 4
 STALLED_LINES = 600_000  # with one reader of two that never reads
 GREETING = b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
 QUIET = 1.0  # seconds without a message after which no more is expected
