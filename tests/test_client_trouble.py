@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -293,6 +294,32 @@ def test_a_reader_of_stdout_that_sleeps_while_the_server_restarts(
     sleep_through_restarts(server, start_server, ken, join, 0.5, 0.5)
 
 
+def unread(script: Script) -> int:
+    """Return how many bytes are in the pipe from a script's stdout. It takes 65,536 mostly."""
+    import fcntl
+    import termios
+
+    assert script.process.stdout
+    answer = fcntl.ioctl(script.process.stdout, termios.FIONREAD, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+@POSIX
+def test_ctrl_c_ends_it_while_nobody_reads_stdout(
+    server: Script, ken: Ken, join: Callable[..., Peer]
+) -> None:
+    script = ken(server.ports)
+    write(script, typed(0))
+    assert read_line(script) == b"k> 0\n"
+    peer = join(server.ports)
+    for _ in range(1_000):
+        peer.push.send_json({"user": "ann", "message": "x" * 1_000})
+    assert peer.receive()
+    wait_for(lambda: unread(script) > 60_000, lambda: unread(script))
+    script.process.send_signal(signal.SIGINT)
+    assert script.wait() == 130
+
+
 @pytest.mark.slow
 def test_a_reader_of_stdout_that_sleeps_for_half_a_minute(
     server: Script, start_server: StartServer, ken: Ken, join: Callable[..., Peer]
@@ -327,6 +354,41 @@ def sleep_through_restarts(
     assert script.wait() == 0
     reader.join()
     assert numbers_in(printed[0])[-1:] == [1]
+
+
+def hang_up(listener: socket.socket) -> None:
+    """Accept each connection, and close it at once, until the listener is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            listener.accept()[0].close()
+
+
+def test_what_hung_up_before_the_server_came_is_no_news_when_the_server_goes(
+    start_server: StartServer, ken: Ken
+) -> None:
+    """A tunnel hangs up as long as no server is behind it, for example."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = (listeners[0].getsockname()[1], listeners[1].getsockname()[1])
+    threads = [threading.Thread(target=hang_up, args=[listener]) for listener in listeners]
+    for thread in threads:
+        thread.start()
+    script = ken(ports)
+    not_a_server = "client.py: localhost answers, but not as a server"
+    script.wait_said(not_a_server)
+    for listener, thread in zip(listeners, threads, strict=True):
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+    server = start_server(*ports)
+    script.wait_said(CONNECTED)
+    write(script, typed(0))
+    assert read_line(script) == b"k> 0\n"
+    server.process.kill()
+    script.wait_said(WENT_AWAY)
+    with pytest.raises(subprocess.TimeoutExpired):
+        script.process.wait(1.5)  # longer than it takes to try again
+    assert script.said.count(not_a_server) == 1
+    assert script.said.endswith(WENT_AWAY)
 
 
 # Servers that do not come back, or stand still.
