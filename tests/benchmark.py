@@ -361,7 +361,7 @@ def print_clients(count: int) -> None:
 def main() -> None:
     """Measure everything, and print the tables."""
     began = time.monotonic()
-    lines = b"".join(map(line, range(STALLED_LINES)))
+    lines = b"".join(map(line, range(max(STALLED_LINES, *LINES.values()))))
     with version_1():
         results = measure_servers(lines)
         print_servers(results)
