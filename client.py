@@ -64,8 +64,9 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
             sources.append(keyboard.pipe.fileno())
         ready, _, _ = zmq.select(sources, [], [], TICK)
         if keyboard.pipe.fileno() in ready:
+            connected = link.is_connected()
             for line in keyboard.lines():
-                outbox.take(line, link.is_connected())
+                outbox.take(line, connected)
 
         # dump buffered messages
         messages = [as_text(frame) for frame in buffered(link.sub)]
@@ -90,13 +91,8 @@ def buffered(sub: zmq.Socket[bytes]) -> list[bytes]:
     frames: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         while len(frames) < DRAIN:
-            frames.append(receive(sub, zmq.NOBLOCK))
+            frames.append(sub.recv(zmq.NOBLOCK))
     return frames
-
-
-# These skip pyzmq's wrappers, which handle str and routing ids and take as long as the rest.
-receive = zmq.backend.Socket.recv
-send = zmq.backend.Socket.send
 
 
 # What is typed.
@@ -271,7 +267,7 @@ class Outbox:
         with contextlib.suppress(zmq.Again):
             while self.waiting and len(self.out) < self.limit:
                 body, echo = self.waiting[0]
-                send(link.push, body, zmq.NOBLOCK)
+                link.push.send(body, zmq.NOBLOCK)
                 self.waiting.popleft()
                 if echo:
                     self.late = self.late if self.out else 0
@@ -333,6 +329,10 @@ class Outbox:
         return 1 if self.refused or doubtful or rest else 0
 
 
+# Nearly every line is printable ASCII without escapes, as json.dumps and JSON.stringify write it.
+# This tells such a line, and finds its two strings, in a third of the time of parsing it.
+PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
+
 # Only strings matter here. Python refuses integers of many digits, so they may be floats.
 parse_json = json.JSONDecoder(parse_int=float).decode
 
@@ -347,6 +347,8 @@ def echo_of(body: bytes) -> bytes:
 
     Raises ValueError, with the reason, if no server shows it.
     """
+    if (plain := PLAIN.fullmatch(body)) and len(body) <= LONGEST:
+        return b"%b> %b" % plain.groups()
     try:
         payload = parse_json(body.decode())
     except (ValueError, RecursionError):
