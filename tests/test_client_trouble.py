@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -702,26 +702,46 @@ def test_a_link_that_is_down_for_good_is_told_within_45_seconds(
     assert numbers == list(range(len(numbers)))
 
 
-def test_a_name_service_that_does_not_answer_holds_up_nothing(
-    network: Network, start: Start
-) -> None:
+@pytest.fixture
+def astray(network: Network) -> Iterator[list[str]]:
+    """Give the command that runs another on a host whose name service does not answer."""
     host = network.client_host
-    settings = Path("/etc/netns") / host.name / "resolv.conf"  # ip shows it to the host's programs.
+    settings = Path("/etc/netns") / host.name / "resolv.conf"  # ip shows it to what runs there.
     settings.parent.mkdir(parents=True)
-    try:
-        settings.write_text(f"nameserver {network.server_host.address}\n")
-        network.up = False
-        began = time.monotonic()
-        script = start(
-            "client.py", "chat.example.org", stdin=subprocess.PIPE, before=host.command()
-        )
-        script.wait_said("client.py: no server at chat.example.org yet, still trying\n")
-        script.process.send_signal(signal.SIGINT)
-        assert script.wait() == 130
-        assert "Traceback" not in script.said
-        assert 1 < time.monotonic() - began < 5
-    finally:
-        settings.unlink()
-        settings.parent.rmdir()
-        with contextlib.suppress(OSError):  # It has others in it, or was there before.
-            settings.parent.parent.rmdir()
+    settings.write_text(f"nameserver {network.server_host.address}\n")
+    network.up = False
+    yield host.command()
+    settings.unlink()
+    settings.parent.rmdir()
+    with contextlib.suppress(OSError):  # There are others.
+        settings.parent.parent.rmdir()
+
+
+NO_ANSWER = "client.py: no server at chat.example.org yet, still trying\n"
+
+
+def test_ctrl_c_ends_it_though_the_name_service_does_not_answer(
+    astray: list[str], start: Start
+) -> None:
+    began = time.monotonic()
+    script = start("client.py", "chat.example.org", stdin=subprocess.PIPE, before=astray)
+    script.wait_said(NO_ANSWER)
+    script.process.send_signal(signal.SIGINT)
+    assert script.wait() == 130
+    assert "Traceback" not in script.said
+    assert 1 < time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_a_name_service_that_does_not_answer_holds_up_nothing(
+    astray: list[str], start: Start
+) -> None:
+    began = time.monotonic()
+    script = start(
+        "client.py", "chat.example.org", "--user", "k", stdin=subprocess.PIPE, before=astray
+    )
+    close(script, typed(1))
+    assert script.process.wait(60) == 1
+    assert 8 < time.monotonic() - began < 15
+    script.wait()
+    assert script.said == NO_ANSWER + "client.py: lines not known to be delivered: 1\n"
