@@ -238,6 +238,20 @@ def test_a_line_at_which_a_server_hangs_up_is_given_up_and_its_neighbours_arrive
         assert script.said.count(WENT_AWAY) == 3
 
 
+def test_no_line_is_given_up_as_long_as_there_are_echoes(bare: BareServer, ken: Ken) -> None:
+    script = ken(bare.ports)
+    close(script, typed(*range(10)))
+    for number in range(5):
+        assert bare.answer(1) == bodies(number)
+        assert read_line(script) == b"k> %d\n" % number
+        assert bare.take() == bodies(number + 1)[0]
+        bare.pull.close(linger=0)
+        script.wait_said(f"({WENT_AWAY}(?:{CONNECTED})?){{{number + 1}}}")
+        bare.open_pull()
+    assert bare.answer(5) == bodies(*range(5, 10))
+    assert script.wait() == 0
+
+
 # Servers that die and come back.
 
 
