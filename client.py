@@ -45,15 +45,16 @@ SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
 ECHO_LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
 TRIES = 3  # pushes of a line without an echo, after which it is given up
-NEVER_THERE = 8.0  # seconds at the end of input to wait for a server that never was there
-NOT_MOVING = 30.0  # seconds at the end of input to wait for the next echo
+NEVER_THERE = 8.0  # seconds to wait for a server that never was there, once no more can be read
+NOT_MOVING = 30.0  # seconds to wait for the next echo, once no more can be read
 
 
 def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen") -> int:
     """Wait for some input, push it, and print what SUB holds (slide 8), until the input ends.
 
-    Then wait for the last echo. Return the exit status: 0 if the echo of every line came back, so
-    that everybody could see it; 1 if not, which is told.
+    Then wait for the last echo. If the reader of stdout has gone, the input ends, too. Return the
+    exit status: 0 if the echo of every line came back, so that everybody could see it; 1 if not,
+    which is told. Raises OSError if stdout cannot be written to.
     """
     now = time.monotonic()
     while outbox.waiting or outbox.out or not keyboard.over:
@@ -72,7 +73,7 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         messages = [as_text(frame) for frame in buffered(link.sub)]
         screen.show_messages(messages)
         outbox.settle(messages)
-        keyboard.over |= screen.unread
+        keyboard.over |= screen.reader_gone
 
         if link.follow():
             outbox.tell_doubtful()
@@ -80,7 +81,7 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
 
         # A round counts for a second at most: the client may have been asleep, not the server.
         before, now = now, time.monotonic()
-        outbox.pass_time(min(now - before, 1), patient=has_room)
+        outbox.pass_time(min(now - before, 1), has_room, link.is_connected())
         if outbox.stood_still > (NOT_MOVING if link.ever_connected else NEVER_THERE):
             break
     return outbox.tell_undelivered(all_read=keyboard.over)
@@ -133,11 +134,11 @@ class Link:
         self.since = dict.fromkeys((push, sub), math.inf)
         self.new: set[zmq.Socket[bytes]] = set()  # connected since a line was last pushed
         self.ever_connected = False
-        self.tell_connected = screen.typing  # In a script, only if it was told otherwise before.
         self.endpoints: dict[zmq.Socket[bytes], str] = {}
-        self.turned_away: set[zmq.Socket[bytes]] = set()  # whose handshake failed
+        self.turned_away: set[zmq.Socket[bytes]] = set()  # whose last handshake failed
         self.retry_at = time.monotonic() + RETRY
-        self.told = ""
+        self.was_turned_away = False
+        self.told = ""  # what was told last of having no connection
 
     def connect(self, push_port: int, sub_port: int) -> None:
         """Connect to the server. Raises ValueError if the host is neither a name nor an address."""
@@ -166,21 +167,27 @@ class Link:
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.since[sock] = time.monotonic()
                     self.new.add(sock)
+                    self.turned_away.discard(sock)
                 elif self.since[sock] < math.inf:
                     self.since[sock] = math.inf
                     broke = was_connected
                 else:
                     self.turned_away.add(sock)
         if broke:
-            self.tell_connected = True
-            self.screen.notice("the server went away, what you type is sent when it is back")
+            self.tell("the server went away, what you type is sent when it is back")
         if not self.is_connected():
             self.retry()
         elif broke or not was_connected:
-            self.ever_connected, self.told = True, ""
-            if self.tell_connected:
+            if self.screen.typing or self.told:
                 self.screen.notice(f"connected to {self.host}")
+            self.ever_connected, self.told = True, ""
         return broke
+
+    def tell(self, text: str) -> None:
+        """Tell why there is no connection, if that is news."""
+        if text != self.told:
+            self.told = text
+            self.screen.notice(text)
 
     def retry(self) -> None:
         """Each second, tell what is new, and connect anew where the handshake failed.
@@ -191,13 +198,14 @@ class Link:
         if time.monotonic() < self.retry_at:
             return
         self.retry_at = time.monotonic() + RETRY
-        text = "" if self.ever_connected else f"no server at {self.host} yet, still trying"
-        if self.turned_away:
-            text = f"{self.host} answers, but not as a server: --key may be missing, wrong, or one"
-            text += " too many, or a tunnel may have no server behind it; still trying"
-        if text and text != self.told:
-            self.told, self.tell_connected = text, True
-            self.screen.notice(text)
+        if self.turned_away and (self.was_turned_away or not self.ever_connected):
+            self.tell(
+                f"{self.host} answers, but not as a server: --key may be missing, wrong, or one "
+                "too many, or a tunnel may have no server behind it; still trying"
+            )
+        elif not self.ever_connected and not self.told:
+            self.tell(f"no server at {self.host} yet, still trying")
+        self.was_turned_away = bool(self.turned_away)  # Once may be chance: a server that ends.
         for sock in self.turned_away:
             with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
                 sock.disconnect(self.endpoints[sock])
@@ -238,18 +246,18 @@ class Outbox:
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode()
-        reason, echo = "", b""
         try:
             echo = echo_of(body)
         except ValueError as error:
-            reason = f"no server shows such a line: {error}"
+            echo, reason = b"", str(error)
         if len(body) <= LONGEST:
             self.waiting.append((body, echo))
         if self.screen.typing and not (connected and echo):
             self.screen.show_messages([as_text(line)])
-        if reason and (self.screen.typing or not self.refused):
-            self.screen.notice(reason)
-        self.refused += bool(reason)
+        if not echo:
+            if self.screen.typing or not self.refused:
+                self.screen.notice(f"no server shows such a line: {reason}")
+            self.refused += 1
 
     def push_lines(self, link: Link) -> None:
         """Push lines that wait, until WINDOW are out. Over a new connection, one goes alone first.
@@ -270,7 +278,6 @@ class Outbox:
                 link.push.send(body, zmq.NOBLOCK)
                 self.waiting.popleft()
                 if echo:
-                    self.late = self.late if self.out else 0
                     self.out.append(body)
                     self.echoes.append(echo)
 
@@ -291,6 +298,7 @@ class Outbox:
 
         It may be the line that is at fault: a server may hang up at each one that is too long.
         """
+        self.late = 0.0
         for _ in range(count):
             self.waiting.appendleft((self.out.pop(), self.echoes.pop()))
         self.tries += bool(count)
@@ -300,10 +308,10 @@ class Outbox:
             _, echo = self.waiting.popleft()
             self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(echo)}")
 
-    def pass_time(self, seconds: float, patient: bool) -> None:
-        """Let time pass: tell that an echo is late, or push again the line that goes alone."""
-        self.stood_still = 0.0 if patient else self.stood_still + seconds
-        self.late = self.late + seconds if self.out else 0.0
+    def pass_time(self, seconds: float, has_room: bool, connected: bool) -> None:
+        """Let time pass: tell that an echo is late, and push again a line that went alone."""
+        self.stood_still = 0.0 if has_room else self.stood_still + seconds
+        self.late = self.late + seconds if self.out and connected else 0.0
         if self.late > ECHO_LATE:
             self.late = 0.0
             if self.screen.typing and not self.late_told:
@@ -316,7 +324,7 @@ class Outbox:
         """Tell what was on its way when the server went away: on a terminal, it is seen nowhere."""
         if self.out and self.screen.typing:
             first = beginning(self.echoes[0])
-            self.screen.notice(f"lines to be sent again: {len(self.out):,}; the first: {first}")
+            self.screen.notice(f"lines without an echo: {len(self.out):,}; the first: {first}")
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
@@ -347,7 +355,9 @@ def echo_of(body: bytes) -> bytes:
 
     Raises ValueError, with the reason, if no server shows it.
     """
-    if (plain := PLAIN.fullmatch(body)) and len(body) <= LONGEST:
+    if len(body) > LONGEST:
+        raise ValueError(f"it takes more than {LONGEST:,} bytes")
+    if plain := PLAIN.fullmatch(body):
         return b"%b> %b" % plain.groups()
     try:
         payload = parse_json(body.decode())
@@ -358,8 +368,8 @@ def echo_of(body: bytes) -> bytes:
             echo = harmless(f"{user}> {message}").encode()
         case _:
             raise ValueError('it is not an object with the strings "user" and "message"')
-    if len(body) > LONGEST or len(echo) + len(CYAN + RESET) > LONGEST:
-        raise ValueError(f"it is longer than {LONGEST:,} bytes, as JSON or as it is shown")
+    if len(echo) + len(CYAN + RESET) > LONGEST:
+        raise ValueError(f"it takes more than {LONGEST:,} bytes, as its control characters grow")
     return echo
 
 
@@ -367,6 +377,7 @@ def echo_of(body: bytes) -> bytes:
 
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
+USUAL = re.compile("([^\x1b]*)\x1b\\[36m([^\x1b]*)\x1b\\[0m")  # as our server colours a message
 
 # Characters that a terminal could obey, each with the visible form that it is shown in. Joiners,
 # which emoji and Persian need, and no-break spaces are not among them: they are text.
@@ -388,11 +399,11 @@ def harmless(text: str) -> str:
 def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
     text = frame.decode(errors="replace")
-    plain = text.replace(CYAN, "").replace(RESET, "")  # Nearly always, these are the colours.
-    if not plain.isprintable():
-        parts = COLOR.split(text)  # text, colour, text, colour, ..., text
-        parts[::2] = map(harmless, parts[::2])
-        text, plain = "".join(parts), "".join(parts[::2])
+    if (usual := USUAL.fullmatch(text)) and (plain := usual[1] + usual[2]).isprintable():
+        return plain, text
+    parts = COLOR.split(text)  # text, colour, text, colour, ..., text
+    parts[::2] = map(harmless, parts[::2])
+    text, plain = "".join(parts), "".join(parts[::2])
     if text != plain and not text.endswith(RESET):
         text += RESET  # or else it would colour what is typed
     return plain, text
@@ -409,15 +420,15 @@ class Screen:
 
     def __init__(self, typing: bool, color: bool) -> None:
         self.typing, self.color = typing, color
-        self.unread = False  # the reader of stdout has gone
+        self.reader_gone = False  # the reader of stdout has gone
 
     def show_messages(self, messages: list[tuple[str, str]]) -> None:
         """Show messages, each given without its colours and with them."""
         try:
-            if messages and not self.unread:
+            if messages and not self.reader_gone:
                 self.show([message[self.color] for message in messages], sys.stdout)
         except BrokenPipeError:
-            self.unread = True
+            self.reader_gone = True
 
     def notice(self, text: str) -> None:
         """Tell the user something that is not part of the chat."""
@@ -481,13 +492,12 @@ def columns_of(char: str) -> int:
 
 
 def read_stdin(pipe: socket.socket, editing: bool) -> None:
-    """Pass stdin on to the chat loop, which stops this thread when it takes no more."""
+    """Pass stdin on to the chat loop, and wait where that reads no more for now."""
     with contextlib.suppress(EOFError, OSError):
         if editing:
             edit_lines(pipe)
-        # Not sys.stdin, whose lock keeps the process from ending while a thread reads.
-        with open(0, "rb", buffering=0, closefd=False) as stdin:
-            while chunk := stdin.read(CHUNK):
+        else:  # Not by sys.stdin, whose lock keeps the process from ending while a thread reads.
+            while chunk := os.read(0, CHUNK):
                 pipe.sendall(chunk)
     with contextlib.suppress(OSError):
         pipe.sendall(b"\n")  # The last line may have no end of its own.
@@ -498,7 +508,7 @@ def edit_lines(pipe: socket.socket) -> NoReturn:
     """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
 
     def submit(line: str) -> None:
-        pipe.sendall(line.encode(sys.stdin.encoding, "surrogateescape") + b"\n")
+        pipe.sendall(line.encode(errors="surrogateescape") + b"\n")
 
     with contextlib.suppress(ImportError):  # Windows
         set_up_readline(submit)
@@ -560,7 +570,6 @@ class Terminal:
     def put_back(self) -> None:
         """Put the settings back that were found."""
         if self.found:
-            signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # It would stop a background job here.
             with contextlib.suppress(termios.error):  # The terminal may be gone.
                 termios.tcsetattr(0, termios.TCSANOW, self.found)
 
@@ -569,8 +578,9 @@ class Terminal:
 
         An exception might be raised where nothing can catch it.
         """
-        self.put_back()
         if self.found:
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # It would stop a background job here.
+            self.put_back()
             with contextlib.suppress(OSError):
                 os.write(0, b"\n")  # The shell's prompt is to have a row of its own.
         os._exit(128 + signum)
@@ -674,6 +684,11 @@ def port(text: str) -> int:
     return number
 
 
+def as_name(text: str) -> str:
+    """Return an argument as text, even if it is not UTF-8."""
+    return os.fsencode(text).decode(errors="replace")
+
+
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -682,16 +697,14 @@ def parse_options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("host", metavar="HOST", nargs="?", default="localhost", help="the server (%(default)s)")
-    add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
+    add("--user", metavar="NAME", type=as_name,
+        help="speak as NAME; without it, lines are sent as they are")  # fmt: skip
     add("--color", metavar="WHEN", choices=("auto", "always", "never"), default="auto",
         help="auto (the default: on a terminal), always or never")  # fmt: skip
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
     add("--sub-port", metavar="PORT", type=port, default=1338, help="and come back (%(default)s)")
     add("--key", metavar="FILE", help="the server's public key, if it has one: NAME.key")
-    options = parser.parse_args()
-    if options.user:
-        options.user = os.fsencode(options.user).decode(errors="replace")
-    return options
+    return parser.parse_args()
 
 
 def make_screen(color: str) -> Screen:
@@ -708,7 +721,7 @@ def make_screen(color: str) -> Screen:
 def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     """Make the sockets, chat until the input ends, and return the exit status."""
     families = address_families(options.host)
-    context = zmq.Context()
+    context = zmq.Context.instance()  # One that is freed waits for a name service, too.
     push, sub = make_sockets(context, ipv6=families == {socket.AF_INET6})
     link = Link(push, sub, options.host, screen)
     try:
@@ -753,7 +766,7 @@ def main() -> int:
         claim_files()
         return run(options, terminal, make_screen(options.color))
     except OSError as error:
-        os.write(2, f"client.py: cannot open {error.filename}: {error.strerror}\n".encode())
+        os.write(2, f"client.py: {error}; see ulimit -n\n".encode())
         return 1
     finally:
         terminal.put_back()

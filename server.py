@@ -8,8 +8,8 @@
 In:  one frame, UTF-8 JSON, an object with the strings "user" and "message".
 Out: one frame, UTF-8, `{user}> ESC[36m{message}ESC[0m`.
 
-The loop is that of the talk's slides 3 to 7. What it calls sees to it that no line is lost, that
-no reader holds up the others, and that nothing a stranger sends does any harm.
+The loop is that of the talk's slides 3 to 7. What it calls sees to it that no line is lost to those
+who read on, that those who do not hardly hold up the others, and that no text does any harm.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def chat_line(body: bytes) -> bytes:
 
     Raises ValueError, with the reason, if the body is no chat line.
     """
-    if plain := PLAIN.fullmatch(body):
+    if plain := PLAIN.fullmatch(body):  # Its line is shorter than the body.
         return b"%b> \x1b[36m%b\x1b[0m" % plain.groups()
     try:
         payload = parse_json(body.decode())
@@ -156,8 +156,8 @@ class Publisher:
     def publish_patiently(self, line: bytes) -> None:
         """Wait for readers that are full, then send a line to all but those that still are.
 
-        One send without XPUB_NODROP makes libzmq leave these out until they have read what they
-        were sent, so nobody waits for them again.
+        One send without XPUB_NODROP makes libzmq leave these out until they have read half of what
+        waits for them, so nobody waits for them before.
         """
         patience = min(PATIENCE, (time.monotonic() - self.gave_up_at) / 10)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
@@ -254,9 +254,9 @@ def allow_many_readers() -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit.
         import resource
 
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard == resource.RLIM_INFINITY:  # macOS says so, and then refuses it.
-            hard = 10_240
+            hard = max(soft, 10_240)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -291,7 +291,7 @@ def make_sockets(
 ) -> list[zmq.Socket[bytes]]:
     """Return PULL and PUB, encrypted if there are keys: then only who has the public one gets in.
 
-    Each option is set here, and those of the queues never again.
+    The options of the queues are never set again: libzmq 4.3.5 may tell a pipe that is gone.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
