@@ -138,6 +138,17 @@ def test_an_echo_settles_the_lines_before_it(bare: BareServer, ken: Ken) -> None
     assert script.wait() == 0
 
 
+def test_only_an_echo_is_movement() -> None:
+    outbox = client.Outbox("k", client.Screen(typing=False, color=False))
+    outbox.out.append(bodies(0)[0])
+    outbox.echoes.append(b"k> 0")
+    outbox.pass_time(29, patient=False)
+    outbox.settle([("ann> 0", "ann> 0")])
+    assert outbox.stood_still == 29
+    outbox.settle([("k> 0", "k> 0")])
+    assert outbox.stood_still == 0
+
+
 @pytest.mark.parametrize("also_sub", [False, True])
 def test_what_was_out_is_pushed_again_over_the_next_push_connection(
     bare: BareServer, ken: Ken, also_sub: bool
@@ -448,6 +459,7 @@ def test_endless_input_without_a_server_takes_no_memory_and_ends(ken: Ken) -> No
     scripts = [ken(ports, stdin=source.stdout) for source in sources]
     most = dict.fromkeys(range(len(scripts)), 0)
     while any(script.process.poll() is None for script in scripts):
+        assert time.monotonic() < began + 15, most
         for number, script in enumerate(scripts):
             with contextlib.suppress(IndexError, OSError):  # It has ended.
                 most[number] = max(most[number], script.stat("VmHWM"))

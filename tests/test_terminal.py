@@ -387,7 +387,7 @@ def test_a_late_echo_is_told_and_what_the_server_took_with_it_is_sent_again(
     ken.wait_rows(
         *before,
         "client.py: the server went away, what you type is sent when it is back",
-        "client.py: lines to be sent again: 2; the first: ken> hello",
+        "client.py: lines without an echo: 2; the first: ken> hello",
         "half",
     )
     start_server(*server.ports)
