@@ -142,7 +142,7 @@ def test_only_an_echo_is_movement() -> None:
     outbox = client.Outbox("k", client.Screen(typing=False, color=False))
     outbox.out.append(bodies(0)[0])
     outbox.echoes.append(b"k> 0")
-    outbox.pass_time(29, patient=False)
+    outbox.stood_still = 29
     outbox.settle([("ann> 0", "ann> 0")])
     assert outbox.stood_still == 29
     outbox.settle([("k> 0", "k> 0")])
