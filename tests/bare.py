@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable
 
@@ -114,9 +115,13 @@ def close(script: Script, data: bytes = b"") -> None:
 
 
 def read_line(script: Script) -> bytes:
-    """Return the next line of a script's stdout."""
+    """Return the next line of a script's stdout; end the script if none comes."""
     assert script.process.stdout
-    return script.process.stdout.readline()
+    patience = threading.Timer(TIMEOUT / 1_000, script.process.kill)
+    patience.start()
+    line = script.process.stdout.readline()
+    patience.cancel()
+    return line
 
 
 def read_all(script: Script) -> bytes:

@@ -285,7 +285,9 @@ def test_a_server_killed_amid_a_pipe_and_started_again_costs_nothing(
     now = server
     for number in range(restarts):
         now = restart_amid(pipe, now, start_server, 4_000 * (number + 1))
-    assert pipe.wait_all_delivered() <= client.WINDOW * restarts
+    doubled = pipe.wait_all_delivered()
+    print(f"{restarts} restarts: {doubled} doubled")
+    assert doubled <= client.WINDOW * restarts
     assert pipe.said() == (WENT_AWAY + CONNECTED) * restarts
 
 
@@ -532,6 +534,23 @@ def test_lines_that_a_server_does_not_show_any_more_are_told_within_45_seconds(
     assert "given up after 3 times without an echo: k> 0\n" in silent.said
     assert "client.py: lines not known to be delivered: 2\n" in silent.said
     assert bare.take_all()[:4] == bodies(0, 0, 0, 1)
+
+
+@POSIX
+@pytest.mark.slow
+def test_a_client_that_was_asleep_does_not_take_its_own_sleep_for_the_servers(
+    bare: BareServer, ken: Ken
+) -> None:
+    script = ken(bare.ports)
+    close(script, typed(0, 1))
+    bare.answer(1)
+    body = bare.take()
+    script.process.send_signal(signal.SIGSTOP)
+    time.sleep(client.NOT_MOVING + 1)
+    script.process.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    bare.echo(body)
+    assert script.wait() == 0
 
 
 # What a process is started with.
