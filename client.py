@@ -84,7 +84,7 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         outbox.pass_time(min(now - before, 1), has_room, link.is_connected())
         if outbox.stood_still > (NOT_MOVING if link.ever_connected else NEVER_THERE):
             break
-    return outbox.tell_undelivered(all_read=keyboard.over)
+    return outbox.tell_undelivered(all_read=keyboard.over and not keyboard.failed)
 
 
 def buffered(sub: zmq.Socket[bytes]) -> list[bytes]:
@@ -100,12 +100,13 @@ def buffered(sub: zmq.Socket[bytes]) -> list[bytes]:
 
 
 class Keyboard:
-    """The lines of stdin, which a thread reads, because Windows cannot wait for it and sockets."""
+    """The lines of stdin. A thread reads them, since readline waits for nothing else meanwhile."""
 
     def __init__(self, pipe: socket.socket) -> None:
         self.pipe = pipe
         self.begun = b""  # a line whose end is still to come
         self.over = False
+        self.failed = False  # stdin could not be read to its end
 
     def lines(self) -> list[bytes]:
         """Return the lines that are complete now, without their ends and without empty ones."""
@@ -129,15 +130,15 @@ class Link:
         self, push: zmq.Socket[bytes], sub: zmq.Socket[bytes], host: str, screen: "Screen"
     ) -> None:
         self.push, self.sub, self.host, self.screen = push, sub, host, screen
-        news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
         self.since = dict.fromkeys((push, sub), math.inf)
         self.new: set[zmq.Socket[bytes]] = set()  # connected since a line was last pushed
         self.ever_connected = False
         self.endpoints: dict[zmq.Socket[bytes], str] = {}
-        self.turned_away: set[zmq.Socket[bytes]] = set()  # whose last handshake failed
+        self.stuck: set[zmq.Socket[bytes]] = set()  # cut off, and libzmq does not try again
         self.retry_at = time.monotonic() + RETRY
-        self.was_turned_away = False
+        self.turned_away = self.was_turned_away = False  # in this second, and in the one before
         self.told = ""  # what was told last of having no connection
 
     def connect(self, push_port: int, sub_port: int) -> None:
@@ -167,13 +168,16 @@ class Link:
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.since[sock] = time.monotonic()
                     self.new.add(sock)
-                    self.turned_away.discard(sock)
-                elif self.since[sock] < math.inf:
-                    self.since[sock] = math.inf
-                    broke = was_connected
+                    self.stuck.discard(sock)
+                elif event == zmq.EVENT_CONNECT_RETRIED:
+                    self.stuck.discard(sock)
                 else:
-                    self.turned_away.add(sock)
+                    self.stuck.add(sock)
+                    broke |= was_connected
+                    self.turned_away |= self.since[sock] == math.inf
+                    self.since[sock] = math.inf
         if broke:
+            self.retry_at, self.turned_away = time.monotonic() + RETRY, False
             self.tell("the server went away, what you type is sent when it is back")
         if not self.is_connected():
             self.retry()
@@ -181,6 +185,7 @@ class Link:
             if self.screen.typing or self.told:
                 self.screen.notice(f"connected to {self.host}")
             self.ever_connected, self.told = True, ""
+            self.turned_away = self.was_turned_away = False
         return broke
 
     def tell(self, text: str) -> None:
@@ -190,14 +195,15 @@ class Link:
             self.screen.notice(text)
 
     def retry(self) -> None:
-        """Each second, tell what is new, and connect anew where the handshake failed.
+        """Each second, tell what is new, and connect anew where libzmq does not do it.
 
-        libzmq may never do it: a server with a key and a client without one, or the other way
-        round, is an error of the protocol to it.
+        To libzmq, a message that is too long is an error of the protocol, and so is a key on one
+        side alone: it does not try again after either.
         """
         if time.monotonic() < self.retry_at:
             return
         self.retry_at = time.monotonic() + RETRY
+        # After an outage, one failure may be chance: a server that is about to end.
         if self.turned_away and (self.was_turned_away or not self.ever_connected):
             self.tell(
                 f"{self.host} answers, but not as a server: --key may be missing, wrong, or one "
@@ -205,12 +211,12 @@ class Link:
             )
         elif not self.ever_connected and not self.told:
             self.tell(f"no server at {self.host} yet, still trying")
-        self.was_turned_away = bool(self.turned_away)  # Once may be chance: a server that ends.
-        for sock in self.turned_away:
+        self.was_turned_away, self.turned_away = self.turned_away, False
+        for sock in self.stuck:
             with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
                 sock.disconnect(self.endpoints[sock])
             sock.connect(self.endpoints[sock])
-        self.turned_away.clear()
+        self.stuck.clear()
 
 
 # Lines on their way.
@@ -220,6 +226,7 @@ class Outbox:
     """Lines that wait to be pushed, and lines that are out until their echo is back.
 
     The echoes of a client come back in the order of its lines, so one settles all lines before it.
+    An echo is known by its text alone: the same line of someone else of that name passes for it.
     """
 
     def __init__(self, user: str | None, screen: "Screen") -> None:
@@ -228,10 +235,10 @@ class Outbox:
         self.waiting: deque[tuple[bytes, bytes]] = deque()
         self.out: deque[bytes] = deque()
         self.echoes: deque[bytes] = deque()
-        self.limit = 1  # lines that may be out
-        self.proven = False  # the subscription is in effect: an echo came over this connection
+        self.alone = True  # Over this connection, only one line goes, until a message has come.
+        self.limit = 1  # lines that may be out meanwhile
         self.tries = 0  # pushes of the first line that is out
-        self.late = 0.0  # seconds without an echo
+        self.late = 0.0  # seconds without its echo
         self.late_told = False
         self.stood_still = 0.0  # seconds in which no more input could be taken
         self.refused = self.given_up = 0
@@ -262,18 +269,19 @@ class Outbox:
     def push_lines(self, link: Link) -> None:
         """Push lines that wait, until WINDOW are out. Over a new connection, one goes alone first.
 
-        Its echo proves that the subscription is in effect. Over a new connection of PUSH, what
-        is out is pushed again before. (If only SUB was away, the server has it.)
+        A message that comes then proves that the subscription is in effect. Over a new connection
+        of PUSH, what is out is pushed again before. If only SUB was away, the server has it.
         """
         if not link.may_push():
             return
         if link.push in link.new:
             self.push_again(len(self.out))
         if link.new:
-            self.limit, self.proven = len(self.out) + 1, False
+            self.alone, self.limit = True, len(self.out) + 1
             link.new.clear()
+        room = self.limit if self.alone else WINDOW
         with contextlib.suppress(zmq.Again):
-            while self.waiting and len(self.out) < self.limit:
+            while self.waiting and len(self.out) < room:
                 body, echo = self.waiting[0]
                 link.push.send(body, zmq.NOBLOCK)
                 self.waiting.popleft()
@@ -283,12 +291,13 @@ class Outbox:
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them."""
+        if messages:
+            self.alone = False
         for plain, _ in messages:
             if self.echoes and (echo := plain.encode()) in self.echoes:
                 for _ in range(self.echoes.index(echo) + 1):
                     self.out.popleft()
                     self.echoes.popleft()
-                self.limit, self.proven = WINDOW, True
                 self.late_told = False
                 self.tries = 0
                 self.late = self.stood_still = 0.0
@@ -317,20 +326,24 @@ class Outbox:
             if self.screen.typing and not self.late_told:
                 self.screen.notice(f"no echo yet of: {beginning(self.echoes[0])}")
                 self.late_told = True
-            if not self.proven:
+            if self.alone:
                 self.push_again(1)
+
+    def to_come(self) -> list[bytes]:
+        """Return the echoes that are still to come."""
+        return [*self.echoes, *(echo for _, echo in self.waiting if echo)]
 
     def tell_doubtful(self) -> None:
         """Tell what was on its way when the server went away: on a terminal, it is seen nowhere."""
-        if self.out and self.screen.typing:
-            first = beginning(self.echoes[0])
-            self.screen.notice(f"lines without an echo: {len(self.out):,}; the first: {first}")
+        if self.screen.typing and (echoes := self.to_come()):
+            first = beginning(echoes[0])
+            self.screen.notice(f"lines without an echo: {len(echoes):,}; the first: {first}")
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
         if self.refused:
             self.screen.notice(f"lines that no server shows: {self.refused:,}")
-        doubtful = len(self.waiting) + len(self.out) + self.given_up
+        doubtful = len(self.to_come()) + self.given_up
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
@@ -491,17 +504,20 @@ def columns_of(char: str) -> int:
 # The thread that reads stdin.
 
 
-def read_stdin(pipe: socket.socket, editing: bool) -> None:
+def read_stdin(pipe: socket.socket, editing: bool, keyboard: Keyboard) -> None:
     """Pass stdin on to the chat loop, and wait where that reads no more for now."""
-    with contextlib.suppress(EOFError, OSError):
+    try:
         if editing:
             edit_lines(pipe)
         else:  # Not by sys.stdin, whose lock keeps the process from ending while a thread reads.
             while chunk := os.read(0, CHUNK):
                 pipe.sendall(chunk)
-    with contextlib.suppress(OSError):
-        pipe.sendall(b"\n")  # The last line may have no end of its own.
-        pipe.close()
+    except EOFError:
+        pass
+    except OSError:
+        keyboard.failed = True
+    pipe.sendall(b"\n")  # The last line may have no end of its own.
+    pipe.close()
 
 
 def edit_lines(pipe: socket.socket) -> NoReturn:
@@ -535,10 +551,11 @@ def set_up_readline(submit: Callable[[str], None]) -> None:
         return
 
     def complete(_text: str, _state: int) -> None:
-        line = readline.get_line_buffer()
-        if line:
-            readline.add_history(line)
-        submit(line)
+        if readline.get_completion_type() == ord("\t"):  # Enter's, not that of Alt-? or Alt-*
+            line = readline.get_line_buffer()
+            if line:
+                readline.add_history(line)
+            submit(line)
 
     readline.set_completer(complete)
     enter = r"\C-x1\C-x2\C-x3\C-x4"
@@ -546,6 +563,8 @@ def set_up_readline(submit: Callable[[str], None]) -> None:
         "set horizontal-scroll-mode on",  # A line takes one row: see Screen.show.
         "set enable-bracketed-paste off",  # Each line of a paste is a line.
         "set bell-style none",
+        "set disable-completion off",
+        r'"\C-i": tab-insert',  # It might complete, too.
         r'"\C-x1": complete',
         r'"\C-x2": revert-line',  # A line of the history stays as it was.
         r'"\C-x3": end-of-history',
@@ -612,6 +631,9 @@ def claim_files() -> None:
     for file in [os.open(os.devnull, os.O_RDWR) for _ in range(32)]:
         if file > 2:
             os.close(file)
+    for file in range(3):  # Another process may have left it so that reads and writes fail.
+        with contextlib.suppress(AttributeError, OSError):  # Windows, before Python 3.12
+            os.set_blocking(file, True)
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
@@ -645,7 +667,6 @@ def make_sockets(
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))
-        sock.set(zmq.LINGER, 1_000)  # for lines that have no echo
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
         sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a server that vanished while nothing was said.
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
@@ -721,7 +742,8 @@ def make_screen(color: str) -> Screen:
 def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     """Make the sockets, chat until the input ends, and return the exit status."""
     families = address_families(options.host)
-    context = zmq.Context.instance()  # One that is freed waits for a name service, too.
+    # If it were freed at the end, that would wait for a name service that does not answer.
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     push, sub = make_sockets(context, ipv6=families == {socket.AF_INET6})
     link = Link(push, sub, options.host, screen)
     try:
@@ -741,14 +763,17 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     editing = screen.typing and sys.stdout.isatty()
     if editing and hasattr(signal, "SIGTSTP"):
         signal.signal(signal.SIGTSTP, terminal.suspend)
-    threading.Thread(target=read_stdin, args=(thread_end, editing), daemon=True).start()
+    keyboard = Keyboard(pipe)
+    arguments = (thread_end, editing, keyboard)
+    threading.Thread(target=read_stdin, args=arguments, daemon=True).start()
     try:
-        status = chat(Keyboard(pipe), link, Outbox(options.user, screen), screen)
+        status = chat(keyboard, link, Outbox(options.user, screen), screen)
     except OSError as error:
         screen.notice(f"cannot write to stdout: {error.strerror}")
         status = 1
     if link.is_connected():
-        context.destroy()  # Lines that have no echo may be on their way.
+        # Lines that have no echo may be on their way, and lines whose echo was someone else's.
+        context.destroy(linger=1_000 if status else 30_000)
     return status
 
 
