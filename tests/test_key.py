@@ -150,13 +150,19 @@ def test_the_files_are_used_from_then_on(start: Start, tmp_path: Path, context: 
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize("name", ["sub/chat", "./chat", "chat.v2", "größe 1", "-", "chat.key"])
+@pytest.mark.parametrize("name", ["sub/chat", "./chat", "chat.v2", "größe 1", "-"])
 def test_a_name_may_be_a_path(start: Start, tmp_path: Path, context: Context, name: str) -> None:
     (tmp_path / "sub").mkdir()
     script = listening(start("server.py", f"--key={name}", *ANY_PORTS, before=cd(tmp_path)))
     script.wait_said(r"encrypted.*\n")
     assert f"{name}.key\n" in script.said
     Guest(context, script.ports, tmp_path / f"{name}.key").says_and_hears("here I am")
+
+
+def test_the_name_of_the_invitation_names_the_chat_too(start: Start, tmp_path: Path) -> None:
+    script = listening(start("server.py", "--key", "chat.key", *ANY_PORTS, before=cd(tmp_path)))
+    assert script.said.endswith(" chat.key\n")
+    assert {file.name for file in tmp_path.iterdir()} == {"chat.key", "chat.key_secret"}
 
 
 def refuses(script: Script, *words: str) -> None:
@@ -205,6 +211,7 @@ BOTH_HALVES: dict[str, Damage] = {  # for either file, its path given
     "noise": lambda file: file.write_bytes(random.Random(1).randbytes(300)),
     "cut short": lambda file: edit(file, r'-key = "(.{20}).*', r'-key = "\1'),
     "a directory": make_directory,
+    "no sign": lambda file: edit(file, r'(public|secret)-key = ("[^"]*")\s*$', r"\1-key \2"),
     "no keys": lambda file: edit(file, "(public|secret)-key =.*", ""),
 }
 DAMAGED: dict[str, Damage] = {
@@ -214,7 +221,9 @@ DAMAGED: dict[str, Damage] = {
     for half in (PUBLIC, SECRET)
     for what, damage in BOTH_HALVES.items()
 } | {
-    "secret not z85": lambda where: edit(where / "chat.key_secret", r't-key = ".{5}', 't-key = "~'),
+    "secret not z85": lambda where: edit(
+        where / "chat.key_secret", r't-key = ".{5}', 't-key = "~~~~~'
+    ),
     "another's public": lambda where: put_other(where, PUBLIC),
     "another's secret": lambda where: put_other(where, SECRET),
     "another's secret with our public": change_secret,
@@ -699,6 +708,27 @@ def test_a_pipe_of_the_uninvited_ends_as_soon_as_one_without_a_server(
             assert "lines not known to be delivered: 2\n" in pipe.said
         for guest in guests:
             guest.says_and_hears("nobody else said anything")
+
+
+@slow
+@pytest.mark.parametrize("door", DOORS)
+def test_a_pipe_goes_through_and_ends_once_the_right_server_is_there(
+    start: Start, start_keyed: StartKeyed, chat_key: Path, tmp_path: Path, door: str
+) -> None:
+    """What was turned away before does not keep the client from ending."""
+    has_key, name = DOORS[door]
+    wrong = start_keyed(chat_key if has_key else None)
+    key = client_key(name, tmp_path)
+    options = [*port_options(wrong.ports), "--user", "k", *(["--key", key] if key else [])]
+    pipe = start("client.py", *options, stdin=subprocess.PIPE)
+    write(pipe, b"one\n")
+    pipe.wait_said("--key may be")
+    wrong.process.kill()
+    wrong.wait()
+    start_keyed(key, wrong.ports)
+    close(pipe, b"two\n")
+    assert read_all(pipe) == b"k> one\nk> two\n"
+    assert pipe.wait() == 0
 
 
 # On the wire.
