@@ -7,6 +7,9 @@ reader of each run keeps what it receives, and its order is checked.
 Rates are lines per second from the first one sent to the last one delivered. Latency is that of a
 single line, from sending it to its arrival at the reader that connected last.
 
+What a key costs is compared apart, by ready-made peers, since the plain sockets encrypt nothing.
+These take most of the time themselves at one reader, so compare their rates with each other alone.
+
 Machines are noisy, so the programs take turns for several rounds. Each figure is the median of the
 rounds, what was lost and the memory are the worst of them, and a comparison is the median of the
 ratios of one round each.
@@ -28,6 +31,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import zmq
+import zmq.auth
+
 HERE = Path(__file__).parent
 PROGRAMS = {
     "this server": [str(HERE.parent / "server.py"), "--pull-port={0}", "--pub-port={1}"],
@@ -40,6 +46,7 @@ LINES = {1: 1_500_000, 10: 600_000, 100: 60_000}  # by the number of readers
 ROUNDS = 4
 STALLED_LINES = 600_000  # with one reader of two that never reads
 GREETING = b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
+KEY_LINES = {1: 100_000, 10: 20_000}  # with a key and without, by the number of readers
 QUIET = 1.0  # seconds without a message after which no more is expected
 
 Command = list[str]
@@ -358,6 +365,82 @@ def print_clients(count: int) -> None:
     print(row("ratio", f"{ours / plain:.2f}", ""))
 
 
+def measure_key(directory: str | None, readers: int, count: int) -> tuple[float, float]:
+    """Return the lines per second by ready-made peers, and the share that the first reader lost.
+
+    The other readers keep only the latest message, so that Python hardly has to look at them.
+    Given a directory, the server has a key in it, and the peers have its public half.
+    """
+    program = "this server" if directory is None else "with a key"
+    context = zmq.Context()
+    push, first, *others = (context.socket(kind) for kind in [zmq.PUSH, *[zmq.SUB] * readers])
+    with running(program) as (_, pull_port, pub_port):
+        for sock in (push, first, *others):
+            if directory is not None:
+                sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
+                sock.curve_serverkey = zmq.auth.load_certificate(f"{directory}/chat.key")[0]
+            if sock is not push:
+                sock.set(zmq.RCVHWM, 0)
+                sock.set(zmq.CONFLATE, int(sock is not first))
+                sock.set(zmq.SUBSCRIBE, b"")
+            sock.connect(f"tcp://127.0.0.1:{pull_port if sock is push else pub_port}")
+        while not all(sub.poll(10) for sub in (first, *others)):
+            push.send(line(0)[2:])
+        for sub in (first, *others):
+            while sub.poll(300):
+                sub.recv()
+        bodies = [line(number)[2:] for number in range(1, count + 1)]
+        final = message(count, program)[2:]
+        sent = got = 0
+        began = last = time.perf_counter()
+        while (got < count or others) and last > time.perf_counter() - QUIET:
+            before = sent + got + readers - len(others)
+            with contextlib.suppress(zmq.Again):
+                for body in bodies[sent : sent + 300]:
+                    push.send(body, zmq.NOBLOCK)
+                    sent += 1
+            with contextlib.suppress(zmq.Again):
+                for _ in range(300):
+                    first.recv(zmq.NOBLOCK)
+                    got += 1
+            if got == count:
+                others = [sub for sub in others if not sub.poll(0) or sub.recv() != final]
+            if sent + got + readers - len(others) > before:
+                last = time.perf_counter()
+            else:
+                first.poll(1)
+    context.destroy(linger=0)
+    if others:
+        sys.exit(f"{program}: readers that did not get the last line: {len(others)}")
+    return count / (last - began), 1 - got / count
+
+
+def print_keys() -> None:
+    """Measure this server with a key and without, in turns, and print the table."""
+    print(row("this server, ready-made peers", "readers", "lines/s", "lost", "ratio"))
+    print(row("---", *["---:"] * 4))
+    with tempfile.TemporaryDirectory() as directory:
+        zmq.auth.create_certificates(directory, "chat")
+        PROGRAMS["with a key"] = [*PROGRAMS["this server"], f"--key={directory}/chat"]
+        for readers, count in KEY_LINES.items():
+            progress(f"this server with a key and without, {readers} readers ...")
+            plain, keyed = zip(
+                *(
+                    (measure_key(None, readers, count), measure_key(directory, readers, count))
+                    for _ in range(ROUNDS)
+                ),
+                strict=True,
+            )
+            ratio = statistics.median(k[0] / p[0] for k, p in zip(keyed, plain, strict=True))
+            for name, rounds in (("without a key", plain), ("with a key", keyed)):
+                rate = statistics.median(rate for rate, _ in rounds)
+                lost = max(lost for _, lost in rounds)
+                shown = f"{ratio:.2f}" if rounds is keyed else ""
+                print(row(name, readers, f"{rate:,.0f}", f"{lost:.1%}", shown))
+        del PROGRAMS["with a key"]
+    print()
+
+
 def main() -> None:
     """Measure everything, and print the tables."""
     began = time.monotonic()
@@ -367,6 +450,7 @@ def main() -> None:
         print_servers(results)
         print_comparisons(results)
         print_stalled(lines)
+    print_keys()
     print_clients(200_000)
     progress(f"({time.monotonic() - began:.0f} s on {os.cpu_count()} cores)")
 
