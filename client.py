@@ -237,9 +237,9 @@ class Outbox:
         self.echoes: deque[bytes] = deque()
         self.alone = True  # Over this connection, only one line goes, until a message has come.
         self.limit = 1  # lines that may be out meanwhile
-        self.tries = 0  # pushes of the first line that is out
+        self.tries = 0  # pushes in vain of the first line that is out
         self.late = 0.0  # seconds without its echo
-        self.late_told = False
+        self.late_told = False  # and a line pushed again
         self.stood_still = 0.0  # seconds in which no more input could be taken
         self.refused = self.given_up = 0
 
@@ -275,6 +275,7 @@ class Outbox:
         if not link.may_push():
             return
         if link.push in link.new:
+            self.tries += bool(self.out)
             self.push_again(len(self.out))
         if link.new:
             self.alone, self.limit = True, len(self.out) + 1
@@ -303,14 +304,13 @@ class Outbox:
                 self.late = self.stood_still = 0.0
 
     def push_again(self, count: int) -> None:
-        """Have the last lines that are out wait again, and give up the first of them in the end.
+        """Have the last lines that are out wait again; give up the first of them after TRIES.
 
         It may be the line that is at fault: a server may hang up at each one that is too long.
         """
         self.late = 0.0
         for _ in range(count):
             self.waiting.appendleft((self.out.pop(), self.echoes.pop()))
-        self.tries += bool(count)
         if self.tries == TRIES:
             self.tries = 0
             self.given_up += 1
@@ -318,16 +318,21 @@ class Outbox:
             self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(echo)}")
 
     def pass_time(self, seconds: float, has_room: bool, connected: bool) -> None:
-        """Let time pass: tell that an echo is late, and push again a line that went alone."""
+        """Let time pass. If an echo is late, tell it, or push the last line that is out again.
+
+        That is done for a line that went alone; and once if no other can be pushed, since its echo
+        settles those that the server left out while nobody read stdout.
+        """
         self.stood_still = 0.0 if has_room else self.stood_still + seconds
         self.late = self.late + seconds if self.out and connected else 0.0
         if self.late > ECHO_LATE:
             self.late = 0.0
             if self.screen.typing and not self.late_told:
                 self.screen.notice(f"no echo yet of: {beginning(self.echoes[0])}")
-                self.late_told = True
-            if self.alone:
+            if self.alone or not (has_room or self.late_told):
+                self.tries += self.alone
                 self.push_again(1)
+            self.late_told = True
 
     def to_come(self) -> list[bytes]:
         """Return the echoes that are still to come."""

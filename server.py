@@ -350,7 +350,8 @@ def parse_options() -> argparse.Namespace:
     add("--bind", metavar="ADDRESS", default="*", help="address to listen on")
     add("--pull-port", metavar="PORT", type=port, default=1337, help="lines come in")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="and go out")
-    add("--key", metavar="NAME", help="encrypt, and let in only who has NAME.key, which is made")
+    add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),
+        help="encrypt, and let in only who has NAME.key, which is made")  # fmt: skip
     return parser.parse_args()
 
 

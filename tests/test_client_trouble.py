@@ -211,6 +211,22 @@ def test_lines_whose_echoes_were_lost_with_sub_are_asked_for_by_the_last_of_them
     assert script.wait() == 0
 
 
+@pytest.mark.slow
+def test_lines_whose_echoes_were_left_out_are_asked_for_by_the_last_of_them(
+    bare: BareServer, ken: Ken
+) -> None:
+    """As a server does it while nobody reads the client's stdout."""
+    script = ken(bare.ports)
+    write(script, typed(0))
+    bare.answer(1)
+    assert read_line(script) == b"k> 0\n"
+    close(script, typed(*range(1, 1_500)))
+    assert [bare.take() for _ in range(1_000)] == bodies(*range(1, 1_001))
+    assert bare.answer(1) == bodies(1_000)
+    assert bare.answer(499) == bodies(*range(1_001, 1_500))
+    assert script.wait() == 0
+
+
 @pytest.mark.parametrize("colors", [("", ""), ("\x1b[0;36;49m", "\x1b[0m"), ("", "\x1b[1;31m")])
 def test_another_servers_colours_change_nothing(
     bare: BareServer, ken: Ken, colors: tuple[str, str]
@@ -579,6 +595,29 @@ def test_streams_that_are_closed_from_the_start(
 
 
 @POSIX
+@POSIX
+def test_a_stdin_that_another_process_made_non_blocking_is_read_to_its_end(
+    server: Script, ken: Ken
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    script = ken(server.ports, stdin=reader)
+    os.close(reader)
+    for number in range(2):
+        os.write(writer, b"%d\n" % number)
+        assert read_line(script) == b"k> %d\n" % number
+    os.close(writer)
+    assert script.wait() == 0
+
+
+@POSIX
+def test_a_stdin_that_cannot_be_read_is_told(server: Script, ken: Ken, tmp_path: Path) -> None:
+    with (tmp_path / "for writing").open("wb") as stdin:
+        script = ken(server.ports, stdin=stdin.fileno())
+    assert script.wait() == 1
+    assert script.said.endswith(" 0; the rest of the input was not read\n")
+
+
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "1>&- 2>&-"])
 def test_what_cannot_be_told_is_in_the_status(
     server: Script, start: Start, redirection: str

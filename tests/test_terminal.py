@@ -239,6 +239,14 @@ def test_a_typed_line_gives_way_to_its_echo(ken: Terminal) -> None:
     assert ken.rows() == expected
 
 
+@pytest.mark.parametrize("key", ["\x1b?", "\x1b*", "\t"])
+def test_no_key_but_enter_sends_what_is_typed(ken: Terminal, key: str) -> None:
+    ken.type("half" + key)
+    ken.wait_cursor("half", 4) if key != "\t" else ken.wait_cursor("half", 8)
+    ken.type("\x15a line\r")
+    ken.wait_rows("client.py: connected to localhost", "ken> a line")
+
+
 def test_the_up_arrow_brings_back_what_was_said(ken: Terminal) -> None:
     ken.type("once\r")
     ken.wait_rows("ken> once")
