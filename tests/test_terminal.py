@@ -240,9 +240,15 @@ def test_a_typed_line_gives_way_to_its_echo(ken: Terminal) -> None:
 
 
 @pytest.mark.parametrize("key", ["\x1b?", "\x1b*", "\t"])
-def test_no_key_but_enter_sends_what_is_typed(ken: Terminal, key: str) -> None:
+def test_no_key_but_enter_sends_what_is_typed(
+    open_terminal: Open, server: Script, tmp_path: Path, key: str
+) -> None:
+    settings = tmp_path / "inputrc"
+    settings.write_text('set disable-completion on\n"\\t": complete\n')
+    ken = open_terminal(server.ports, "--user", "ken", INPUTRC=str(settings))
+    ken.wait_rows("client.py: connected to localhost")
     ken.type("half" + key)
-    ken.wait_cursor("half", 4) if key != "\t" else ken.wait_cursor("half", 8)
+    ken.wait_cursor("half", 8 if key == "\t" else 4)
     ken.type("\x15a line\r")
     ken.wait_rows("client.py: connected to localhost", "ken> a line")
 
