@@ -35,6 +35,7 @@ SUBSCRIPTION = 512  # bytes: the longest subscription
 BATCH = 300  # lines taken at once from a busy PULL
 SILENCE = 0.5  # seconds without a line after which the loop looks around
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
+LEAST_PATIENCE = 0.05  # seconds for those who read on, when patience has just been used up
 VANISHED = 20  # seconds after which a peer that answers or takes nothing is cut off
 
 
@@ -133,9 +134,9 @@ def chat_line(body: bytes) -> bytes:
 class Publisher:
     """PUB, and the patience with readers that are full.
 
-    A wait that a reader ends by reading on costs nothing. One that no reader ends uses up all
-    patience, which then grows back within ten times PATIENCE. So a reader that stopped holds up
-    the chat once, and many that stop again and again take a tenth of its time at most.
+    A wait that a reader ends by reading on costs nothing. One that no reader ends uses up all but
+    LEAST_PATIENCE, and the rest grows back within ten times PATIENCE. So a reader that stopped
+    holds up the chat once, and many that stop again and again hold it up little.
     """
 
     def __init__(self, pub: zmq.Socket[bytes]) -> None:
@@ -159,7 +160,7 @@ class Publisher:
         One send without XPUB_NODROP makes libzmq leave these out until they have read half of what
         waits for them, so nobody waits for them before.
         """
-        patience = min(PATIENCE, (time.monotonic() - self.gave_up_at) / 10)
+        patience = min(PATIENCE, LEAST_PATIENCE + (time.monotonic() - self.gave_up_at) / 10)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
         try:
             self.pub.send(line)

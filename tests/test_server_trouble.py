@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import benchmark
 import pytest
 import zmq
 from benchmark import GREETING, frame, zmtp_connect
@@ -485,6 +486,15 @@ def test_readers_that_stall_in_turn_cost_next_to_nothing(
     assert statistics.median(waits) < 0.1
     assert sum(wait for wait in waits if wait > 0.1) < seconds / 3  # it took a tenth at most
     assert server.said.count("stopped reading") < seconds + 5
+
+
+@slow
+def test_one_that_stopped_costs_the_others_no_line_however_fast_they_come() -> None:
+    count = 600_000
+    lines = b"".join(map(benchmark.line, range(count)))
+    for _ in range(3):
+        delivery, _ = benchmark.measure_stalled("this server", lines, count)
+        assert delivery.counts == [count]
 
 
 # Nobody misses anything, and nobody is held up.
