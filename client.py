@@ -231,10 +231,10 @@ class Outbox:
 
     def __init__(self, user: str | None, screen: "Screen") -> None:
         self.user, self.screen = user, screen
-        # What to push, and its echo as bytes: one emoji makes a str four times as large.
-        self.waiting: deque[tuple[bytes, bytes]] = deque()
+        # What to push, and the hash of its echo, which is kept in its place to save memory.
+        self.waiting: deque[tuple[bytes, int]] = deque()
         self.out: deque[bytes] = deque()
-        self.echoes: deque[bytes] = deque()
+        self.echoes: deque[int] = deque()
         self.alone = True  # Over this connection, only one line goes, until a message has come.
         self.limit = 1  # lines that may be out meanwhile
         self.tries = 0  # pushes in vain of the first line that is out
@@ -254,9 +254,9 @@ class Outbox:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode()
         try:
-            echo = echo_of(body)
+            echo = hash(echo_of(body))
         except ValueError as error:
-            echo, reason = b"", str(error)
+            echo, reason = 0, str(error)
         if len(body) <= LONGEST:
             self.waiting.append((body, echo))
         if self.screen.typing and not (connected and echo):
@@ -295,7 +295,7 @@ class Outbox:
         if messages:
             self.alone = False
         for plain, _ in messages:
-            if self.echoes and (echo := plain.encode()) in self.echoes:
+            if self.echoes and (echo := hash(plain.encode())) in self.echoes:
                 for _ in range(self.echoes.index(echo) + 1):
                     self.out.popleft()
                     self.echoes.popleft()
@@ -314,8 +314,8 @@ class Outbox:
         if self.tries == TRIES:
             self.tries = 0
             self.given_up += 1
-            _, echo = self.waiting.popleft()
-            self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(echo)}")
+            body, _ = self.waiting.popleft()
+            self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(body)}")
 
     def pass_time(self, seconds: float, has_room: bool, connected: bool) -> None:
         """Let time pass. If an echo is late, tell it, or push the last line that is out again.
@@ -328,27 +328,27 @@ class Outbox:
         if self.late > ECHO_LATE:
             self.late = 0.0
             if self.screen.typing and not self.late_told:
-                self.screen.notice(f"no echo yet of: {beginning(self.echoes[0])}")
+                self.screen.notice(f"no echo yet of: {beginning(self.out[0])}")
             if self.alone or not (has_room or self.late_told):
                 self.tries += self.alone
                 self.push_again(1)
             self.late_told = True
 
-    def to_come(self) -> list[bytes]:
-        """Return the echoes that are still to come."""
-        return [*self.echoes, *(echo for _, echo in self.waiting if echo)]
+    def without_echo(self) -> list[bytes]:
+        """Return the lines whose echoes are still to come."""
+        return [*self.out, *(body for body, echo in self.waiting if echo)]
 
     def tell_doubtful(self) -> None:
         """Tell what was on its way when the server went away: on a terminal, it is seen nowhere."""
-        if self.screen.typing and (echoes := self.to_come()):
-            first = beginning(echoes[0])
-            self.screen.notice(f"lines without an echo: {len(echoes):,}; the first: {first}")
+        if self.screen.typing and (lines := self.without_echo()):
+            first = beginning(lines[0])
+            self.screen.notice(f"lines without an echo: {len(lines):,}; the first: {first}")
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
         if self.refused:
             self.screen.notice(f"lines that no server shows: {self.refused:,}")
-        doubtful = len(self.to_come()) + self.given_up
+        doubtful = len(self.without_echo()) + self.given_up
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
@@ -363,9 +363,9 @@ PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"
 parse_json = json.JSONDecoder(parse_int=float).decode
 
 
-def beginning(echo: bytes) -> str:
-    """Return as much of an echo as is needed to recognise it."""
-    return echo[:80].decode(errors="ignore")
+def beginning(body: bytes) -> str:
+    """Return as much of a line's echo as is needed to recognise it."""
+    return echo_of(body)[:80].decode(errors="ignore")
 
 
 def echo_of(body: bytes) -> bytes:

@@ -237,7 +237,8 @@ def test_readers_leave_in_a_flow_of_long_lines(server: Script, join: Join) -> No
     assert server.process.poll() is None
 
 
-@pytest.mark.parametrize("size", [500, pytest.param(1, marks=slow)])
+@slow
+@pytest.mark.parametrize("size", [500, 1])
 def test_subscriptions_flooded_and_reset(server: Script, join: Join, size: int) -> None:
     files = server.open_files()
     subscriptions = b"".join(frame(b"\1%d".ljust(size, b"x") % number) for number in range(2_000))
@@ -287,6 +288,7 @@ def test_long_subscriptions_are_cut_off(server: Script, join: Join) -> None:
     assert server.stat("VmHWM") - before < 2_000
 
 
+@slow
 def test_readers_that_come_and_go_leave_nothing(server: Script, join: Join) -> None:
     files = server.open_files()
     grown = []
@@ -409,6 +411,7 @@ def test_longest_lines_pass_and_longer_ones_cut_their_sender_off(
         assert server.stat("VmHWM") - before < 2_000
 
 
+@slow
 def test_fifty_writers_of_long_lines_take_4_mb_each(server: Script) -> None:
     before = server.stat("VmHWM")
     lines = frame(chat_body("x" * 16_350)) * 20
@@ -461,7 +464,7 @@ class Stallers:
 
 
 @pytest.mark.parametrize(
-    ("count", "seconds"), [(20, 4), pytest.param(100, 30, marks=slow)], ids=["20", "100"]
+    ("count", "seconds"), [(20, 1), pytest.param(100, 30, marks=slow)], ids=["20", "100"]
 )
 def test_readers_that_stall_in_turn_cost_next_to_nothing(
     server: Script, context: zmq.Context[zmq.Socket[bytes]], count: int, seconds: float
