@@ -358,7 +358,7 @@ def test_ctrl_c_ends_it_while_nobody_reads_stdout(
     for _ in range(1_000):
         peer.push.send_json({"user": "ann", "message": "x" * 1_000})
     assert peer.receive()
-    wait_for(lambda: unread(script) > 60_000, lambda: unread(script))
+    wait_for(lambda: unread(script) > 40_000, lambda: unread(script))
     script.process.send_signal(signal.SIGINT)
     assert script.wait() == 130
 
