@@ -406,6 +406,7 @@ def hang_up(listener: socket.socket) -> None:
             listener.accept()[0].close()
 
 
+@pytest.mark.slow
 def test_what_hung_up_before_the_server_came_is_no_news_when_the_server_goes(
     start_server: StartServer, ken: Ken
 ) -> None:

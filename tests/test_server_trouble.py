@@ -548,6 +548,7 @@ def test_nothing_is_lost_with_a_hundred_readers(server: Script) -> None:
         sender.join()
 
 
+@slow
 def test_a_reader_that_rests_misses_nothing(server: Script, join: Join) -> None:
     peer = join(server.ports)
     count = 80_000
@@ -841,7 +842,8 @@ def test_it_ends_within_a_second_where_all_is_quiet(
 
 
 @pytest.mark.parametrize(
-    "readers", ["none", "one stalled", pytest.param("many stalled", marks=slow)]
+    "readers",
+    ["none", *(pytest.param(name, marks=slow) for name in ("one stalled", "many stalled"))],
 )
 def test_it_ends_within_three_seconds_in_a_flood(server: Script, readers: str) -> None:
     count = {"none": 0, "one stalled": 1, "many stalled": 20}[readers]
