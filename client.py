@@ -25,7 +25,6 @@ import sys
 import threading
 import time
 import unicodedata
-from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -44,6 +43,7 @@ TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly always in effect
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
 ECHO_LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
+HANG_UPS = 3  # of a peer before its handshake, which may be chance: a server about to end
 TRIES = 3  # pushes of a line without an echo, after which it is given up
 NEVER_THERE = 8.0  # seconds to wait for a server that never was there, once no more can be read
 NOT_MOVING = 30.0  # seconds to wait for the next echo, once no more can be read
@@ -57,17 +57,16 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     which is told. Raises OSError if stdout cannot be written to.
     """
     now = time.monotonic()
-    while outbox.waiting or outbox.out or not keyboard.over:
+    while outbox.lines or not keyboard.over:
         # wait for some input
         sources: list[zmq.Socket[bytes] | int] = [link.sub, *link.monitors.values()]
-        has_room = len(outbox.waiting) + len(outbox.out) < WINDOW and not keyboard.over
+        has_room = len(outbox.lines) < WINDOW and not keyboard.over
         if has_room:
             sources.append(keyboard.pipe.fileno())
         ready, _, _ = zmq.select(sources, [], [], TICK)
         if keyboard.pipe.fileno() in ready:
-            connected = link.is_connected()
             for line in keyboard.lines():
-                outbox.take(line, connected)
+                outbox.take(line, link.is_connected())
 
         # dump buffered messages
         messages = [as_text(frame) for frame in buffered(link.sub)]
@@ -121,7 +120,7 @@ class Keyboard:
 
 
 class Link:
-    """PUSH and SUB, and since when each is connected: what their monitors tell.
+    """PUSH and SUB, and what their monitors tell of their connections.
 
     It is to be made before the sockets connect, or else the monitors may miss it.
     """
@@ -132,32 +131,21 @@ class Link:
         self.push, self.sub, self.host, self.screen = push, sub, host, screen
         news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
-        self.since = dict.fromkeys((push, sub), math.inf)
+        self.latest = dict.fromkeys((push, sub), 0)  # event of each
         self.new: set[zmq.Socket[bytes]] = set()  # connected since a line was last pushed
         self.ever_connected = False
-        self.endpoints: dict[zmq.Socket[bytes], str] = {}
-        self.stuck: set[zmq.Socket[bytes]] = set()  # cut off, and libzmq does not try again
+        self.settled_at = 0.0  # when the subscription is in effect, if both are connected
         self.retry_at = time.monotonic() + RETRY
-        self.turned_away = self.was_turned_away = False  # in this second, and in the one before
-        self.told = ""  # what was told last of having no connection
-
-    def connect(self, push_port: int, sub_port: int) -> None:
-        """Connect to the server. Raises ValueError if the host is neither a name nor an address."""
-        where = f"tcp://[{self.host}]" if ":" in self.host else f"tcp://{self.host}"
-        self.endpoints = {self.sub: f"{where}:{sub_port}", self.push: f"{where}:{push_port}"}
-        try:
-            for sock, endpoint in self.endpoints.items():
-                sock.connect(endpoint)
-        except (zmq.ZMQError, UnicodeError):
-            raise ValueError(f"not a host name or address: {self.host}") from None
+        self.hung_up = 0  # times that a peer hung up before its handshake, in this outage
+        self.told = ""  # of this outage
 
     def is_connected(self) -> bool:
         """Return whether both sockets are connected."""
-        return max(self.since.values()) < math.inf
+        return all(event == zmq.EVENT_HANDSHAKE_SUCCEEDED for event in self.latest.values())
 
     def may_push(self) -> bool:
         """Return whether a line pushed now will be echoed: the subscription has to be in effect."""
-        return time.monotonic() > max(self.since.values()) + SETTLING
+        return self.is_connected() and time.monotonic() > self.settled_at
 
     def follow(self) -> bool:
         """Follow the monitors' news, and tell it. Return whether the connection broke."""
@@ -166,26 +154,21 @@ class Link:
             while monitor.poll(0):
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self.since[sock] = time.monotonic()
                     self.new.add(sock)
-                    self.stuck.discard(sock)
-                elif event == zmq.EVENT_CONNECT_RETRIED:
-                    self.stuck.discard(sock)
-                else:
-                    self.stuck.add(sock)
+                    self.settled_at = time.monotonic() + SETTLING
+                elif event == zmq.EVENT_DISCONNECTED:
                     broke |= was_connected
-                    self.turned_away |= self.since[sock] == math.inf
-                    self.since[sock] = math.inf
+                    self.hung_up += self.latest[sock] != zmq.EVENT_HANDSHAKE_SUCCEEDED
+                self.latest[sock] = event
         if broke:
-            self.retry_at, self.turned_away = time.monotonic() + RETRY, False
+            self.retry_at = time.monotonic() + RETRY
             self.tell("the server went away, what you type is sent when it is back")
         if not self.is_connected():
             self.retry()
         elif broke or not was_connected:
             if self.screen.typing or self.told:
                 self.screen.notice(f"connected to {self.host}")
-            self.ever_connected, self.told = True, ""
-            self.turned_away = self.was_turned_away = False
+            self.ever_connected, self.hung_up, self.told = True, 0, ""
         return broke
 
     def tell(self, text: str) -> None:
@@ -195,35 +178,35 @@ class Link:
             self.screen.notice(text)
 
     def retry(self) -> None:
-        """Each second, tell what is new, and connect anew where libzmq does not do it.
+        """Tell why there is no connection; each second, connect anew where libzmq does not do it.
 
         To libzmq, a message that is too long is an error of the protocol, and so is a key on one
         side alone: it does not try again after either.
         """
-        if time.monotonic() < self.retry_at:
-            return
-        self.retry_at = time.monotonic() + RETRY
-        # After an outage, one failure may be chance: a server that is about to end.
-        if self.turned_away and (self.was_turned_away or not self.ever_connected):
+        if self.hung_up > HANG_UPS:
             self.tell(
                 f"{self.host} answers, but not as a server: --key may be missing, wrong, or one "
                 "too many, or a tunnel may have no server behind it; still trying"
             )
-        elif not self.ever_connected and not self.told:
+        if time.monotonic() < self.retry_at:
+            return
+        self.retry_at = time.monotonic() + RETRY
+        if not self.told:
             self.tell(f"no server at {self.host} yet, still trying")
-        self.was_turned_away, self.turned_away = self.turned_away, False
-        for sock in self.stuck:
-            with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
-                sock.disconnect(self.endpoints[sock])
-            sock.connect(self.endpoints[sock])
-        self.stuck.clear()
+        for sock, event in self.latest.items():
+            if event == zmq.EVENT_DISCONNECTED:
+                endpoint = sock.get_string(zmq.LAST_ENDPOINT)
+                with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
+                    sock.disconnect(endpoint)
+                sock.connect(endpoint)
+                self.latest[sock] = 0
 
 
 # Lines on their way.
 
 
 class Outbox:
-    """Lines that wait to be pushed, and lines that are out until their echo is back.
+    """Lines to be pushed, of which the first ones are out: they wait for their echoes.
 
     The echoes of a client come back in the order of its lines, so one settles all lines before it.
     An echo is known by its text alone: the same line of someone else of that name passes for it.
@@ -231,91 +214,87 @@ class Outbox:
 
     def __init__(self, user: str | None, screen: "Screen") -> None:
         self.user, self.screen = user, screen
-        # What to push, and the hash of its echo, which is kept in its place to save memory.
-        self.waiting: deque[tuple[bytes, int]] = deque()
-        self.out: deque[bytes] = deque()
-        self.echoes: deque[int] = deque()
-        self.alone = True  # Over this connection, only one line goes, until a message has come.
-        self.limit = 1  # lines that may be out meanwhile
-        self.tries = 0  # pushes in vain of the first line that is out
-        self.late = 0.0  # seconds without its echo
-        self.late_told = False  # and a line pushed again
+        self.lines: list[bytes] = []
+        self.echoes: list[int] = []  # of each line, the hash of its echo; 0 if it has none
+        self.out = 0  # lines that are out
+        self.may_go = 1.0  # more lines, until a message proves that the subscription is in effect
+        self.tries = 0  # pushes of the first line that is out, or the last, without an echo
+        self.late = 0.0  # seconds without an echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
-        self.refused = self.given_up = 0
+        self.lost = 0  # lines that no server shows
 
     def take(self, line: bytes, connected: bool) -> None:
         """Take a line to be pushed; tell if no server would show it.
 
         A line that was typed stays on the screen if no echo will take its place soon. In a pipe,
-        the first refusal is told, and in the end how many there were.
+        the first refusal is told, and in the end how many lines were lost.
         """
-        body = line
+        body, echo = line, 0
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode()
         try:
             echo = hash(echo_of(body))
         except ValueError as error:
-            echo, reason = 0, str(error)
-        if len(body) <= LONGEST:
-            self.waiting.append((body, echo))
+            reason = str(error)
         if self.screen.typing and not (connected and echo):
             self.screen.show_messages([as_text(line)])
         if not echo:
-            if self.screen.typing or not self.refused:
+            if self.screen.typing or not self.lost:
                 self.screen.notice(f"no server shows such a line: {reason}")
-            self.refused += 1
+            self.lost += 1
+        if len(body) <= LONGEST:
+            self.lines.append(body)
+            self.echoes.append(echo)
 
     def push_lines(self, link: Link) -> None:
-        """Push lines that wait, until WINDOW are out. Over a new connection, one goes alone first.
+        """Push lines, until WINDOW are out. Over a new connection, one goes alone first.
 
         A message that comes then proves that the subscription is in effect. Over a new connection
-        of PUSH, what is out is pushed again before. If only SUB was away, the server has it.
+        of PUSH, what is out is pushed again. If only SUB was away, the server has it.
         """
         if not link.may_push():
             return
-        if link.push in link.new:
-            self.tries += bool(self.out)
-            self.push_again(len(self.out))
         if link.new:
-            self.alone, self.limit = True, len(self.out) + 1
-            link.new.clear()
-        room = self.limit if self.alone else WINDOW
+            self.may_go, self.late = 1, 0.0
+        if link.push in link.new:
+            self.tries += self.out > 0
+            self.push_again(self.out)
+        link.new.clear()
         with contextlib.suppress(zmq.Again):
-            while self.waiting and len(self.out) < room:
-                body, echo = self.waiting[0]
-                link.push.send(body, zmq.NOBLOCK)
-                self.waiting.popleft()
-                if echo:
-                    self.out.append(body)
-                    self.echoes.append(echo)
+            while self.may_go and self.out < min(len(self.lines), WINDOW):
+                link.push.send(self.lines[self.out], zmq.NOBLOCK)
+                if self.echoes[self.out]:
+                    self.out += 1
+                    self.may_go -= 1
+                else:
+                    del self.lines[self.out], self.echoes[self.out]
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them."""
         if messages:
-            self.alone = False
+            self.may_go = math.inf
+        settled = 0
         for plain, _ in messages:
-            if self.echoes and (echo := hash(plain.encode())) in self.echoes:
-                for _ in range(self.echoes.index(echo) + 1):
-                    self.out.popleft()
-                    self.echoes.popleft()
-                self.late_told = False
-                self.tries = 0
-                self.late = self.stood_still = 0.0
+            with contextlib.suppress(ValueError):  # It is not one of ours.
+                settled = self.echoes.index(hash(plain.encode()), settled, self.out) + 1
+        if settled:
+            del self.lines[:settled], self.echoes[:settled]
+            self.out -= settled
+            self.tries, self.late, self.stood_still = 0, 0.0, 0.0
 
     def push_again(self, count: int) -> None:
-        """Have the last lines that are out wait again; give up the first of them after TRIES.
+        """Have the last lines that are out pushed again; give up the first of them after TRIES.
 
         It may be the line that is at fault: a server may hang up at each one that is too long.
         """
-        self.late = 0.0
-        for _ in range(count):
-            self.waiting.appendleft((self.out.pop(), self.echoes.pop()))
+        self.out -= count
         if self.tries == TRIES:
-            self.tries = 0
-            self.given_up += 1
-            body, _ = self.waiting.popleft()
-            self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(body)}")
+            line = self.lines.pop(self.out)
+            del self.echoes[self.out]
+            self.tries, self.late = 0, 0.0
+            self.lost += 1
+            self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(line)}")
 
     def pass_time(self, seconds: float, has_room: bool, connected: bool) -> None:
         """Let time pass. If an echo is late, tell it, or push the last line that is out again.
@@ -324,19 +303,20 @@ class Outbox:
         settles those that the server left out while nobody read stdout.
         """
         self.stood_still = 0.0 if has_room else self.stood_still + seconds
-        self.late = self.late + seconds if self.out and connected else 0.0
-        if self.late > ECHO_LATE:
-            self.late = 0.0
-            if self.screen.typing and not self.late_told:
-                self.screen.notice(f"no echo yet of: {beginning(self.out[0])}")
-            if self.alone or not (has_room or self.late_told):
-                self.tries += self.alone
+        before, self.late = self.late, self.late + seconds if self.out and connected else 0.0
+        if self.late // ECHO_LATE > before // ECHO_LATE:
+            first = before < ECHO_LATE
+            if first and self.screen.typing:
+                self.screen.notice(f"no echo yet of: {beginning(self.lines[0])}")
+            alone = self.may_go < math.inf
+            if alone or (first and not has_room):
+                self.tries += alone
+                self.may_go = max(self.may_go, 1)
                 self.push_again(1)
-            self.late_told = True
 
     def without_echo(self) -> list[bytes]:
         """Return the lines whose echoes are still to come."""
-        return [*self.out, *(body for body, echo in self.waiting if echo)]
+        return [line for line, echo in zip(self.lines, self.echoes, strict=True) if echo]
 
     def tell_doubtful(self) -> None:
         """Tell what was on its way when the server went away: on a terminal, it is seen nowhere."""
@@ -346,13 +326,12 @@ class Outbox:
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
-        if self.refused:
-            self.screen.notice(f"lines that no server shows: {self.refused:,}")
-        doubtful = len(self.without_echo()) + self.given_up
+        doubtful = len(self.without_echo()) + self.lost
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
-        return 1 if self.refused or doubtful or rest else 0
+            return 1
+        return 0
 
 
 # Nearly every line is printable ASCII without escapes, as json.dumps and JSON.stringify write it.
@@ -514,9 +493,9 @@ def read_stdin(pipe: socket.socket, editing: bool, keyboard: Keyboard) -> None:
     try:
         if editing:
             edit_lines(pipe)
-        else:  # Not by sys.stdin, whose lock keeps the process from ending while a thread reads.
-            while chunk := os.read(0, CHUNK):
-                pipe.sendall(chunk)
+        # Not by sys.stdin, whose lock keeps the process from ending while a thread reads.
+        while chunk := os.read(0, CHUNK):
+            pipe.sendall(chunk)
     except EOFError:
         pass
     except OSError:
@@ -666,9 +645,13 @@ def address_families(host: str) -> set[int]:
 
 
 def make_sockets(
-    context: zmq.Context[zmq.Socket[bytes]], ipv6: bool
+    context: zmq.Context[zmq.Socket[bytes]], ipv6: bool, key: str | None
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """Return PUSH and SUB, for IPv6 only or, since a server may listen there alone, IPv4 only."""
+    """Return PUSH and SUB, for IPv6 only or, since a server may listen there alone, IPv4 only.
+
+    With the file of a server's public key, they are encrypted (CURVE, RFC 26). Raises ValueError if
+    there is no key in it.
+    """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))
@@ -678,6 +661,8 @@ def make_sockets(
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_MAXRT, 20_000)  # and this one that takes nothing.
+        if key is not None:
+            encrypt(sock, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
     sub.set(zmq.MAXMSGSIZE, 4 * LONGEST)  # Another server may publish longer lines than ours.
     sub.set(zmq.RCVHWM, 500)  # 32 MB of the longest
@@ -685,21 +670,17 @@ def make_sockets(
     return push, sub
 
 
-def encrypt(push: zmq.Socket[bytes], sub: zmq.Socket[bytes], file: str) -> None:
-    """Encrypt for a server with the public key in a file (CURVE, RFC 26).
-
-    Raises ValueError if there is no key in it.
-    """
+def encrypt(sock: zmq.Socket[bytes], key: str) -> None:
+    """Encrypt a socket for a server with the public key in a file. Raises ValueError."""
     import zmq.auth  # It takes 14 ms, which is for those who use it.
 
     try:
         public, secret = zmq.curve_keypair()  # This side needs a pair, too, but any will do.
-        for sock in (push, sub):
-            sock.set(zmq.CURVE_SERVERKEY, zmq.auth.load_certificate(file)[0])
-            sock.set(zmq.CURVE_PUBLICKEY, public)
-            sock.set(zmq.CURVE_SECRETKEY, secret)
+        sock.set(zmq.CURVE_SERVERKEY, zmq.auth.load_certificate(key)[0])
+        sock.set(zmq.CURVE_PUBLICKEY, public)
+        sock.set(zmq.CURVE_SECRETKEY, secret)
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
-        raise ValueError(f"--key: {file} is missing or damaged: {error}") from None
+        raise ValueError(f"--key: {key} is missing or damaged: {error}") from None
 
 
 def port(text: str) -> int:
@@ -710,11 +691,6 @@ def port(text: str) -> int:
     return number
 
 
-def as_name(text: str) -> str:
-    """Return an argument as text, even if it is not UTF-8."""
-    return os.fsencode(text).decode(errors="replace")
-
-
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -723,8 +699,8 @@ def parse_options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("host", metavar="HOST", nargs="?", default="localhost", help="the server (%(default)s)")
-    add("--user", metavar="NAME", type=as_name,
-        help="speak as NAME; without it, lines are sent as they are")  # fmt: skip
+    add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are",
+        type=lambda name: os.fsencode(name).decode(errors="replace"))  # fmt: skip
     add("--color", metavar="WHEN", choices=("auto", "always", "never"), default="auto",
         help="auto (the default: on a terminal), always or never")  # fmt: skip
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
@@ -749,28 +725,27 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     families = address_families(options.host)
     # If it were freed at the end, that would wait for a name service that does not answer.
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    push, sub = make_sockets(context, ipv6=families == {socket.AF_INET6})
-    link = Link(push, sub, options.host, screen)
     try:
-        if options.key is not None:
-            encrypt(push, sub, options.key)
+        push, sub = make_sockets(context, families == {socket.AF_INET6}, options.key)
     except ValueError as error:
         screen.notice(str(error))
         return 1
+    link = Link(push, sub, options.host, screen)
+    where = f"tcp://[{options.host}]" if ":" in options.host else f"tcp://{options.host}"
     try:
-        link.connect(options.push_port, options.sub_port)
-    except ValueError as error:
-        screen.notice(str(error))
+        sub.connect(f"{where}:{options.sub_port}")
+        push.connect(f"{where}:{options.push_port}")
+    except (zmq.ZMQError, UnicodeError):
+        screen.notice(f"not a host name or address: {options.host}")
         return 2
     if not families:
         screen.notice(f"unknown host name {options.host}, still trying")
     pipe, thread_end = socket.socketpair()
+    keyboard = Keyboard(pipe)
     editing = screen.typing and sys.stdout.isatty()
     if editing and hasattr(signal, "SIGTSTP"):
         signal.signal(signal.SIGTSTP, terminal.suspend)
-    keyboard = Keyboard(pipe)
-    arguments = (thread_end, editing, keyboard)
-    threading.Thread(target=read_stdin, args=arguments, daemon=True).start()
+    threading.Thread(target=read_stdin, args=(thread_end, editing, keyboard), daemon=True).start()
     try:
         status = chat(keyboard, link, Outbox(options.user, screen), screen)
     except OSError as error:

@@ -129,7 +129,7 @@ def test_the_loop_pushes_lines_and_prints_messages(
     for number, (end, my_end) in enumerate(zip(ends, mine, strict=True)):
         end.bind(f"inproc://{number}")
         my_end.connect(f"inproc://{number}")
-        link.since[my_end] = time.monotonic()
+        link.latest[my_end] = zmq.EVENT_HANDSHAKE_SUCCEEDED
     link.new.update(mine)
     link.ever_connected = True
     pipe, keys = socket.socketpair()
@@ -162,7 +162,7 @@ def test_the_loop_pushes_lines_and_prints_messages(
     )
     assert printed.err == (
         "client.py: no server shows such a line: it is not JSON (to just type, use --user)\n"
-        "client.py: lines that no server shows: 1\n"
+        "client.py: lines not known to be delivered: 1\n"
     )
 
 
@@ -208,7 +208,7 @@ def test_lines_are_pushed_as_typed(
 def test_a_name_makes_a_line_json(name: str, line: bytes, body: dict[str, str]) -> None:
     outbox = client.Outbox(name, client.Screen(typing=False, color=False))
     outbox.take(line, connected=True)
-    assert json.loads(outbox.waiting[0][0]) == body
+    assert json.loads(outbox.lines[0]) == body
 
 
 def test_user_makes_valid_json_of_whatever_is_typed(server: Script, run_client: RunClient) -> None:
@@ -349,7 +349,7 @@ def test_a_line_that_no_server_shows_is_told_and_its_neighbours_go(
     assert done.stdout == b"k> 1\nk> 2\n"
     told = done.stderr.decode().splitlines()
     assert told[0].startswith(NO_SERVER_SHOWS + (reason or ""))
-    assert told[1:] == ["client.py: lines that no server shows: 1"]
+    assert told[1:] == ["client.py: lines not known to be delivered: 1"]
     assert done.returncode == 1
 
 
@@ -368,7 +368,7 @@ def test_in_a_pipe_only_the_first_refused_line_is_told_and_then_how_many(
     done = run_client(server.ports, b"hello\n[]\nhello\n" * 100)
     assert done.stderr.decode().splitlines() == [
         f"{NO_SERVER_SHOWS}it is not JSON (to just type, use --user)",
-        "client.py: lines that no server shows: 300",
+        "client.py: lines not known to be delivered: 300",
     ]
     assert done.returncode == 1
 

@@ -140,9 +140,8 @@ def test_an_echo_settles_the_lines_before_it(bare: BareServer, ken: Ken) -> None
 
 def test_only_an_echo_is_movement() -> None:
     outbox = client.Outbox("k", client.Screen(typing=False, color=False))
-    outbox.out.append(bodies(0)[0])
-    outbox.echoes.append(hash(b"k> 0"))
-    outbox.stood_still = 29
+    outbox.take(b"0", connected=True)
+    outbox.out, outbox.stood_still = 1, 29
     outbox.settle([("ann> 0", "ann> 0")])
     assert outbox.stood_still == 29
     outbox.settle([("k> 0", "k> 0")])
