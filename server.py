@@ -45,7 +45,7 @@ def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], ending: "Ending") -> 
     What is no chat line is dropped. PULL is to have RCVTIMEO set, and PUB XPUB_NODROP.
     """
     publisher = Publisher(pub)
-    dropped = News("dropped a line, {latest}", "dropped {count:,} lines, the last {latest}")
+    dropped = News("dropped lines: {count:,}, the last: {latest}")
     while time.monotonic() < ending.at:
         lines = []
         for body in arrived(pull):
@@ -53,8 +53,7 @@ def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], ending: "Ending") -> 
                 lines.append(chat_line(body))
             except ValueError as reason:
                 dropped.add(f"{reason}: {body[:60]!r}")
-        for line in lines:
-            publisher.publish(line)
+        publisher.publish(lines)
         if not lines:
             pub.get(zmq.EVENTS)  # has libzmq free what readers that left have left behind.
         dropped.tell()
@@ -142,17 +141,15 @@ class Publisher:
     def __init__(self, pub: zmq.Socket[bytes]) -> None:
         self.pub = pub
         self.gave_up_at = -math.inf
-        self.stopped = News(
-            "a reader has stopped reading: going on without it",
-            "readers have stopped reading, {count:,} times: going on without them",
-        )
+        self.stopped = News("a reader has stopped reading, going on without it; times: {count:,}")
 
-    def publish(self, line: bytes) -> None:
-        """Send a line to every reader, when those that are full have room or patience is over."""
-        try:
-            send(self.pub, line, zmq.NOBLOCK)
-        except zmq.Again:
-            self.publish_patiently(line)
+    def publish(self, lines: list[bytes]) -> None:
+        """Send lines to every reader, when those that are full have room or patience is over."""
+        for line in lines:
+            try:
+                send(self.pub, line, zmq.NOBLOCK)
+            except zmq.Again:
+                self.publish_patiently(line)
 
     def publish_patiently(self, line: bytes) -> None:
         """Wait for readers that are full, then send a line to all but those that still are.
@@ -178,8 +175,8 @@ class Publisher:
 class News:
     """News of one kind, which may come in floods: told at once, but only one line a second."""
 
-    def __init__(self, one: str, many: str) -> None:
-        self.one, self.many = one, many
+    def __init__(self, text: str) -> None:
+        self.text = text
         self.count = 0
         self.latest = ""
         self.quiet_until = 0.0
@@ -193,8 +190,7 @@ class News:
     def tell(self, at_once: bool = False) -> None:
         """Tell how many there were since the last time, unless that was less than a second ago."""
         if self.count and (at_once or time.monotonic() >= self.quiet_until):
-            text = self.one if self.count == 1 else self.many
-            if say(text.format(count=self.count, latest=self.latest)):
+            if say(self.text.format(count=self.count, latest=self.latest)):
                 self.count = 0
             self.quiet_until = time.monotonic() + 1
 
@@ -269,21 +265,20 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
     import zmq.auth  # It takes 14 ms, which is for those who use it.
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
-    if public_file.name == ".key":
-        raise ValueError("a name is needed, such as chat")
-    if not zmq.has("curve"):
-        raise ValueError("this libzmq was built without CURVE")
     try:
+        if public_file.name == ".key":
+            raise ValueError("a name is needed, such as chat")
+        if not zmq.has("curve"):
+            raise ValueError("this libzmq was built without CURVE")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Or else the secret would be there for all to read.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
         invitation, _ = zmq.auth.load_certificate(public_file)
         public, secret = zmq.auth.load_certificate(secret_file)
-        halves = {invitation, public, zmq.curve_public(secret or b"")}
+        if not secret or not invitation == public == zmq.curve_public(secret):
+            raise ValueError("they do not belong together")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
-        raise ValueError(f"{public_file} or {secret_file} is missing or damaged: {error}") from None
-    if not secret or len(halves) > 1:
-        raise ValueError(f"{public_file} and {secret_file} do not belong together")
+        raise ValueError(f"--key: cannot use {public_file} and its secret: {error}") from None
     return public, secret
 
 
@@ -322,13 +317,14 @@ def make_sockets(
 def bind(sock: zmq.Socket[bytes], address: str, port: int) -> str:
     """Bind a socket to a TCP port, 0 for any free one; return the endpoint with the real port.
 
-    Raises OSError, its `filename` being the endpoint.
+    Raises ValueError, with the reason.
     """
     host = f"[{address}]" if ":" in address else address
     try:
         sock.bind(f"tcp://{host}:{port}")
     except zmq.ZMQError as error:
-        raise OSError(error.errno, zmq.strerror(error.errno or 0), f"tcp://{host}:{port}") from None
+        reason = zmq.strerror(error.errno or 0)
+        raise ValueError(f"cannot listen on tcp://{host}:{port}: {reason}") from None
     return f"tcp://{host}:{sock.get_string(zmq.LAST_ENDPOINT).rpartition(':')[2]}"
 
 
@@ -370,11 +366,8 @@ def main() -> int:
         pull, pub = make_sockets(context, keys)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
-    except OSError as error:
-        say(f"cannot open {error.filename}: {error.strerror}; see --help, or for files ulimit -n")
-        return 1
-    except ValueError as error:
-        say(f"--key: {error}")
+    except (OSError, ValueError) as error:
+        say(f"{error}; see {'ulimit -n' if isinstance(error, OSError) else '--help'}")
         return 1
     say(f"PULL listens on {pull_endpoint}, PUB on {pub_endpoint}")
     if keys:
