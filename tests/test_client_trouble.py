@@ -94,6 +94,7 @@ class Pipe:
     def wait_all_delivered(self) -> int:
         """Wait for its end: every line was to be seen, in order. Return how many came twice."""
         assert self.script.process.wait(120) == 0, self.said()
+        self.script.wait()
         numbers = self.numbers()
         assert list(dict.fromkeys(numbers)) == list(range(self.count))
         return len(numbers) - self.count
