@@ -680,7 +680,7 @@ def encrypt(sock: zmq.Socket[bytes], key: str) -> None:
         sock.set(zmq.CURVE_PUBLICKEY, public)
         sock.set(zmq.CURVE_SECRETKEY, secret)
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
-        raise ValueError(f"--key: {key} is missing or damaged: {error}") from None
+        raise ValueError(f"--key: cannot use {key}: {error}") from None
 
 
 def port(text: str) -> int:
@@ -721,15 +721,14 @@ def make_screen(color: str) -> Screen:
 
 
 def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
-    """Make the sockets, chat until the input ends, and return the exit status."""
+    """Make the sockets, chat until the input ends, and return the exit status.
+
+    Raises OSError if there are too few files, and ValueError if the key cannot be used.
+    """
     families = address_families(options.host)
     # If it were freed at the end, that would wait for a name service that does not answer.
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    try:
-        push, sub = make_sockets(context, families == {socket.AF_INET6}, options.key)
-    except ValueError as error:
-        screen.notice(str(error))
-        return 1
+    push, sub = make_sockets(context, families == {socket.AF_INET6}, options.key)
     link = Link(push, sub, options.host, screen)
     where = f"tcp://[{options.host}]" if ":" in options.host else f"tcp://{options.host}"
     try:
@@ -770,8 +769,9 @@ def main() -> int:
     try:
         claim_files()
         return run(options, terminal, make_screen(options.color))
-    except OSError as error:
-        os.write(2, f"client.py: {error}; see ulimit -n\n".encode())
+    except (OSError, ValueError) as error:
+        hint = "ulimit -n" if isinstance(error, OSError) else "--help"
+        os.write(2, f"client.py: {error}; see {hint}\n".encode(errors="backslashreplace"))
         return 1
     finally:
         terminal.put_back()
