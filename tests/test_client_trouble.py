@@ -596,7 +596,6 @@ def test_streams_that_are_closed_from_the_start(
 
 
 @POSIX
-@POSIX
 def test_a_stdin_that_another_process_made_non_blocking_is_read_to_its_end(
     server: Script, ken: Ken
 ) -> None:
@@ -733,12 +732,11 @@ def test_where_a_tenth_is_lost_every_line_arrives(
     assert doubled <= client.WINDOW
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [3, 12, 24])
-def test_a_link_that_is_down_for_a_while_costs_nothing(
-    network: Network, start_server: StartServer, ken: Ken, tmp_path: Path, seconds: int
-) -> None:
-    """Amid a long pipe, and as the last line is typed."""
+@pytest.fixture
+def cut_off(
+    network: Network, start_server: StartServer, ken: Ken, tmp_path: Path
+) -> tuple[Pipe, Script]:
+    """Give two clients whose link went down: amid a long pipe, and as the last line is typed."""
     server_host, client_host = network.server_host, network.client_host
     ports = start_server(before=server_host.command()).ports
     last = ken(ports, server_host.address, before=client_host.command())
@@ -749,6 +747,15 @@ def test_a_link_that_is_down_for_a_while_costs_nothing(
     network.up = False
     assert len(pipe.numbers()) < 15_000
     close(last, typed(100_001))
+    return pipe, last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [3, 12, 24])
+def test_a_link_that_is_down_for_a_while_costs_nothing(
+    network: Network, cut_off: tuple[Pipe, Script], seconds: int
+) -> None:
+    pipe, last = cut_off
     time.sleep(seconds)
     network.up = True
     began = time.monotonic()
@@ -765,17 +772,9 @@ def test_a_link_that_is_down_for_a_while_costs_nothing(
 
 @pytest.mark.slow
 def test_a_link_that_is_down_for_good_is_told_within_45_seconds(
-    network: Network, start_server: StartServer, ken: Ken, tmp_path: Path
+    cut_off: tuple[Pipe, Script],
 ) -> None:
-    server_host, client_host = network.server_host, network.client_host
-    ports = start_server(before=server_host.command()).ports
-    last = ken(ports, server_host.address, before=client_host.command())
-    write(last, typed(100_000))
-    assert read_line(last) == b"k> 100000\n"
-    pipe = Pipe(ken, tmp_path, ports, 20_000, server_host.address, before=client_host.command())
-    pipe.wait_numbers(3_000)
-    network.up = False
-    close(last, typed(100_001))
+    pipe, last = cut_off
     began = time.monotonic()
     assert pipe.wait_undelivered() > client.WINDOW
     assert pipe.said().endswith("; the rest of the input was not read\n")
