@@ -25,9 +25,9 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import colorama
 import zmq
@@ -35,18 +35,20 @@ import zmq
 with contextlib.suppress(ImportError):  # Windows
     import termios
 
+Sock = zmq.Socket[bytes]
+
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
-WINDOW = 1_000  # lines on their way, read but without their echoes, at which no more are read
+WINDOW = 1_000  # lines without an echo, at which no more are read
 CHUNK = 65_536  # bytes of input read at once
 DRAIN = 1_000  # messages printed before anything else is looked at again
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly always in effect
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
 ECHO_LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
-HANG_UPS = 3  # of a peer before its handshake, which may be chance: a server about to end
+HANG_UPS = 3  # times that a peer may hang up before its handshake: a server about to end, say
 TRIES = 3  # pushes of a line without an echo, after which it is given up
-NEVER_THERE = 8.0  # seconds to wait for a server that never was there, once no more can be read
-NOT_MOVING = 30.0  # seconds to wait for the next echo, once no more can be read
+NEVER_THERE = 8.0  # seconds to wait, while no more is read, for a server that never was there
+NOT_MOVING = 30.0  # seconds to wait, while no more is read, for the next echo
 
 
 def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen") -> int:
@@ -59,11 +61,9 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     now = time.monotonic()
     while outbox.lines or not keyboard.over:
         # wait for some input
-        sources: list[zmq.Socket[bytes] | int] = [link.sub, *link.monitors.values()]
         has_room = len(outbox.lines) < WINDOW and not keyboard.over
-        if has_room:
-            sources.append(keyboard.pipe.fileno())
-        ready, _, _ = zmq.select(sources, [], [], TICK)
+        keys = [keyboard.pipe.fileno()] if has_room else []
+        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *keys], [], [], TICK)
         if keyboard.pipe.fileno() in ready:
             for line in keyboard.lines():
                 outbox.take(line, link.is_connected())
@@ -86,13 +86,11 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     return outbox.tell_undelivered(all_read=keyboard.over and not keyboard.failed)
 
 
-def buffered(sub: zmq.Socket[bytes]) -> list[bytes]:
-    """Return the messages that SUB holds, without blocking: DRAIN at most."""
-    frames: list[bytes] = []
+def buffered(sub: Sock) -> Iterator[bytes]:
+    """Yield the messages that SUB holds, without blocking: DRAIN at most."""
     with contextlib.suppress(zmq.Again):
-        while len(frames) < DRAIN:
-            frames.append(sub.recv(zmq.NOBLOCK))
-    return frames
+        for _ in range(DRAIN):
+            yield sub.recv(zmq.NOBLOCK)
 
 
 # What is typed.
@@ -103,7 +101,7 @@ class Keyboard:
 
     def __init__(self, pipe: socket.socket) -> None:
         self.pipe = pipe
-        self.begun = b""  # a line whose end is still to come
+        self.partial = b""  # a line whose end is still to come
         self.over = False
         self.failed = False  # stdin could not be read to its end
 
@@ -111,8 +109,8 @@ class Keyboard:
         """Return the lines that are complete now, without their ends and without empty ones."""
         chunk = self.pipe.recv(CHUNK)
         self.over = not chunk
-        *lines, begun = (self.begun + chunk).split(b"\n")
-        self.begun = begun[: LONGEST + 2]  # Whatever is longer is refused.
+        *lines, partial = (self.partial + chunk).split(b"\n")
+        self.partial = partial[: LONGEST + 2]  # with a CR, and a byte that shows it is too long
         return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
 
 
@@ -125,27 +123,21 @@ class Link:
     It is to be made before the sockets connect, or else the monitors may miss it.
     """
 
-    def __init__(
-        self, push: zmq.Socket[bytes], sub: zmq.Socket[bytes], host: str, screen: "Screen"
-    ) -> None:
+    def __init__(self, push: Sock, sub: Sock, host: str, screen: "Screen") -> None:
         self.push, self.sub, self.host, self.screen = push, sub, host, screen
         news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
-        self.latest = dict.fromkeys((push, sub), 0)  # event of each
-        self.new: set[zmq.Socket[bytes]] = set()  # connected since a line was last pushed
+        self.last_event = dict.fromkeys((push, sub), 0)
+        self.new: set[Sock] = set()  # the sockets that connected since lines were last pushed
         self.ever_connected = False
-        self.settled_at = 0.0  # when the subscription is in effect, if both are connected
+        self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
         self.retry_at = time.monotonic() + RETRY
         self.hung_up = 0  # times that a peer hung up before its handshake, in this outage
-        self.told = ""  # of this outage
+        self.told = ""  # what was told last, in this outage
 
     def is_connected(self) -> bool:
         """Return whether both sockets are connected."""
-        return all(event == zmq.EVENT_HANDSHAKE_SUCCEEDED for event in self.latest.values())
-
-    def may_push(self) -> bool:
-        """Return whether a line pushed now will be echoed: the subscription has to be in effect."""
-        return self.is_connected() and time.monotonic() > self.settled_at
+        return all(event == zmq.EVENT_HANDSHAKE_SUCCEEDED for event in self.last_event.values())
 
     def follow(self) -> bool:
         """Follow the monitors' news, and tell it. Return whether the connection broke."""
@@ -155,11 +147,11 @@ class Link:
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.new.add(sock)
-                    self.settled_at = time.monotonic() + SETTLING
+                    self.subscribed_at = time.monotonic() + SETTLING
                 elif event == zmq.EVENT_DISCONNECTED:
                     broke |= was_connected
-                    self.hung_up += self.latest[sock] != zmq.EVENT_HANDSHAKE_SUCCEEDED
-                self.latest[sock] = event
+                    self.hung_up += self.last_event[sock] != zmq.EVENT_HANDSHAKE_SUCCEEDED
+                self.last_event[sock] = event
         if broke:
             self.retry_at = time.monotonic() + RETRY
             self.tell("the server went away, what you type is sent when it is back")
@@ -185,21 +177,21 @@ class Link:
         """
         if self.hung_up > HANG_UPS:
             self.tell(
-                f"{self.host} answers, but not as a server: --key may be missing, wrong, or one "
-                "too many, or a tunnel may have no server behind it; still trying"
+                f"{self.host} answers, but not as a server: --key may be missing or wrong, or the "
+                "server may have none, or a tunnel may lead nowhere; still trying"
             )
         if time.monotonic() < self.retry_at:
             return
         self.retry_at = time.monotonic() + RETRY
         if not self.told:
             self.tell(f"no server at {self.host} yet, still trying")
-        for sock, event in self.latest.items():
+        for sock, event in self.last_event.items():
             if event == zmq.EVENT_DISCONNECTED:
                 endpoint = sock.get_string(zmq.LAST_ENDPOINT)
                 with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
                     sock.disconnect(endpoint)
                 sock.connect(endpoint)
-                self.latest[sock] = 0
+                self.last_event[sock] = 0
 
 
 # Lines on their way.
@@ -217,8 +209,8 @@ class Outbox:
         self.lines: list[bytes] = []
         self.echoes: list[int] = []  # of each line, the hash of its echo; 0 if it has none
         self.out = 0  # lines that are out
-        self.may_go = 1.0  # more lines, until a message proves that the subscription is in effect
-        self.tries = 0  # pushes of the first line that is out, or the last, without an echo
+        self.quota = 1.0  # lines that may still be pushed: any number once a message has come
+        self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
         self.lost = 0  # lines that no server shows
@@ -237,7 +229,7 @@ class Outbox:
             echo = hash(echo_of(body))
         except ValueError as error:
             reason = str(error)
-        if self.screen.typing and not (connected and echo):
+        if self.screen.typing and sys.stdout.isatty() and not (connected and echo):
             self.screen.show_messages([as_text(line)])
         if not echo:
             if self.screen.typing or not self.lost:
@@ -250,30 +242,30 @@ class Outbox:
     def push_lines(self, link: Link) -> None:
         """Push lines, until WINDOW are out. Over a new connection, one goes alone first.
 
-        A message that comes then proves that the subscription is in effect. Over a new connection
-        of PUSH, what is out is pushed again. If only SUB was away, the server has it.
+        A message that comes then proves that the subscription is in effect. Lines that are out are
+        pushed again over a new connection of PUSH. If only SUB was away, the server has them.
         """
-        if not link.may_push():
+        if not link.is_connected() or time.monotonic() < link.subscribed_at:
             return
         if link.new:
-            self.may_go, self.late = 1, 0.0
+            self.quota, self.late = 1, 0.0
         if link.push in link.new:
             self.tries += self.out > 0
             self.push_again(self.out)
         link.new.clear()
         with contextlib.suppress(zmq.Again):
-            while self.may_go and self.out < min(len(self.lines), WINDOW):
+            while self.quota and self.out < min(len(self.lines), WINDOW):
                 link.push.send(self.lines[self.out], zmq.NOBLOCK)
                 if self.echoes[self.out]:
                     self.out += 1
-                    self.may_go -= 1
+                    self.quota -= 1
                 else:
                     del self.lines[self.out], self.echoes[self.out]
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them."""
         if messages:
-            self.may_go = math.inf
+            self.quota = math.inf
         settled = 0
         for plain, _ in messages:
             with contextlib.suppress(ValueError):  # It is not one of ours.
@@ -299,8 +291,8 @@ class Outbox:
     def pass_time(self, seconds: float, has_room: bool, connected: bool) -> None:
         """Let time pass. If an echo is late, tell it, or push the last line that is out again.
 
-        That is done for a line that went alone; and once if no other can be pushed, since its echo
-        settles those that the server left out while nobody read stdout.
+        That is done for a line that went alone. It is done once if no other line can be pushed: the
+        server may have left echoes out while nobody read stdout, and this one makes up for them.
         """
         self.stood_still = 0.0 if has_room else self.stood_still + seconds
         before, self.late = self.late, self.late + seconds if self.out and connected else 0.0
@@ -308,10 +300,10 @@ class Outbox:
             first = before < ECHO_LATE
             if first and self.screen.typing:
                 self.screen.notice(f"no echo yet of: {beginning(self.lines[0])}")
-            alone = self.may_go < math.inf
+            alone = self.quota < math.inf
             if alone or (first and not has_room):
                 self.tries += alone
-                self.may_go = max(self.may_go, 1)
+                self.quota = max(self.quota, 1)
                 self.push_again(1)
 
     def without_echo(self) -> list[bytes]:
@@ -330,8 +322,7 @@ class Outbox:
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
-            return 1
-        return 0
+        return int(bool(doubtful or rest))
 
 
 # Nearly every line is printable ASCII without escapes, as json.dumps and JSON.stringify write it.
@@ -376,16 +367,12 @@ CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 USUAL = re.compile("([^\x1b]*)\x1b\\[36m([^\x1b]*)\x1b\\[0m")  # as our server colours a message
 
-# Characters that a terminal could obey, each with the visible form that it is shown in. Joiners,
-# which emoji and Persian need, and no-break spaces are not among them: they are text.
-CONTROLS = (*range(0x20), *range(0x7F, 0xA0))  # C0, DEL and C1
-DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # overrides and isolates
-SEPARATORS = (0x2028, 0x2029)  # of lines and of paragraphs
-SURROGATES = range(0xD800, 0xE000)  # Alone, they are no text.
-VISIBLE = {
-    code: chr(code).encode("unicode_escape").decode()
-    for code in (*CONTROLS, *DIRECTIONS, *SEPARATORS, *SURROGATES)
-}
+# Characters that a terminal could obey, each with the visible form that it is shown in: controls,
+# line separators and direction overrides, isolates, and lone surrogates. Joiners, which emoji and
+# Persian need, and no-break spaces are not among them: they are text.
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
+OTHERS = (*range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
+VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in (*CONTROLS, *OTHERS)}
 
 
 def harmless(text: str) -> str:
@@ -439,21 +426,16 @@ class Screen:
         keeps its place in it, so that readline, which moves it relatively, goes on undisturbed.
         All is one write, since readline writes here, too.
         """
-        if not (self.typing and stream.isatty()):
-            stream.write("".join(f"{line}\n" for line in lines))
-            stream.flush()
-            return
-        columns = os.get_terminal_size(stream.fileno()).columns or 80
-        rows = [row for line in lines for row in split_rows(line, columns)]
-        stream.write(NO_WRAP + "".join(f"{OPEN_ROW}{row}{TO_TYPED}" for row in rows) + WRAP)
-        stream.flush()
+        text = "".join(f"{line}\n" for line in lines)
+        if self.typing and stream.isatty():
+            columns = os.get_terminal_size(stream.fileno()).columns or 80
+            rows = [row for line in lines for row in split_rows(line, columns)]
+            text = NO_WRAP + "".join(f"{OPEN_ROW}{row}{TO_TYPED}" for row in rows) + WRAP
+        print(text, end="", file=stream, flush=True)
 
 
-OPEN_ROW = (
-    "\x1b7"  # save the cursor
-    "\n\x1b[A"  # make room below, if this is the last row of the screen
-    "\x1b[L\r"  # insert a row above the typed line
-)
+# Save the cursor; make room below, if this is the last row; insert a row above the typed line.
+OPEN_ROW = "\x1b7\n\x1b[A\x1b[L\r"
 TO_TYPED = "\x1b8\x1b[B"  # restore the cursor, and follow the typed line down
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut rows that the terminal finds too long
 
@@ -493,7 +475,6 @@ def read_stdin(pipe: socket.socket, editing: bool, keyboard: Keyboard) -> None:
     try:
         if editing:
             edit_lines(pipe)
-        # Not by sys.stdin, whose lock keeps the process from ending while a thread reads.
         while chunk := os.read(0, CHUNK):
             pipe.sendall(chunk)
     except EOFError:
@@ -566,9 +547,7 @@ class Terminal:
     """The terminal's settings: a thread that is in readline at the end leaves them changed."""
 
     def __init__(self) -> None:
-        self.found: list[Any] | None = None
-        if os.name == "posix" and os.isatty(0):
-            self.found = termios.tcgetattr(0)
+        self.found = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
 
     def put_back(self) -> None:
         """Put the settings back that were found."""
@@ -581,10 +560,9 @@ class Terminal:
 
         An exception might be raised where nothing can catch it.
         """
-        if self.found:
-            signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # It would stop a background job here.
-            self.put_back()
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            if self.found and os.tcgetpgrp(0) == os.getpgrp():  # A background job leaves it alone.
+                self.put_back()
                 os.write(0, b"\n")  # The shell's prompt is to have a row of its own.
         os._exit(128 + signum)
 
@@ -644,10 +622,8 @@ def address_families(host: str) -> set[int]:
     return {socket.AF_INET} if thread.is_alive() else found
 
 
-def make_sockets(
-    context: zmq.Context[zmq.Socket[bytes]], ipv6: bool, key: str | None
-) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """Return PUSH and SUB, for IPv6 only or, since a server may listen there alone, IPv4 only.
+def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
+    """Return PUSH and SUB, for IPv6 alone or for IPv4 alone: a server may listen only there.
 
     With the file of a server's public key, they are encrypted (CURVE, RFC 26). Raises ValueError if
     there is no key in it.
@@ -660,7 +636,7 @@ def make_sockets(
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # and this one that takes nothing.
+        sock.set(zmq.TCP_MAXRT, 20_000)  # cuts off a server that takes nothing.
         if key is not None:
             encrypt(sock, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
@@ -670,15 +646,14 @@ def make_sockets(
     return push, sub
 
 
-def encrypt(sock: zmq.Socket[bytes], key: str) -> None:
+def encrypt(sock: Sock, key: str) -> None:
     """Encrypt a socket for a server with the public key in a file. Raises ValueError."""
     import zmq.auth  # It takes 14 ms, which is for those who use it.
 
     try:
-        public, secret = zmq.curve_keypair()  # This side needs a pair, too, but any will do.
-        sock.set(zmq.CURVE_SERVERKEY, zmq.auth.load_certificate(key)[0])
-        sock.set(zmq.CURVE_PUBLICKEY, public)
-        sock.set(zmq.CURVE_SECRETKEY, secret)
+        sock.curve_serverkey, _ = zmq.auth.load_certificate(key)
+        # This side needs a pair, too, but any will do.
+        sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {key}: {error}") from None
 
@@ -727,7 +702,7 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     """
     families = address_families(options.host)
     # If it were freed at the end, that would wait for a name service that does not answer.
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    context: zmq.Context[Sock] = zmq.Context.instance()
     push, sub = make_sockets(context, families == {socket.AF_INET6}, options.key)
     link = Link(push, sub, options.host, screen)
     where = f"tcp://[{options.host}]" if ":" in options.host else f"tcp://{options.host}"
@@ -751,7 +726,7 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
         screen.notice(f"cannot write to stdout: {error.strerror}")
         status = 1
     if link.is_connected():
-        # Lines that have no echo may be on their way, and lines whose echo was someone else's.
+        # Lines may be on their way that have no echo, or whose echo was someone else's.
         context.destroy(linger=1_000 if status else 30_000)
     return status
 

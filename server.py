@@ -8,8 +8,8 @@
 In:  one frame, UTF-8 JSON, an object with the strings "user" and "message".
 Out: one frame, UTF-8, `{user}> ESC[36m{message}ESC[0m`.
 
-The loop is that of the talk's slides 3 to 7. What it calls sees to it that no line is lost to those
-who read on, that those who do not hardly hold up the others, and that no text does any harm.
+The loop is that of the talk's slides 3 to 7. What it calls sees to it that readers who keep up miss
+nothing, that those who stop hardly hold up the others, and that no text does any harm.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from types import FrameType
 import zmq
 from colorama import Fore, Style
 
+Sock = zmq.Socket[bytes]
+
 LONGEST = 16_384  # bytes: the longest line, in and out
 READER_QUEUE = 2_000  # lines that wait for each reader: 32 MB of the longest
 WRITER_QUEUE = 256  # lines that wait from each writer: 4 MB of the longest
@@ -36,13 +38,13 @@ BATCH = 300  # lines taken at once from a busy PULL
 SILENCE = 0.5  # seconds without a line after which the loop looks around
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
 LEAST_PATIENCE = 0.05  # seconds for those who read on, when patience has just been used up
-VANISHED = 20  # seconds after which a peer that answers or takes nothing is cut off
+VANISHED = 20  # seconds after which a peer is cut off that does not answer, or takes nothing
 
 
-def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], ending: "Ending") -> None:
+def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until it is time to end.
 
-    What is no chat line is dropped. PULL is to have RCVTIMEO set, and PUB XPUB_NODROP.
+    What is no chat line is dropped. PULL has to have RCVTIMEO set, and PUB XPUB_NODROP.
     """
     publisher = Publisher(pub)
     dropped = News("dropped lines: {count:,}, the last: {latest}")
@@ -55,7 +57,7 @@ def serve(pull: zmq.Socket[bytes], pub: zmq.Socket[bytes], ending: "Ending") -> 
                 dropped.add(f"{reason}: {body[:60]!r}")
         publisher.publish(lines)
         if not lines:
-            pub.get(zmq.EVENTS)  # has libzmq free what readers that left have left behind.
+            pub.get(zmq.EVENTS)  # makes libzmq free the queues of readers that have left.
         dropped.tell()
         publisher.stopped.tell()
     dropped.tell(at_once=True)
@@ -70,7 +72,7 @@ receive = zmq.backend.Socket.recv
 send = zmq.backend.Socket.send
 
 
-def arrived(pull: zmq.Socket[bytes]) -> list[bytes]:
+def arrived(pull: Sock) -> list[bytes]:
     """Return the lines that PULL holds, BATCH at most, or else the next one to come.
 
     If none comes within RCVTIMEO, the list is empty.
@@ -93,16 +95,12 @@ PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"
 # Python refuses integers of many digits. Numbers are not looked at here, so they may be floats.
 parse_json = json.JSONDecoder(parse_int=float).decode
 
-# Characters that a terminal could obey, each with the visible form that it is shown in. Joiners,
-# which emoji and Persian need, and no-break spaces are not among them: they are text.
-CONTROLS = (*range(0x20), *range(0x7F, 0xA0))  # C0, DEL and C1
-DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # overrides and isolates
-SEPARATORS = (0x2028, 0x2029)  # of lines and of paragraphs
-SURROGATES = range(0xD800, 0xE000)  # Alone, they are no text.
-VISIBLE = {
-    code: chr(code).encode("unicode_escape").decode()
-    for code in (*CONTROLS, *DIRECTIONS, *SEPARATORS, *SURROGATES)
-}
+# Characters that a terminal could obey, each with the visible form that it is shown in: controls,
+# line separators and direction overrides, isolates, and lone surrogates. Joiners, which emoji and
+# Persian need, and no-break spaces are not among them: they are text.
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
+OTHERS = (*range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
+VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in (*CONTROLS, *OTHERS)}
 
 
 def chat_line(body: bytes) -> bytes:
@@ -110,7 +108,7 @@ def chat_line(body: bytes) -> bytes:
 
     Raises ValueError, with the reason, if the body is no chat line.
     """
-    if plain := PLAIN.fullmatch(body):  # Its line is shorter than the body.
+    if plain := PLAIN.fullmatch(body):  # Its line is shorter than the body: never too long.
         return b"%b> \x1b[36m%b\x1b[0m" % plain.groups()
     try:
         payload = parse_json(body.decode())
@@ -133,12 +131,12 @@ def chat_line(body: bytes) -> bytes:
 class Publisher:
     """PUB, and the patience with readers that are full.
 
-    A wait that a reader ends by reading on costs nothing. One that no reader ends uses up all but
-    LEAST_PATIENCE, and the rest grows back within ten times PATIENCE. So a reader that stopped
-    holds up the chat once, and many that stop again and again hold it up little.
+    If the readers make room during a wait, nothing changes. If not, the next wait may take only
+    LEAST_PATIENCE, which grows back to PATIENCE in twenty seconds. So a reader that stopped holds
+    up the chat once, and many that stop again and again hold it up little.
     """
 
-    def __init__(self, pub: zmq.Socket[bytes]) -> None:
+    def __init__(self, pub: Sock) -> None:
         self.pub = pub
         self.gave_up_at = -math.inf
         self.stopped = News("a reader has stopped reading, going on without it; times: {count:,}")
@@ -155,7 +153,7 @@ class Publisher:
         """Wait for readers that are full, then send a line to all but those that still are.
 
         One send without XPUB_NODROP makes libzmq leave these out until they have read half of what
-        waits for them, so nobody waits for them before.
+        waits for them, so that no line waits for them until then.
         """
         patience = min(PATIENCE, LEAST_PATIENCE + (time.monotonic() - self.gave_up_at) / 10)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
@@ -173,7 +171,7 @@ class Publisher:
 
 
 class News:
-    """News of one kind, which may come in floods: told at once, but only one line a second."""
+    """News of one kind, which may come in floods: it is told in one line a second at most."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -220,8 +218,8 @@ def say(text: str) -> bool:
 class Ending:
     """When to end: half a second after the first signal, so that what had arrived goes out.
 
-    A handler that raised could strike between a line's arrival and its sending, and lose it. A
-    signal starts the wait for a line anew, so only the first of its kind is heard.
+    A handler that raised could strike between a line's arrival and its sending, and lose it. Each
+    signal starts the wait for a line anew, so further ones of its kind are ignored.
     """
 
     def __init__(self) -> None:
@@ -282,19 +280,16 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
     return public, secret
 
 
-def make_sockets(
-    context: zmq.Context[zmq.Socket[bytes]], keys: tuple[bytes, bytes] | None
-) -> list[zmq.Socket[bytes]]:
+def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> list[Sock]:
     """Return PULL and PUB, encrypted if there are keys: then only who has the public one gets in.
 
-    The options of the queues are never set again: libzmq 4.3.5 may tell a pipe that is gone.
+    The options of the queues are never set again: libzmq 4.3.5 may pass them to a freed pipe.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
         if keys:
-            sock.set(zmq.CURVE_SERVER, 1)
-            sock.set(zmq.CURVE_PUBLICKEY, keys[0])
-            sock.set(zmq.CURVE_SECRETKEY, keys[1])
+            sock.curve_server = 1
+            sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.IPV6, 1)  # as well as IPv4
         sock.set(zmq.BACKLOG, 1_000)  # A crowd may come at once.
         sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a peer that vanished while nothing was said.
@@ -314,7 +309,7 @@ def make_sockets(
     return [pull, pub]
 
 
-def bind(sock: zmq.Socket[bytes], address: str, port: int) -> str:
+def bind(sock: Sock, address: str, port: int) -> str:
     """Bind a socket to a TCP port, 0 for any free one; return the endpoint with the real port.
 
     Raises ValueError, with the reason.

@@ -129,7 +129,7 @@ def test_the_loop_pushes_lines_and_prints_messages(
     for number, (end, my_end) in enumerate(zip(ends, mine, strict=True)):
         end.bind(f"inproc://{number}")
         my_end.connect(f"inproc://{number}")
-        link.latest[my_end] = zmq.EVENT_HANDSHAKE_SUCCEEDED
+        link.last_event[my_end] = zmq.EVENT_HANDSHAKE_SUCCEEDED
     link.new.update(mine)
     link.ever_connected = True
     pipe, keys = socket.socketpair()
