@@ -560,9 +560,9 @@ class Terminal:
 
         An exception might be raised where nothing can catch it.
         """
-        with contextlib.suppress(OSError):  # The terminal may be gone.
-            if self.found and os.tcgetpgrp(0) == os.getpgrp():  # A background job leaves it alone.
-                self.put_back()
+        if self.found and not is_in_background():
+            self.put_back()
+            with contextlib.suppress(OSError):
                 os.write(0, b"\n")  # The shell's prompt is to have a row of its own.
         os._exit(128 + signum)
 
@@ -583,6 +583,14 @@ class Terminal:
             library = ctypes.CDLL(readline.__file__)
             library.rl_on_new_line()
             library.rl_redisplay()
+
+
+def is_in_background() -> bool:
+    """Return whether the shell has the terminal, as after Ctrl-Z: it is to be left alone then."""
+    try:
+        return os.tcgetpgrp(0) != os.getpgrp()
+    except OSError:  # It is not the terminal of this session, or it is gone.
+        return False
 
 
 def claim_files() -> None:

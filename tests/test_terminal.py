@@ -299,6 +299,49 @@ def test_after_ctrl_z_the_shell_has_its_terminal_and_after_fg_editing_goes_on(
             assert termios.tcgetattr(terminal._slave) == terminal.settings
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not shutil.which("bash"), reason="has no bash")
+def test_a_job_that_is_killed_while_it_is_stopped_leaves_the_shell_its_terminal(
+    server: Script,
+) -> None:
+    shell = Terminal("bash", "--norc", "--noprofile", "-i", environment={"PS1": "$ "})
+    with contextlib.closing(shell):
+        wait_for(lambda: shell.cursor() == ("$", 2), shell.rows)
+        shell.type(shlex.join([*CLIENT, *port_options(server.ports)]) + "\r")
+        shell.wait_rows("client.py: connected to localhost")
+        shell.type("\x1a")
+        wait_for(lambda: shell.cursor() == ("$", 2), shell.rows)
+        shell.type("echo pid=`jobs -p`\r")
+        wait_for(lambda: re.search(r"pid=\d+$", "\n".join(shell.rows()), re.M), shell.rows)
+        (pid,) = re.findall(r"pid=(\d+)$", "\n".join(shell.rows()), re.M)
+        wait_for(lambda: shell.cursor() == ("$", 2), shell.rows)
+        at_the_prompt = termios.tcgetattr(shell._slave)
+        os.kill(int(pid), signal.SIGTERM)
+        os.kill(int(pid), signal.SIGCONT)
+        status = Path(f"/proc/{pid}/status")
+        wait_for(lambda: not status.exists() or "zombie" in status.read_text(), shell.rows)
+        assert termios.tcgetattr(shell._slave) == at_the_prompt
+        assert not at_the_prompt[3] & termios.ICANON
+
+
+def test_what_is_typed_is_not_in_a_file_that_the_chat_goes_to(
+    start_server: Callable[..., Script], tmp_path: Path
+) -> None:
+    ports = (free_port(), free_port())
+    command = shlex.join([*CLIENT, *port_options(ports), "--user", "ken"])
+    log = tmp_path / "log"
+    ken = Terminal("sh", "-c", f"exec {command} > {log}", environment={})
+    with contextlib.closing(ken):
+        ken.wait_rows("client.py: no server at localhost yet, s", "till trying")
+        ken.type("hello\r")
+        ken.wait_cursor("", 0)
+        start_server(*ports)
+        ken.wait_rows("client.py: connected to localhost")
+        ken.type("\x04")
+        assert ken.process.wait(TIMEOUT) == 0
+    assert log.read_text() == "ken> hello\n"
+
+
 def test_a_paste_is_one_line_after_another(ken: Terminal) -> None:
     lines = [f"line {number}" for number in range(500)]
     ken.type("\r".join(lines))
