@@ -298,8 +298,8 @@ class Outbox:
         before, self.late = self.late, self.late + seconds if self.out and connected else 0.0
         if self.late // ECHO_LATE > before // ECHO_LATE:
             first = before < ECHO_LATE
-            if first and self.screen.typing:
-                self.screen.notice(f"no echo yet of: {beginning(self.lines[0])}")
+            if first:
+                self.tell_doubtful()
             alone = self.quota < math.inf
             if alone or (first and not has_room):
                 self.tries += alone
@@ -311,10 +311,10 @@ class Outbox:
         return [line for line, echo in zip(self.lines, self.echoes, strict=True) if echo]
 
     def tell_doubtful(self) -> None:
-        """Tell what was on its way when the server went away: on a terminal, it is seen nowhere."""
+        """Tell which lines have no echo yet: on a terminal, they are seen nowhere."""
         if self.screen.typing and (lines := self.without_echo()):
-            first = beginning(lines[0])
-            self.screen.notice(f"lines without an echo: {len(lines):,}; the first: {first}")
+            more = f", and of {len(lines) - 1:,} more" if lines[1:] else ""
+            self.screen.notice(f"no echo yet of: {beginning(lines[0])}{more}")
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
