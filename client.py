@@ -40,7 +40,7 @@ Sock = zmq.Socket[bytes]
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines without an echo, at which no more are read
 CHUNK = 65_536  # bytes of input read at once
-DRAIN = 1_000  # messages printed before anything else is looked at again
+DRAIN = 100  # messages printed before anything else is looked at again
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly always in effect
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
@@ -207,7 +207,9 @@ class Outbox:
     def __init__(self, user: str | None, screen: "Screen") -> None:
         self.user, self.screen = user, screen
         self.lines: list[bytes] = []
-        self.echoes: list[int] = []  # of each line, the hash of its echo; 0 if it has none
+        self.echoes: list[str] = []  # of each line, its echo in short; "" if it will have none
+        self.again: set[str] = set()  # the echoes of lines that were pushed again
+        self.heard: set[str] = set()  # those of them that came, and may come once more
         self.out = 0  # lines that are out
         self.quota = 1.0  # lines that may still be pushed: any number once a message has come
         self.tries = 0  # times that lines were pushed, and no echo came
@@ -221,12 +223,12 @@ class Outbox:
         A line that was typed stays on the screen if no echo will take its place soon. In a pipe,
         the first refusal is told, and in the end how many lines were lost.
         """
-        body, echo = line, 0
+        body, echo = line, ""
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode()
         try:
-            echo = hash(echo_of(body))
+            echo = in_short(echo_of(body))
         except ValueError as error:
             reason = str(error)
         if self.screen.typing and sys.stdout.isatty() and not (connected and echo):
@@ -252,6 +254,8 @@ class Outbox:
         if link.push in link.new:
             self.tries += self.out > 0
             self.push_again(self.out)
+        if link.sub in link.new:
+            self.again.clear()  # What was published before does not come over it.
         link.new.clear()
         with contextlib.suppress(zmq.Again):
             while self.quota and self.out < min(len(self.lines), WINDOW):
@@ -263,13 +267,27 @@ class Outbox:
                     del self.lines[self.out], self.echoes[self.out]
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
-        """Forget the lines whose echoes are among these messages, and the lines before them."""
+        """Forget the lines whose echoes are among these messages, and the lines before them.
+
+        A line that was pushed again may have two echoes. The second one is not to pass for that of
+        a later line with the same text.
+        """
         if messages:
             self.quota = math.inf
         settled = 0
-        for plain, _ in messages:
-            with contextlib.suppress(ValueError):  # It is not one of ours.
-                settled = self.echoes.index(hash(plain.encode()), settled, self.out) + 1
+        for echo in (in_short(plain) for plain, _ in messages):
+            if echo in self.heard:
+                self.heard.discard(echo)
+                continue
+            try:
+                settled = self.echoes.index(echo, settled, self.out) + 1
+            except ValueError:  # It is not one of ours.
+                continue
+            if echo in self.again:
+                self.again.discard(echo)
+                self.heard.add(echo)
+            else:
+                self.heard.clear()
         if settled:
             del self.lines[:settled], self.echoes[:settled]
             self.out -= settled
@@ -281,12 +299,13 @@ class Outbox:
         It may be the line that is at fault: a server may hang up at each one that is too long.
         """
         self.out -= count
+        self.again.update(self.echoes[self.out : self.out + count])
         if self.tries == TRIES:
-            line = self.lines.pop(self.out)
-            del self.echoes[self.out]
+            del self.lines[self.out]
+            echo = self.echoes.pop(self.out)
             self.tries, self.late = 0, 0.0
             self.lost += 1
-            self.screen.notice(f"given up after {TRIES} times without an echo: {beginning(line)}")
+            self.screen.notice(f"given up after {TRIES} times without an echo: {echo[:80]}")
 
     def pass_time(self, seconds: float, has_room: bool, connected: bool) -> None:
         """Let time pass. If an echo is late, tell it, or push the last line that is out again.
@@ -306,19 +325,19 @@ class Outbox:
                 self.quota = max(self.quota, 1)
                 self.push_again(1)
 
-    def without_echo(self) -> list[bytes]:
-        """Return the lines whose echoes are still to come."""
-        return [line for line, echo in zip(self.lines, self.echoes, strict=True) if echo]
+    def to_come(self) -> list[str]:
+        """Return the echoes that are still to come."""
+        return [echo for echo in self.echoes if echo]
 
     def tell_doubtful(self) -> None:
         """Tell which lines have no echo yet: on a terminal, they are seen nowhere."""
-        if self.screen.typing and (lines := self.without_echo()):
-            more = f", and of {len(lines) - 1:,} more" if lines[1:] else ""
-            self.screen.notice(f"no echo yet of: {beginning(lines[0])}{more}")
+        if self.screen.typing and (echoes := self.to_come()):
+            more = f", and of {len(echoes) - 1:,} more" if echoes[1:] else ""
+            self.screen.notice(f"no echo yet of: {echoes[0][:80]}{more}")
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
-        doubtful = len(self.without_echo()) + self.lost
+        doubtful = len(self.to_come()) + self.lost
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
@@ -329,16 +348,23 @@ class Outbox:
 # This tells such a line, and finds its two strings, in a third of the time of parsing it.
 PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
 
+SHOWN_COLOR = re.compile(r"\\x1b\[[0-9;:]*m")
+
 # Only strings matter here. Python refuses integers of many digits, so they may be floats.
 parse_json = json.JSONDecoder(parse_int=float).decode
 
 
-def beginning(body: bytes) -> str:
-    """Return as much of a line's echo as is needed to recognise it."""
-    return echo_of(body)[:80].decode(errors="ignore")
+def in_short(echo: str) -> str:
+    """Return what is kept of an echo to know it again: of a long one, its beginning and hash.
+
+    Colours in what was said are left out: our server makes them visible, another may not.
+    """
+    if "\\x1b[" in echo:
+        echo = SHOWN_COLOR.sub("", echo)
+    return echo if len(echo) <= 80 else f"{echo[:80]}{hash(echo)}"
 
 
-def echo_of(body: bytes) -> bytes:
+def echo_of(body: bytes) -> str:
     """Return what a server makes of a chat line (slide 3), without the colour.
 
     Raises ValueError, with the reason, if no server shows it.
@@ -346,17 +372,17 @@ def echo_of(body: bytes) -> bytes:
     if len(body) > LONGEST:
         raise ValueError(f"it takes more than {LONGEST:,} bytes")
     if plain := PLAIN.fullmatch(body):
-        return b"%b> %b" % plain.groups()
+        return (b"%b> %b" % plain.groups()).decode()
     try:
         payload = parse_json(body.decode())
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON (to just type, use --user)") from None
     match payload:
         case {"user": str(user), "message": str(message)}:
-            echo = harmless(f"{user}> {message}").encode()
+            echo = harmless(f"{user}> {message}")
         case _:
             raise ValueError('it is not an object with the strings "user" and "message"')
-    if len(echo) + len(CYAN + RESET) > LONGEST:
+    if len(echo.encode()) + len(CYAN + RESET) > LONGEST:
         raise ValueError(f"it takes more than {LONGEST:,} bytes, as its control characters grow")
     return echo
 
@@ -516,7 +542,7 @@ def set_up_readline(submit: Callable[[str], None]) -> None:
         return
 
     def complete(_text: str, _state: int) -> None:
-        if readline.get_completion_type() == ord("\t"):  # Enter's, not that of Alt-? or Alt-*
+        if readline.get_completion_type() == ord("%"):  # Enter's menu-complete, not Tab's complete
             line = readline.get_line_buffer()
             if line:
                 readline.add_history(line)
@@ -530,7 +556,7 @@ def set_up_readline(submit: Callable[[str], None]) -> None:
         "set bell-style none",
         "set disable-completion off",
         r'"\C-i": tab-insert',  # It might complete, too.
-        r'"\C-x1": complete',
+        r'"\C-x1": menu-complete',
         r'"\C-x2": revert-line',  # A line of the history stays as it was.
         r'"\C-x3": end-of-history',
         r'"\C-x4": kill-whole-line',
@@ -734,8 +760,7 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
         screen.notice(f"cannot write to stdout: {error.strerror}")
         status = 1
     if link.is_connected():
-        # Lines may be on their way that have no echo, or whose echo was someone else's.
-        context.destroy(linger=1_000 if status else 30_000)
+        context.destroy(linger=1_000)  # Lines may be on their way that will have no echo.
     return status
 
 

@@ -35,7 +35,8 @@ READER_QUEUE = 2_000  # lines that wait for each reader: 32 MB of the longest
 WRITER_QUEUE = 256  # lines that wait from each writer: 4 MB of the longest
 SUBSCRIPTION = 512  # bytes: the longest subscription
 BATCH = 300  # lines taken at once from a busy PULL
-SILENCE = 0.5  # seconds without a line after which the loop looks around
+SILENCE = 0.3  # seconds without a line after which the loop looks around
+ENDING = 2.2  # seconds until the end, if there is no silence before
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
 LEAST_PATIENCE = 0.05  # seconds for those who read on, when patience has just been used up
 VANISHED = 20  # seconds after which a peer is cut off that does not answer, or takes nothing
@@ -49,15 +50,17 @@ def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
     publisher = Publisher(pub)
     dropped = News("dropped lines: {count:,}, the last: {latest}")
     while time.monotonic() < ending.at:
-        lines = []
-        for body in arrived(pull):
+        bodies, lines = arrived(pull), []
+        for body in bodies:
             try:
                 lines.append(chat_line(body))
             except ValueError as reason:
                 dropped.add(f"{reason}: {body[:60]!r}")
         publisher.publish(lines)
-        if not lines:
+        if not bodies:
             pub.get(zmq.EVENTS)  # makes libzmq free the queues of readers that have left.
+            if ending.at < math.inf:
+                break
         dropped.tell()
         publisher.stopped.tell()
     dropped.tell(at_once=True)
@@ -216,19 +219,19 @@ def say(text: str) -> bool:
 
 
 class Ending:
-    """When to end: half a second after the first signal, so that what had arrived goes out.
+    """When to end, once a signal came: at the first silence, so that what had arrived goes out.
 
     A handler that raised could strike between a line's arrival and its sending, and lose it. Each
     signal starts the wait for a line anew, so further ones of its kind are ignored.
     """
 
     def __init__(self) -> None:
-        self.at = math.inf
+        self.at = math.inf  # at the latest
 
     def begin(self, signum: int, _frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM."""
         signal.signal(signum, signal.SIG_IGN)
-        self.at = min(self.at, time.monotonic() + 0.5)
+        self.at = min(self.at, time.monotonic() + ENDING)
 
 
 def claim_files() -> None:

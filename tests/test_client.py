@@ -112,7 +112,7 @@ def test_lines_are_the_same_however_they_are_cut_in_chunks(
 @given(st.text(), st.text())
 def test_the_echo_to_expect_is_the_servers(user: str, message: str) -> None:
     body = json.dumps({"user": user, "message": message}).encode()
-    assert client.echo_of(body).decode() == client.as_text(server_script.chat_line(body))[0]
+    assert client.echo_of(body) == client.as_text(server_script.chat_line(body))[0]
 
 
 def test_the_loop_pushes_lines_and_prints_messages(

@@ -239,6 +239,52 @@ def test_another_servers_colours_change_nothing(
     assert numbers_in(read_all(script)) == list(range(10))
 
 
+def test_colours_in_what_was_said_change_nothing(bare: BareServer, ken: Ken) -> None:
+    """This server, like the original, sends them on, where ours makes them visible."""
+    script = ken(bare.ports)
+    close(script, b"a \x1b[31mred\x1b[0m word\n")
+    bare.answer(1)
+    assert script.wait() == 0
+    assert read_all(script) == b"k> a red word\n"
+
+
+@pytest.mark.slow
+def test_the_second_echo_of_a_line_pushed_again_does_not_pass_for_a_later_line(
+    bare: BareServer, ken: Ken
+) -> None:
+    script = ken(bare.ports)
+    close(script, typed(1, 2, 1))
+    assert [bare.take(), bare.take()] == bodies(1, 1)  # Its echo was late.
+    bare.echo(bodies(1)[0])
+    assert [bare.take(), bare.take()] == bodies(2, 1)
+    bare.echo(bodies(1)[0])
+    with pytest.raises(subprocess.TimeoutExpired):
+        script.process.wait(0.5)  # long enough to end
+    for body in bodies(2, 1):
+        bare.echo(body)
+    assert script.wait() == 0
+
+
+@pytest.mark.slow
+def test_it_ends_at_once_though_the_server_dies_after_the_last_echo(
+    start_server: StartServer, ken: Ken, join: Callable[..., Peer]
+) -> None:
+    """It takes a few to have one die in the very moment."""
+    for _ in range(8):
+        server = start_server()
+        script = ken(server.ports)
+        write(script, typed(0))
+        assert read_line(script) == b"k> 0\n"
+        peer = join(server.ports)  # behind the client
+        close(script, typed(1))
+        while peer.receive() != b"k> \x1b[36m1\x1b[0m":
+            pass
+        server.process.kill()
+        began = time.monotonic()
+        assert script.wait() == 0
+        assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("also_sub", [False, True])
 def test_a_line_at_which_a_server_hangs_up_is_given_up_and_its_neighbours_arrive(
     make_bare: MakeBare, ken: Ken, also_sub: bool

@@ -807,6 +807,32 @@ def test_a_signal_ends_it_when_all_that_had_arrived_is_published(
     assert "Traceback" not in server.said
 
 
+@slow
+def test_what_had_arrived_goes_out_though_the_server_waits_for_a_reader_that_stopped(
+    server: Script, join: Join
+) -> None:
+    peer = join(server.ports)
+    with zmtp_connect(server.ports[1], b"SUB"):  # It never reads.
+        time.sleep(0.3)  # for the subscription to take effect
+        sent = heard = 0
+        while sent == heard:  # until the server waits
+            for _ in range(50):
+                peer.push.send(chat_body("x" * 5_000))
+            sent += 50
+            while heard < sent and peer.sub.poll(300):
+                peer.sub.recv()
+                heard += 1
+        for _ in range(200):
+            peer.push.send(chat_body("last"))
+        time.sleep(0.3)  # By now they have arrived.
+        began = time.monotonic()
+        server.process.terminate()
+        for _ in range(sent + 200 - heard):
+            peer.receive()
+        assert server.wait() == 0
+        assert time.monotonic() - began < 3
+
+
 def test_a_reader_has_a_moment_to_take_what_is_left_at_the_end(server: Script) -> None:
     frames = [frame(published("k", f"{number:04} {'x' * 1_000}")) for number in range(900)]
     with (

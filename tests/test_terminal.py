@@ -239,7 +239,7 @@ def test_a_typed_line_gives_way_to_its_echo(ken: Terminal) -> None:
     assert ken.rows() == expected
 
 
-@pytest.mark.parametrize("key", ["\x1b?", "\x1b*", "\t"])
+@pytest.mark.parametrize("key", ["\x1b?", "\x1b*", "\t", "\x1b\n\t"])  # the last in vi mode
 def test_no_key_but_enter_sends_what_is_typed(
     open_terminal: Open, server: Script, tmp_path: Path, key: str
 ) -> None:
