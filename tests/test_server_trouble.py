@@ -844,7 +844,7 @@ def test_a_reader_has_a_moment_to_take_what_is_left_at_the_end(server: Script) -
         time.sleep(0.3)  # for the subscription to take effect
         push.sendall(b"".join(frame(chat_body(f"{n:04} {'x' * 1_000}")) for n in range(900)))
         server.process.terminate()
-        time.sleep(0.7)  # By now it takes no more lines.
+        time.sleep(0.4)  # By now it takes no more lines.
         heard = bytearray()
         while more := reader.recv(1 << 20):
             heard += more

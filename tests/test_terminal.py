@@ -97,6 +97,11 @@ class Terminal:
         """Wait until the cursor is in this row, in this column."""
         wait_for(lambda: self.cursor() == (row, column), self.cursor)
 
+    def wait_connected(self) -> None:
+        """Wait until the client is connected, and its line editor has the terminal."""
+        self.wait_rows("client.py: connected to localhost")
+        wait_for(lambda: not termios.tcgetattr(self._slave)[3] & termios.ICANON, self.rows)
+
     def close(self) -> None:
         """End the program, if it still runs."""
         self.process.kill()
@@ -128,7 +133,7 @@ def open_terminal() -> Iterator[Open]:
 def ken(open_terminal: Open, server: Script) -> Terminal:
     """Give Ken at his terminal, connected."""
     terminal = open_terminal(server.ports, "--user", "ken")
-    terminal.wait_rows("client.py: connected to localhost")
+    terminal.wait_connected()
     return terminal
 
 
@@ -246,7 +251,7 @@ def test_no_key_but_enter_sends_what_is_typed(
     settings = tmp_path / "inputrc"
     settings.write_text('set disable-completion on\n"\\t": complete\n')
     ken = open_terminal(server.ports, "--user", "ken", INPUTRC=str(settings))
-    ken.wait_rows("client.py: connected to localhost")
+    ken.wait_connected()
     ken.type("half" + key)
     ken.wait_cursor("half", 8 if key == "\t" else 4)
     ken.type("\x15a line\r")
@@ -276,7 +281,7 @@ def test_after_ctrl_z_the_shell_has_its_terminal_and_after_fg_editing_goes_on(
     with contextlib.closing(terminal):
         wait_for(lambda: terminal.cursor() == ("$", 2), terminal.rows)
         terminal.type(shlex.join([*CLIENT, *port_options(server.ports), "--user", "ken"]) + "\r")
-        terminal.wait_rows("client.py: connected to localhost")
+        terminal.wait_connected()
         for number in range(2):
             terminal.type("half a sentence\x1b[D")
             terminal.wait_cursor("half a sentence", 14)
@@ -308,7 +313,7 @@ def test_a_job_that_is_killed_while_it_is_stopped_leaves_the_shell_its_terminal(
     with contextlib.closing(shell):
         wait_for(lambda: shell.cursor() == ("$", 2), shell.rows)
         shell.type(shlex.join([*CLIENT, *port_options(server.ports)]) + "\r")
-        shell.wait_rows("client.py: connected to localhost")
+        shell.wait_connected()
         shell.type("\x1a")
         wait_for(lambda: shell.cursor() == ("$", 2), shell.rows)
         shell.type("echo pid=`jobs -p`\r")
@@ -336,7 +341,7 @@ def test_what_is_typed_is_not_in_a_file_that_the_chat_goes_to(
         ken.type("hello\r")
         ken.wait_cursor("", 0)
         start_server(*ports)
-        ken.wait_rows("client.py: connected to localhost")
+        ken.wait_connected()
         ken.type("\x04")
         assert ken.process.wait(TIMEOUT) == 0
     assert log.read_text() == "ken> hello\n"
@@ -357,7 +362,7 @@ def test_colours_and_what_is_no_colour(
     colored = open_terminal(server.ports)
     plain = open_terminal(server.ports, NO_COLOR="1")
     for terminal in (colored, plain):
-        terminal.wait_rows("client.py: connected to localhost")
+        terminal.wait_connected()
     say(peer, "\x1b]0;title\x07\x1b[2Jhello")
     for terminal in (colored, plain):
         terminal.wait_rows(r"ann> \x1b]0;title\x07\x1b[2Jhello")
@@ -393,7 +398,7 @@ def test_a_line_that_no_server_shows_is_explained_and_stays(
     open_terminal: Open, server: Script
 ) -> None:
     ken = open_terminal(server.ports)
-    ken.wait_rows("client.py: connected to localhost")
+    ken.wait_connected()
     notice = "client.py: no server shows such a line: it is not JSON (to just type, use --user)"
     for count in (1, 2):
         ken.type("hello\r")
@@ -435,7 +440,7 @@ def test_a_late_echo_is_told_and_what_the_server_took_with_it_is_sent_again(
 ) -> None:
     ken = open_terminal(server.ports, "--user", "ken")
     ken.resize(80, 10)
-    ken.wait_rows("client.py: connected to localhost")
+    ken.wait_connected()
     server.process.send_signal(signal.SIGSTOP)
     ken.type("hello\rhow are you\rhalf")
     late = "client.py: no echo yet of: ken> hello, and of 1 more"
@@ -529,7 +534,7 @@ def test_without_readline(
     (tmp_path / "readline.py").write_text("raise ImportError\n")
     peer = join(server.ports)
     ken = open_terminal(server.ports, "--user", "ken", PYTHONPATH=str(tmp_path))
-    ken.wait_rows("client.py: connected to localhost")
+    ken.wait_connected()
     ken.type("half")
     ken.wait_cursor("half", 4)
     say(peer, "hello")
