@@ -341,7 +341,7 @@ def test_what_is_typed_is_not_in_a_file_that_the_chat_goes_to(
         ken.type("hello\r")
         ken.wait_cursor("", 0)
         start_server(*ports)
-        ken.wait_connected()
+        ken.wait_rows("client.py: connected to localhost")
         ken.type("\x04")
         assert ken.process.wait(TIMEOUT) == 0
     assert log.read_text() == "ken> hello\n"
@@ -534,7 +534,7 @@ def test_without_readline(
     (tmp_path / "readline.py").write_text("raise ImportError\n")
     peer = join(server.ports)
     ken = open_terminal(server.ports, "--user", "ken", PYTHONPATH=str(tmp_path))
-    ken.wait_connected()
+    ken.wait_rows("client.py: connected to localhost")
     ken.type("half")
     ken.wait_cursor("half", 4)
     say(peer, "hello")
