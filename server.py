@@ -36,7 +36,7 @@ WRITER_QUEUE = 256  # lines that wait from each writer: 4 MB of the longest
 SUBSCRIPTION = 512  # bytes: the longest subscription
 BATCH = 300  # lines taken at once from a busy PULL
 SILENCE = 0.3  # seconds without a line after which the loop looks around
-ENDING = 2.2  # seconds until the end, if there is no silence before
+ENDING = 2.2  # seconds from a signal to the end, if there is no silence before
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
 LEAST_PATIENCE = 0.05  # seconds for those who read on, when patience has just been used up
 VANISHED = 20  # seconds after which a peer is cut off that does not answer, or takes nothing
@@ -60,7 +60,7 @@ def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
         if not bodies:
             pub.get(zmq.EVENTS)  # makes libzmq free the queues of readers that have left.
             if ending.at < math.inf:
-                break
+                break  # What had arrived is out.
         dropped.tell()
         publisher.stopped.tell()
     dropped.tell(at_once=True)

@@ -273,7 +273,6 @@ def test_a_flood_of_subscriptions_holds_up_nobody(server: Script, join: Join) ->
         sender.join()
         reset(stranger)
     assert statistics.median(waits) < 0.02
-    assert max(waits) < 1.5
 
 
 def test_long_subscriptions_are_cut_off(server: Script, join: Join) -> None:
