@@ -40,7 +40,7 @@ Sock = zmq.Socket[bytes]
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines without an echo, at which no more are read
 CHUNK = 65_536  # bytes of input read at once
-DRAIN = 100  # messages printed before anything else is looked at again
+DRAIN = 200_000  # bytes of messages printed before anything else is looked at again
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly always in effect
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
@@ -65,8 +65,9 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         keys = [keyboard.pipe.fileno()] if has_room else []
         ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *keys], [], [], TICK)
         if keyboard.pipe.fileno() in ready:
+            connected = link.is_connected()
             for line in keyboard.lines():
-                outbox.take(line, link.is_connected())
+                outbox.take(line, connected)
 
         # dump buffered messages
         messages = [as_text(frame) for frame in buffered(link.sub)]
@@ -87,10 +88,13 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
 
 
 def buffered(sub: Sock) -> Iterator[bytes]:
-    """Yield the messages that SUB holds, without blocking: DRAIN at most."""
+    """Yield the messages that SUB holds, without blocking: some DRAIN bytes at most."""
+    room = DRAIN
     with contextlib.suppress(zmq.Again):
-        for _ in range(DRAIN):
-            yield sub.recv(zmq.NOBLOCK)
+        while room > 0:
+            frame = sub.recv(zmq.NOBLOCK)
+            room -= len(frame) + 1
+            yield frame
 
 
 # What is typed.
@@ -258,7 +262,7 @@ class Outbox:
             self.again.clear()  # What was published before does not come over it.
         link.new.clear()
         with contextlib.suppress(zmq.Again):
-            while self.quota and self.out < min(len(self.lines), WINDOW):
+            while self.quota and self.out < WINDOW and self.out < len(self.lines):
                 link.push.send(self.lines[self.out], zmq.NOBLOCK)
                 if self.echoes[self.out]:
                     self.out += 1
