@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -212,8 +213,8 @@ class Outbox:
         self.user, self.screen = user, screen
         self.lines: list[bytes] = []
         self.echoes: list[str] = []  # of each line, its echo in short; "" if it will have none
-        self.again: set[str] = set()  # the echoes of lines that were pushed again
-        self.heard: set[str] = set()  # those of them that came, and may come once more
+        self.again = Counter[str]()  # how often a line was pushed again, by its echo
+        self.heard = Counter[str]()  # how often an echo that has come may come again
         self.out = 0  # lines that are out
         self.quota = 1.0  # lines that may still be pushed: any number once a message has come
         self.tries = 0  # times that lines were pushed, and no echo came
@@ -258,8 +259,6 @@ class Outbox:
         if link.push in link.new:
             self.tries += self.out > 0
             self.push_again(self.out)
-        if link.sub in link.new:
-            self.again.clear()  # What was published before does not come over it.
         link.new.clear()
         with contextlib.suppress(zmq.Again):
             while self.quota and self.out < WINDOW and self.out < len(self.lines):
@@ -273,23 +272,22 @@ class Outbox:
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them.
 
-        A line that was pushed again may have two echoes. The second one is not to pass for that of
-        a later line with the same text.
+        A line that was pushed again may have more than one echo. Only the first may settle lines:
+        another is not to pass for that of a later line with the same text.
         """
         if messages:
             self.quota = math.inf
         settled = 0
         for echo in (in_short(plain) for plain, _ in messages):
-            if echo in self.heard:
-                self.heard.discard(echo)
+            if self.heard.get(echo):
+                self.heard[echo] -= 1
                 continue
             try:
                 settled = self.echoes.index(echo, settled, self.out) + 1
             except ValueError:  # It is not one of ours.
                 continue
             if echo in self.again:
-                self.again.discard(echo)
-                self.heard.add(echo)
+                self.heard[echo] = self.again.pop(echo)
             else:
                 self.heard.clear()
         if settled:
@@ -303,7 +301,7 @@ class Outbox:
         It may be the line that is at fault: a server may hang up at each one that is too long.
         """
         self.out -= count
-        self.again.update(self.echoes[self.out : self.out + count])
+        self.again.update(set(self.echoes[self.out : self.out + count]))
         if self.tries == TRIES:
             del self.lines[self.out]
             echo = self.echoes.pop(self.out)

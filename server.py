@@ -84,7 +84,7 @@ def arrived(pull: Sock) -> list[bytes]:
     with contextlib.suppress(zmq.Again):
         if not int(pull.get(zmq.EVENTS)) & zmq.POLLIN:
             return [receive(pull)]
-        for _ in range(BATCH):
+        while len(bodies) < BATCH:
             bodies.append(receive(pull, zmq.NOBLOCK))
     return bodies
 
