@@ -454,8 +454,8 @@ def test_idle_it_uses_no_processor_time(server: Script, start: Start) -> None:
     before = script.cpu_seconds(), server.cpu_seconds()
     with pytest.raises(subprocess.TimeoutExpired):
         script.process.wait(1)  # a second in which nothing happens
-    assert script.cpu_seconds() - before[0] < 0.02
-    assert server.cpu_seconds() - before[1] < 0.02
+    assert script.cpu_seconds() - before[0] < 0.05
+    assert server.cpu_seconds() - before[1] < 0.05
 
 
 def test_the_client_talks_to_the_plain_server(start: Start, run_client: RunClient) -> None:

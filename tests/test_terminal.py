@@ -49,7 +49,8 @@ class Terminal:
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
@@ -107,6 +108,7 @@ class Terminal:
         self.process.kill()
         self.process.wait(TIMEOUT)
         os.close(self._slave)
+        self._reader.join(TIMEOUT)  # or else it might read from the next file with this number
         os.close(self._master)
 
 
