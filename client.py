@@ -220,7 +220,7 @@ class Outbox:
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
-        self.lost = 0  # lines that no server shows
+        self.lost = 0  # lines that no server shows, or that were given up
 
     def take(self, line: bytes, connected: bool) -> None:
         """Take a line to be pushed; tell if no server would show it.
@@ -673,8 +673,8 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_MAXRT, 20_000)  # cuts off a server that takes nothing.
-        if key is not None:
-            encrypt(sock, key)
+    if key is not None:
+        encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
     sub.set(zmq.MAXMSGSIZE, 4 * LONGEST)  # Another server may publish longer lines than ours.
     sub.set(zmq.RCVHWM, 500)  # 32 MB of the longest
@@ -682,14 +682,16 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     return push, sub
 
 
-def encrypt(sock: Sock, key: str) -> None:
-    """Encrypt a socket for a server with the public key in a file. Raises ValueError."""
+def encrypt(push: Sock, sub: Sock, key: str) -> None:
+    """Encrypt for a server with the public key in a file. Raises ValueError."""
     import zmq.auth  # It takes 14 ms, which is for those who use it.
 
     try:
-        sock.curve_serverkey, _ = zmq.auth.load_certificate(key)
-        # This side needs a pair, too, but any will do.
-        sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
+        server_key, _ = zmq.auth.load_certificate(key)
+        own_keys = zmq.curve_keypair()  # This side needs a pair, too, but any will do.
+        for sock in (push, sub):
+            sock.curve_serverkey = server_key
+            sock.curve_publickey, sock.curve_secretkey = own_keys
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {key}: {error}") from None
 
