@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 import zmq
-from conftest import Script
+from conftest import Script, Start, port_options
 
 TIMEOUT = 30_000  # milliseconds
 
@@ -128,3 +129,19 @@ def read_all(script: Script) -> bytes:
     """Return the rest of a script's stdout."""
     assert script.process.stdout
     return script.process.stdout.read()
+
+
+def two_people_chat(start: Start, ports: tuple[int, int], *options: object) -> None:
+    """Have two clients of a server see each other live."""
+    people = []
+    for name in ("ann", "ken"):
+        person = start(
+            "client.py", *port_options(ports), "--user", name, *options, stdin=subprocess.PIPE
+        )
+        write(person, b"here I am\n")
+        assert read_line(person) == name.encode() + b"> here I am\n"
+        people.append(person)
+    ann, ken = people
+    assert read_line(ann) == b"ken> here I am\n"
+    write(ken, "你好 👨‍👩‍👧\n".encode())
+    assert read_line(ann) == read_line(ken) == "ken> 你好 👨‍👩‍👧\n".encode()

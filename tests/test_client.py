@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from bare import BareServer, body_of, close, read_all, read_line, write
+from bare import BareServer, body_of, close, read_all, read_line, two_people_chat, write
 from conftest import (
     TIMEOUT,
     RunClient,
@@ -271,17 +271,7 @@ def test_push_never_blocks_while_sub_fills(
 
 
 def test_two_clients_see_each_other(start: Start, server: Script) -> None:
-    people = []
-    for name in ("ann", "ken"):
-        options = [*port_options(server.ports), "--user", name]
-        person = start("client.py", *options, stdin=subprocess.PIPE)
-        write(person, b"here I am\n")
-        assert read_line(person) == name.encode() + b"> here I am\n"
-        people.append(person)
-    ann, ken = people
-    assert read_line(ann) == b"ken> here I am\n"
-    write(ken, "你好 👨‍👩‍👧\n".encode())
-    assert read_line(ann) == read_line(ken) == "ken> 你好 👨‍👩‍👧\n".encode()
+    two_people_chat(start, server.ports)
 
 
 def test_a_client_may_be_started_before_its_server(

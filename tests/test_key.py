@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import zmq
 import zmq.auth
-from bare import body_of, close, read_all, read_line, write
+from bare import body_of, close, read_all, read_line, two_people_chat, write
 from benchmark import GREETING, frame
 from conftest import (
     ROOT,
@@ -273,17 +273,7 @@ def test_what_only_keys_need_is_not_imported_without_them(script: str) -> None:
 
 
 def test_the_invited_see_each_other_live(start: Start, keyed: Script, chat_key: Path) -> None:
-    people = []
-    for name in ("ann", "ken"):
-        options = [*port_options(keyed.ports), "--user", name, "--key", chat_key]
-        person = start("client.py", *options, stdin=subprocess.PIPE)
-        write(person, b"here I am\n")
-        assert read_line(person) == name.encode() + b"> here I am\n"
-        people.append(person)
-    ann, ken = people
-    assert read_line(ann) == b"ken> here I am\n"
-    write(ken, "你好 👨‍👩‍👧\n".encode())
-    assert read_line(ann) == read_line(ken) == "ken> 你好 👨‍👩‍👧\n".encode()
+    two_people_chat(start, keyed.ports, "--key", chat_key)
 
 
 def test_thousands_of_piped_lines_come_back_in_order(
