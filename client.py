@@ -14,7 +14,6 @@ was said, and that the echo of a line is its receipt: until it is back, the line
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
@@ -40,13 +39,12 @@ Sock = zmq.Socket[bytes]
 
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines without an echo, at which no more are read
-CHUNK = 65_536  # bytes of input read at once
-DRAIN = 200_000  # bytes of messages printed before anything else is looked at again
+CHUNK = 8_192  # bytes of input read at once
+DRAIN = 100  # messages printed before anything else is looked at again
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
-SETTLING = 0.1  # seconds after SUB's handshake, when its subscription is nearly always in effect
+SETTLING = 0.1  # seconds from SUB's handshake until its subscription is in effect, nearly always
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
 ECHO_LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
-HANG_UPS = 3  # times that a peer may hang up before its handshake: a server about to end, say
 TRIES = 3  # pushes of a line without an echo, after which it is given up
 NEVER_THERE = 8.0  # seconds to wait, while no more is read, for a server that never was there
 NOT_MOVING = 30.0  # seconds to wait, while no more is read, for the next echo
@@ -89,13 +87,10 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
 
 
 def buffered(sub: Sock) -> Iterator[bytes]:
-    """Yield the messages that SUB holds, without blocking: some DRAIN bytes at most."""
-    room = DRAIN
+    """Yield the messages that SUB holds, without blocking: DRAIN at most."""
     with contextlib.suppress(zmq.Again):
-        while room > 0:
-            frame = sub.recv(zmq.NOBLOCK)
-            room -= len(frame) + 1
-            yield frame
+        for _ in range(DRAIN):
+            yield sub.recv(zmq.NOBLOCK)
 
 
 # What is typed.
@@ -135,10 +130,8 @@ class Link:
         self.last_event = dict.fromkeys((push, sub), 0)
         self.new: set[Sock] = set()  # the sockets that connected since lines were last pushed
         self.ever_connected = False
-        self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
         self.retry_at = time.monotonic() + RETRY
-        self.hung_up = 0  # times that a peer hung up before its handshake, in this outage
-        self.told = ""  # what was told last, in this outage
+        self.told = False  # that there is no connection
 
     def is_connected(self) -> bool:
         """Return whether both sockets are connected."""
@@ -152,44 +145,37 @@ class Link:
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.new.add(sock)
-                    self.subscribed_at = time.monotonic() + SETTLING
-                elif event == zmq.EVENT_DISCONNECTED:
-                    broke |= was_connected
-                    self.hung_up += self.last_event[sock] != zmq.EVENT_HANDSHAKE_SUCCEEDED
+                broke |= was_connected and event == zmq.EVENT_DISCONNECTED
                 self.last_event[sock] = event
         if broke:
-            self.retry_at = time.monotonic() + RETRY
-            self.tell("the server went away, what you type is sent when it is back")
+            self.retry_at, self.told = time.monotonic() + RETRY, True
+            self.screen.notice(
+                "the server went away, or has another --key now; "
+                "what you type is sent when it is back"
+            )
         if not self.is_connected():
             self.retry()
         elif broke or not was_connected:
+            time.sleep(SETTLING)
             if self.screen.typing or self.told:
                 self.screen.notice(f"connected to {self.host}")
-            self.ever_connected, self.hung_up, self.told = True, 0, ""
+            self.ever_connected, self.told = True, False
         return broke
 
-    def tell(self, text: str) -> None:
-        """Tell why there is no connection, if that is news."""
-        if text != self.told:
-            self.told = text
-            self.screen.notice(text)
-
     def retry(self) -> None:
-        """Tell why there is no connection; each second, connect anew where libzmq does not do it.
+        """Each second, tell if there is no connection, and connect where libzmq does not retry.
 
         To libzmq, a message that is too long is an error of the protocol, and so is a key on one
         side alone: it does not try again after either.
         """
-        if self.hung_up > HANG_UPS:
-            self.tell(
-                f"{self.host} answers, but not as a server: --key may be missing or wrong, or the "
-                "server may have none, or a tunnel may lead nowhere; still trying"
-            )
         if time.monotonic() < self.retry_at:
             return
         self.retry_at = time.monotonic() + RETRY
         if not self.told:
-            self.tell(f"no server at {self.host} yet, still trying")
+            self.told = True
+            self.screen.notice(
+                f"no server at {self.host} yet, or one whose --key differs; still trying"
+            )
         for sock, event in self.last_event.items():
             if event == zmq.EVENT_DISCONNECTED:
                 endpoint = sock.get_string(zmq.LAST_ENDPOINT)
@@ -235,13 +221,11 @@ class Outbox:
         try:
             echo = in_short(echo_of(body))
         except ValueError as error:
-            reason = str(error)
+            self.lost += 1
+            if self.screen.typing or self.lost == 1:
+                self.screen.notice(f"no server shows such a line: {error}")
         if self.screen.typing and sys.stdout.isatty() and not (connected and echo):
             self.screen.show_messages([as_text(line)])
-        if not echo:
-            if self.screen.typing or not self.lost:
-                self.screen.notice(f"no server shows such a line: {reason}")
-            self.lost += 1
         if len(body) <= LONGEST:
             self.lines.append(body)
             self.echoes.append(echo)
@@ -252,7 +236,7 @@ class Outbox:
         A message that comes then proves that the subscription is in effect. Lines that are out are
         pushed again over a new connection of PUSH. If only SUB was away, the server has them.
         """
-        if not link.is_connected() or time.monotonic() < link.subscribed_at:
+        if not link.is_connected():
             return
         if link.new:
             self.quota, self.late = 1, 0.0
@@ -350,19 +334,12 @@ class Outbox:
 # This tells such a line, and finds its two strings, in a third of the time of parsing it.
 PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
 
-SHOWN_COLOR = re.compile(r"\\x1b\[[0-9;:]*m")
-
 # Only strings matter here. Python refuses integers of many digits, so they may be floats.
 parse_json = json.JSONDecoder(parse_int=float).decode
 
 
 def in_short(echo: str) -> str:
-    """Return what is kept of an echo to know it again: of a long one, its beginning and hash.
-
-    Colours in what was said are left out: our server makes them visible, another may not.
-    """
-    if "\\x1b[" in echo:
-        echo = SHOWN_COLOR.sub("", echo)
+    """Return what is kept of an echo to know it again: of a long one, its beginning and hash."""
     return echo if len(echo) <= 80 else f"{echo[:80]}{hash(echo)}"
 
 
@@ -393,7 +370,6 @@ def echo_of(body: bytes) -> str:
 
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
-USUAL = re.compile("([^\x1b]*)\x1b\\[36m([^\x1b]*)\x1b\\[0m")  # as our server colours a message
 
 # Characters that a terminal could obey, each with the visible form that it is shown in: controls,
 # line separators and direction overrides, isolates, and lone surrogates. Joiners, which emoji and
@@ -410,13 +386,10 @@ def harmless(text: str) -> str:
 
 def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
-    text = frame.decode(errors="replace")
-    if (usual := USUAL.fullmatch(text)) and (plain := usual[1] + usual[2]).isprintable():
-        return plain, text
-    parts = COLOR.split(text)  # text, colour, text, colour, ..., text
+    parts = COLOR.split(frame.decode(errors="replace"))  # text, colour, text, ..., text
     parts[::2] = map(harmless, parts[::2])
-    text, plain = "".join(parts), "".join(parts[::2])
-    if text != plain and not text.endswith(RESET):
+    plain, text = "".join(parts[::2]), "".join(parts)
+    if parts[1:] and parts[-2:] != [RESET, ""]:
         text += RESET  # or else it would colour what is typed
     return plain, text
 
@@ -588,9 +561,9 @@ class Terminal:
 
         An exception might be raised where nothing can catch it.
         """
-        if self.found and not is_in_background():
-            self.put_back()
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            if self.found and os.tcgetpgrp(0) == os.getpgrp():  # not the shell's, as after Ctrl-Z
+                self.put_back()
                 os.write(0, b"\n")  # The shell's prompt is to have a row of its own.
         os._exit(128 + signum)
 
@@ -613,14 +586,6 @@ class Terminal:
             library.rl_redisplay()
 
 
-def is_in_background() -> bool:
-    """Return whether the shell has the terminal, as after Ctrl-Z: it is to be left alone then."""
-    try:
-        return os.tcgetpgrp(0) != os.getpgrp()
-    except OSError:  # It is not the terminal of this session, or it is gone.
-        return False
-
-
 def claim_files() -> None:
     """Open standard streams that are closed, so that no socket takes their place.
 
@@ -629,11 +594,9 @@ def claim_files() -> None:
     for file in [os.open(os.devnull, os.O_RDWR) for _ in range(32)]:
         if file > 2:
             os.close(file)
-    for file in range(3):  # Another process may have left it so that reads and writes fail.
-        with contextlib.suppress(AttributeError, OSError):  # Windows, before Python 3.12
-            os.set_blocking(file, True)
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
 
 
 def is_smart_terminal(file: int) -> bool:
@@ -722,17 +685,6 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_screen(color: str) -> Screen:
-    """Return the screen, with its streams made fit to show any text."""
-    typing = is_smart_terminal(0)
-    colorama.just_fix_windows_console()
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
-    auto = is_smart_terminal(1) and not os.environ.get("NO_COLOR")
-    return Screen(typing, color == "always" or (color == "auto" and auto))
-
-
 def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     """Make the sockets, chat until the input ends, and return the exit status.
 
@@ -780,7 +732,10 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     try:
         claim_files()
-        return run(options, terminal, make_screen(options.color))
+        colorama.just_fix_windows_console()
+        auto = is_smart_terminal(1) and not os.environ.get("NO_COLOR")
+        color = options.color == "always" or (options.color == "auto" and auto)
+        return run(options, terminal, Screen(is_smart_terminal(0), color))
     except (OSError, ValueError) as error:
         hint = "ulimit -n" if isinstance(error, OSError) else "--help"
         os.write(2, f"client.py: {error}; see {hint}\n".encode(errors="backslashreplace"))

@@ -19,6 +19,12 @@ sys.dont_write_bytecode = True  # so that importing the scripts leaves nothing b
 pytest_plugins = ["bare", "network"]
 
 ROOT = Path(__file__).parent.parent
+CONNECTED = "client.py: connected to localhost\n"
+NO_SERVER = "client.py: no server at localhost yet, or one whose --key differs; still trying\n"
+WENT_AWAY = (
+    "client.py: the server went away, or has another --key now; "
+    "what you type is sent when it is back\n"
+)
 TIMEOUT = 30  # seconds after which a condition counts as failed, on however busy a machine
 
 

@@ -16,7 +16,9 @@ import pytest
 import zmq
 from bare import BareServer, body_of, close, read_all, read_line, two_people_chat, write
 from conftest import (
+    NO_SERVER,
     TIMEOUT,
+    WENT_AWAY,
     RunClient,
     Script,
     Start,
@@ -280,7 +282,7 @@ def test_a_client_may_be_started_before_its_server(
     ports = (free_port(), free_port())
     early = start("client.py", *port_options(ports), "--user", "ken", stdin=subprocess.PIPE)
     write(early, b"one\ntwo\n")
-    early.wait_said("client.py: no server at localhost yet, still trying\n")
+    early.wait_said(NO_SERVER)
     start_server(*ports)
     assert read_line(early) == b"ken> one\n"
     assert read_line(early) == b"ken> two\n"
@@ -295,7 +297,7 @@ def test_what_is_written_while_the_server_is_away_arrives_when_it_is_back(
     write(person, b"before\n")
     assert read_line(person) == b"ken> before\n"
     first.process.kill()
-    person.wait_said("client.py: the server went away, what you type is sent when it is back\n")
+    person.wait_said(WENT_AWAY)
     close(person, b"meanwhile\nand more\n")
     start_server(*first.ports)
     assert read_all(person) == b"ken> meanwhile\nken> and more\n"

@@ -21,7 +21,17 @@ fcntl = pytest.importorskip("fcntl")
 termios = pytest.importorskip("termios")
 
 import pyte  # noqa: E402
-from conftest import ROOT, TIMEOUT, Peer, Script, free_port, port_options, wait_for  # noqa: E402
+from conftest import (  # noqa: E402
+    NO_SERVER,
+    ROOT,
+    TIMEOUT,
+    WENT_AWAY,
+    Peer,
+    Script,
+    free_port,
+    port_options,
+    wait_for,
+)
 
 COLUMNS, ROWS = 40, 10
 
@@ -142,6 +152,12 @@ def ken(open_terminal: Open, server: Script) -> Terminal:
 def say(peer: Peer, message: str) -> None:
     """Have someone else say something."""
     peer.push.send_json({"user": "ann", "message": message}, ensure_ascii=False)
+
+
+def rows_of(notice: str, columns: int = COLUMNS) -> list[str]:
+    """Return the rows that a notice takes on the screen."""
+    starts = range(0, len(notice) - 1, columns)
+    return [notice[start : start + columns].rstrip() for start in starts]
 
 
 def width(text: str) -> int:
@@ -346,7 +362,7 @@ def test_what_is_typed_is_not_in_a_file_that_the_chat_goes_to(
     log = tmp_path / "log"
     ken = Terminal("sh", "-c", f"exec {command} > {log}", environment={})
     with contextlib.closing(ken):
-        ken.wait_rows("client.py: no server at localhost yet, s", "till trying")
+        ken.wait_rows(*rows_of(NO_SERVER))
         ken.type("hello\r")
         ken.wait_cursor("", 0)
         start_server(*ports)
@@ -386,16 +402,14 @@ def test_the_server_is_late_goes_away_and_comes_back(
     ports = (free_port(), free_port())
     ken = open_terminal(ports, "--user", "ken")
     ken.type("early\r")
-    late = ["early", "client.py: no server at localhost yet, st", "ill trying"]
-    late[1:] = [late[1][:COLUMNS], late[1][COLUMNS:] + late[2]]
+    late = ["early", *rows_of(NO_SERVER)]
     ken.wait_rows(*late)
     first = start_server(*ports)
     ken.wait_rows(*late, "client.py: connected to localhost", "ken> early")
     ken.type("half")
     ken.wait_cursor("half", 4)
     first.process.kill()
-    away = "client.py: the server went away, what you type is sent when it is back"
-    gone = [away[:COLUMNS].rstrip(), away[COLUMNS:]]
+    gone = rows_of(WENT_AWAY)
     ken.wait_rows(*gone, "half")
     ken.type(" a line\r")
     ken.wait_rows(*gone, "half a line")
@@ -411,7 +425,7 @@ def test_a_line_that_no_server_shows_is_explained_and_stays(
     notice = "client.py: no server shows such a line: it is not JSON (to just type, use --user)"
     for count in (1, 2):
         ken.type("hello\r")
-        expected = ("hello" + notice).replace(" ", "") * count
+        expected = (notice + "hello").replace(" ", "") * count
         wait_for(lambda: "".join(ken.rows()).replace(" ", "").endswith(expected), ken.rows)  # noqa: B023
         ken.wait_cursor("", 0)
 
@@ -456,12 +470,7 @@ def test_a_late_echo_is_told_and_what_the_server_took_with_it_is_sent_again(
     before = ["client.py: connected to localhost", late]
     ken.wait_rows(*before, "half")  # once
     server.process.kill()
-    ken.wait_rows(
-        *before,
-        "client.py: the server went away, what you type is sent when it is back",
-        late,
-        "half",
-    )
+    ken.wait_rows(*before, *rows_of(WENT_AWAY, 80), late, "half")
     start_server(*server.ports)
     after = ["client.py: connected to localhost", "ken> hello", "ken> how are you"]
     ken.wait_rows(*after, "half")
@@ -532,7 +541,7 @@ def test_ctrl_c_ends_it_though_nobody_reads_stderr(server: Script, read: bool) -
 @pytest.mark.parametrize("leave", ["\x03", "\x04"])
 def test_leaving_when_there_is_no_server(open_terminal: Open, leave: str) -> None:
     ken = open_terminal((free_port(), free_port()))
-    ken.wait_rows("client.py: no server at localhost yet, s", "till trying")
+    ken.wait_rows(*rows_of(NO_SERVER))
     ken.type(leave)
     assert ken.process.wait(TIMEOUT) == (130 if leave == "\x03" else 0)
 
