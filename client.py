@@ -15,7 +15,6 @@ was said, and that the echo of a line is its receipt: until it is back, the line
 import argparse
 import contextlib
 import json
-import math
 import os
 import re
 import signal
@@ -202,7 +201,7 @@ class Outbox:
         self.again = Counter[str]()  # how often a line was pushed again, by its echo
         self.heard = Counter[str]()  # how often an echo that has come may come again
         self.out = 0  # lines that are out
-        self.quota = 1.0  # lines that may still be pushed: any number once a message has come
+        self.window = 1  # lines that may be out: WINDOW once a message has come
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
@@ -238,18 +237,17 @@ class Outbox:
         """
         if not link.is_connected():
             return
-        if link.new:
-            self.quota, self.late = 1, 0.0
         if link.push in link.new:
             self.tries += self.out > 0
             self.push_again(self.out)
+        if link.new:
+            self.window, self.late = min(self.out + 1, WINDOW), 0.0
         link.new.clear()
         with contextlib.suppress(zmq.Again):
-            while self.quota and self.out < WINDOW and self.out < len(self.lines):
+            while self.out < min(self.window, len(self.lines)):
                 link.push.send(self.lines[self.out], zmq.NOBLOCK)
                 if self.echoes[self.out]:
                     self.out += 1
-                    self.quota -= 1
                 else:
                     del self.lines[self.out], self.echoes[self.out]
 
@@ -260,7 +258,7 @@ class Outbox:
         another is not to pass for that of a later line with the same text.
         """
         if messages:
-            self.quota = math.inf
+            self.window = WINDOW
         settled = 0
         for echo in (in_short(plain) for plain, _ in messages):
             if self.heard.get(echo):
@@ -302,13 +300,11 @@ class Outbox:
         self.stood_still = 0.0 if has_room else self.stood_still + seconds
         before, self.late = self.late, self.late + seconds if self.out and connected else 0.0
         if self.late // ECHO_LATE > before // ECHO_LATE:
-            first = before < ECHO_LATE
+            first, alone = before < ECHO_LATE, self.window < WINDOW
             if first:
                 self.tell_doubtful()
-            alone = self.quota < math.inf
             if alone or (first and not has_room):
                 self.tries += alone
-                self.quota = max(self.quota, 1)
                 self.push_again(1)
 
     def to_come(self) -> list[str]:
@@ -440,32 +436,30 @@ OPEN_ROW = "\x1b7\n\x1b[A\x1b[L\r"
 TO_TYPED = "\x1b8\x1b[B"  # restore the cursor, and follow the typed line down
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut rows that the terminal finds too long
 
-# What stays on one row: a colour; or a character, with all that ZWJ joins to it.
-GLYPH = re.compile("\x1b\\[[0-9;:]*m|.\ufe0f?(?:\u200d.\ufe0f?)*", re.DOTALL)
+GLYPH = re.compile("\x1b\\[[0-9;:]*m|.", re.DOTALL)  # a colour or a character
 
 
 def split_rows(text: str, columns: int) -> list[str]:
     """Split text into the rows that it takes on a screen. Wide characters take two columns.
 
-    Where terminals differ (emoji joined by ZWJ), a row is rather too short than too long.
+    Where terminals differ (emoji joined to one by ZWJ), a row is rather too short than too long.
     """
     rows = [""]
     room = columns
     for glyph in GLYPH.findall(text):
-        width = 0 if glyph[0] == "\x1b" else sum(map(columns_of, glyph))
-        if width > room:
+        if columns_of(glyph) > room:
             rows.append("")
             room = columns
         rows[-1] += glyph
-        room -= width
+        room -= columns_of(glyph)
     return rows
 
 
-def columns_of(char: str) -> int:
-    """Return how many columns of a terminal a character takes."""
-    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
-        return int(char == "\ufe0f")  # makes an emoji of a narrow character, and so a wide one
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+def columns_of(glyph: str) -> int:
+    """Return how many columns of a terminal a colour or a character takes."""
+    if glyph[0] == "\x1b" or unicodedata.category(glyph) in ("Mn", "Me", "Cf"):
+        return int(glyph == "\ufe0f")  # makes an emoji of a narrow character, and so a wide one
+    return 2 if unicodedata.east_asian_width(glyph) in "WF" else 1
 
 
 # The thread that reads stdin.
