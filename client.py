@@ -147,11 +147,8 @@ class Link:
                 broke |= was_connected and event == zmq.EVENT_DISCONNECTED
                 self.last_event[sock] = event
         if broke:
-            self.retry_at, self.told = time.monotonic() + RETRY, True
-            self.screen.notice(
-                "the server went away, or has another --key now; "
-                "what you type is sent when it is back"
-            )
+            self.retry_at = time.monotonic() + RETRY
+            self.tell()
         if not self.is_connected():
             self.retry()
         elif broke or not was_connected:
@@ -161,8 +158,14 @@ class Link:
             self.ever_connected, self.told = True, False
         return broke
 
+    def tell(self) -> None:
+        """Tell once that there is no connection."""
+        if not self.told:
+            self.told = True
+            self.screen.notice(f"no server at {self.host}, or one whose --key differs; lines wait")
+
     def retry(self) -> None:
-        """Each second, tell if there is no connection, and connect where libzmq does not retry.
+        """Tell if there is no connection for a second, and connect where libzmq does not retry.
 
         To libzmq, a message that is too long is an error of the protocol, and so is a key on one
         side alone: it does not try again after either.
@@ -170,11 +173,7 @@ class Link:
         if time.monotonic() < self.retry_at:
             return
         self.retry_at = time.monotonic() + RETRY
-        if not self.told:
-            self.told = True
-            self.screen.notice(
-                f"no server at {self.host} yet, or one whose --key differs; still trying"
-            )
+        self.tell()
         for sock, event in self.last_event.items():
             if event == zmq.EVENT_DISCONNECTED:
                 endpoint = sock.get_string(zmq.LAST_ENDPOINT)

@@ -20,11 +20,7 @@ pytest_plugins = ["bare", "network"]
 
 ROOT = Path(__file__).parent.parent
 CONNECTED = "client.py: connected to localhost\n"
-NO_SERVER = "client.py: no server at localhost yet, or one whose --key differs; still trying\n"
-WENT_AWAY = (
-    "client.py: the server went away, or has another --key now; "
-    "what you type is sent when it is back\n"
-)
+NO_SERVER = "client.py: no server at localhost, or one whose --key differs; lines wait\n"
 TIMEOUT = 30  # seconds after which a condition counts as failed, on however busy a machine
 
 

@@ -18,7 +18,6 @@ from bare import BareServer, body_of, close, read_all, read_line, two_people_cha
 from conftest import (
     NO_SERVER,
     TIMEOUT,
-    WENT_AWAY,
     RunClient,
     Script,
     Start,
@@ -297,7 +296,7 @@ def test_what_is_written_while_the_server_is_away_arrives_when_it_is_back(
     write(person, b"before\n")
     assert read_line(person) == b"ken> before\n"
     first.process.kill()
-    person.wait_said(WENT_AWAY)
+    person.wait_said(NO_SERVER)
     close(person, b"meanwhile\nand more\n")
     start_server(*first.ports)
     assert read_all(person) == b"ken> meanwhile\nken> and more\n"

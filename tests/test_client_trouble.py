@@ -20,7 +20,6 @@ from bare import BareServer, MakeBare, body_of, close, read_all, read_line, writ
 from conftest import (
     CONNECTED,
     NO_SERVER,
-    WENT_AWAY,
     Peer,
     Script,
     Start,
@@ -161,7 +160,7 @@ def test_what_was_out_is_pushed_again_over_the_next_push_connection(
     bare.pull.close(linger=0)
     if also_sub:
         bare.pub.close(linger=0)
-    script.wait_said(WENT_AWAY)
+    script.wait_said(NO_SERVER)
     bare.open_pull()
     if also_sub:
         bare.open_pub()
@@ -171,7 +170,7 @@ def test_what_was_out_is_pushed_again_over_the_next_push_connection(
     assert bare.answer(5) == bodies(*range(5, 10))
     assert script.wait() == 0
     assert not bare.take_all(100)
-    assert script.said == WENT_AWAY + CONNECTED
+    assert script.said == NO_SERVER + CONNECTED
 
 
 def test_nothing_is_pushed_again_if_only_sub_was_away(bare: BareServer, ken: Ken) -> None:
@@ -180,7 +179,7 @@ def test_nothing_is_pushed_again_if_only_sub_was_away(bare: BareServer, ken: Ken
     bare.answer(4)
     assert [bare.take() for _ in range(6)] == bodies(*range(4, 10))
     bare.pub.close(linger=0)
-    script.wait_said(WENT_AWAY)
+    script.wait_said(NO_SERVER)
     bare.open_pub()
     script.wait_said(CONNECTED)
     assert bare.take_all(500) == []
@@ -204,7 +203,7 @@ def test_lines_whose_echoes_were_lost_with_sub_are_asked_for_by_the_last_of_them
     close(script, typed(*range(1, out + 1)))
     assert [bare.take() for _ in range(out)] == bodies(*range(1, out + 1))
     bare.pub.close(linger=0)
-    script.wait_said(WENT_AWAY)
+    script.wait_said(NO_SERVER)
     bare.open_pub()
     assert bare.take() == bodies(out)[0]
     bare.echo(bodies(out)[0])
@@ -292,7 +291,7 @@ def test_a_line_at_which_a_server_hangs_up_is_given_up_and_its_neighbours_arrive
     while script.process.poll() is None:
         if bare.pull.poll(10):
             published += bare.answer(1)
-        if also_sub and script.said.count(WENT_AWAY) > breaks:
+        if also_sub and script.said.count(NO_SERVER) > breaks:
             breaks += 1
             bare.pub.close(linger=0)
             bare.open_pub()
@@ -302,7 +301,7 @@ def test_a_line_at_which_a_server_hangs_up_is_given_up_and_its_neighbours_arrive
     assert sum("given up after 3 times without an echo: k> xxxxx" in line for line in told) == 1
     assert told[-1] == "client.py: lines not known to be delivered: 1"
     if not also_sub:
-        assert script.said.count(WENT_AWAY) == 3
+        assert script.said.count(NO_SERVER) == 3
 
 
 def test_no_line_is_given_up_as_long_as_there_are_echoes(bare: BareServer, ken: Ken) -> None:
@@ -313,7 +312,7 @@ def test_no_line_is_given_up_as_long_as_there_are_echoes(bare: BareServer, ken: 
         assert read_line(script) == b"k> %d\n" % number
         assert bare.take() == bodies(number + 1)[0]
         bare.pull.close(linger=0)
-        script.wait_said(f"({WENT_AWAY}(?:{CONNECTED})?){{{number + 1}}}")
+        script.wait_said(f"({NO_SERVER}(?:{CONNECTED})?){{{number + 1}}}")
         bare.open_pull()
     assert bare.answer(5) == bodies(*range(5, 10))
     assert script.wait() == 0
@@ -344,7 +343,7 @@ def test_a_server_killed_amid_a_pipe_and_started_again_costs_nothing(
     doubled = pipe.wait_all_delivered()
     print(f"{restarts} restarts: {doubled} doubled")
     assert doubled <= client.WINDOW * restarts
-    assert pipe.said() == (WENT_AWAY + CONNECTED) * restarts
+    assert pipe.said() == (NO_SERVER + CONNECTED) * restarts
 
 
 @pytest.mark.slow
@@ -362,11 +361,11 @@ def test_outages_are_told_each_time(server: Script, start_server: StartServer, k
     for number in range(3):
         write(script, typed(number))
         assert read_line(script) == b"k> %d\n" % number
-        assert script.said == (WENT_AWAY + CONNECTED) * number
+        assert script.said == (NO_SERVER + CONNECTED) * number
         now.process.kill()
-        script.wait_said(f"^({WENT_AWAY}{CONNECTED}){{{number}}}{WENT_AWAY}$")
+        script.wait_said(f"^({NO_SERVER}{CONNECTED}){{{number}}}{NO_SERVER}$")
         now = start_server(*server.ports)
-        script.wait_said(f"^({WENT_AWAY}{CONNECTED}){{{number + 1}}}$")
+        script.wait_said(f"^({NO_SERVER}{CONNECTED}){{{number + 1}}}$")
     close(script)
     assert script.wait() == 0
 
@@ -669,7 +668,7 @@ def test_a_hostile_server_does_not_make_it_grow(bare: BareServer, ken: Ken) -> N
     before = script.stat("VmHWM")
     for number in range(1, 4):
         bare.pub.send(b"x" * 100_000_000)
-        script.wait_said(f"({WENT_AWAY}{CONNECTED}){{{number}}}")
+        script.wait_said(f"({NO_SERVER}{CONNECTED}){{{number}}}")
         time.sleep(client.SETTLING)  # until its subscription is in effect
     assert script.stat("VmHWM") < before + 10_000
     bare.pub.send(b"y" * 65_536)

@@ -25,7 +25,6 @@ from conftest import (  # noqa: E402
     NO_SERVER,
     ROOT,
     TIMEOUT,
-    WENT_AWAY,
     Peer,
     Script,
     free_port,
@@ -409,7 +408,7 @@ def test_the_server_is_late_goes_away_and_comes_back(
     ken.type("half")
     ken.wait_cursor("half", 4)
     first.process.kill()
-    gone = rows_of(WENT_AWAY)
+    gone = rows_of(NO_SERVER)
     ken.wait_rows(*gone, "half")
     ken.type(" a line\r")
     ken.wait_rows(*gone, "half a line")
@@ -470,7 +469,7 @@ def test_a_late_echo_is_told_and_what_the_server_took_with_it_is_sent_again(
     before = ["client.py: connected to localhost", late]
     ken.wait_rows(*before, "half")  # once
     server.process.kill()
-    ken.wait_rows(*before, *rows_of(WENT_AWAY, 80), late, "half")
+    ken.wait_rows(*before, *rows_of(NO_SERVER, 80), late, "half")
     start_server(*server.ports)
     after = ["client.py: connected to localhost", "ken> hello", "ken> how are you"]
     ken.wait_rows(*after, "half")
