@@ -19,11 +19,9 @@ import math
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 import zmq
 from colorama import Fore, Style
@@ -113,15 +111,14 @@ def chat_line(body: bytes) -> bytes:
     """
     if plain := PLAIN.fullmatch(body):  # Its line is shorter than the body: never too long.
         return b"%b> \x1b[36m%b\x1b[0m" % plain.groups()
-    try:
+    payload = None
+    with contextlib.suppress(ValueError, RecursionError):
         payload = parse_json(body.decode())
-    except (ValueError, RecursionError):
-        raise ValueError("not JSON in UTF-8") from None
     match payload:
         case {"user": str(user), "message": str(message)}:
             user, message = user.translate(VISIBLE), message.translate(VISIBLE)
         case _:
-            raise ValueError('not an object with the strings "user" and "message"')
+            raise ValueError('not a JSON object with the strings "user" and "message", in UTF-8')
     line = f"{user}> {Fore.CYAN}{message}{Style.RESET_ALL}".encode()
     if len(line) > LONGEST:
         raise ValueError("too long when its control characters are shown")
@@ -145,29 +142,23 @@ class Publisher:
         self.stopped = News("a reader has stopped reading, going on without it; times: {count:,}")
 
     def publish(self, lines: list[bytes]) -> None:
-        """Send lines to every reader, when those that are full have room or patience is over."""
-        for line in lines:
-            try:
-                send(self.pub, line, zmq.NOBLOCK)
-            except zmq.Again:
-                self.publish_patiently(line)
+        """Send lines to every reader: send waits for those that are full, as patience allows.
 
-    def publish_patiently(self, line: bytes) -> None:
-        """Wait for readers that are full, then send a line to all but those that still are.
-
-        One send without XPUB_NODROP makes libzmq leave these out until they have read half of what
-        waits for them, so that no line waits for them until then.
+        Then one send without XPUB_NODROP makes libzmq leave out those that still are full, until
+        they have read half of what waits for them, so that no line waits for them until then.
         """
         patience = min(PATIENCE, LEAST_PATIENCE + (time.monotonic() - self.gave_up_at) / 10)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
-        try:
-            self.pub.send(line)
-        except zmq.Again:
-            self.pub.set(zmq.XPUB_NODROP, 0)
-            self.pub.send(line)
-            self.pub.set(zmq.XPUB_NODROP, 1)
-            self.gave_up_at = time.monotonic()
-            self.stopped.add()
+        for line in lines:
+            try:
+                send(self.pub, line)
+            except zmq.Again:
+                self.pub.set(zmq.XPUB_NODROP, 0)
+                send(self.pub, line)
+                self.pub.set(zmq.XPUB_NODROP, 1)
+                self.pub.set(zmq.SNDTIMEO, int(1_000 * LEAST_PATIENCE))
+                self.gave_up_at = time.monotonic()
+                self.stopped.add()
 
 
 # What the operator is told, on stderr.
@@ -183,10 +174,9 @@ class News:
         self.quiet_until = 0.0
 
     def add(self, latest: str = "") -> None:
-        """Count one more, and tell it if it is time."""
+        """Count one more."""
         self.count += 1
         self.latest = latest
-        self.tell()
 
     def tell(self, at_once: bool = False) -> None:
         """Tell how many there were since the last time, unless that was less than a second ago."""
@@ -228,7 +218,7 @@ class Ending:
     def __init__(self) -> None:
         self.at = math.inf  # at the latest
 
-    def begin(self, signum: int, _frame: FrameType | None) -> None:
+    def begin(self, signum: int, _frame: object) -> None:
         """Handle SIGINT and SIGTERM."""
         signal.signal(signum, signal.SIG_IGN)
         self.at = min(self.at, time.monotonic() + ENDING)
@@ -313,14 +303,10 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
 def bind(sock: Sock, address: str, port: int) -> str:
     """Bind a socket to a TCP port, 0 for any free one; return the endpoint with the real port.
 
-    Raises ValueError, with the reason.
+    Raises ZMQError, with the reason.
     """
     host = f"[{address}]" if ":" in address else address
-    try:
-        sock.bind(f"tcp://{host}:{port}")
-    except zmq.ZMQError as error:
-        reason = zmq.strerror(error.errno or 0)
-        raise ValueError(f"cannot listen on tcp://{host}:{port}: {reason}") from None
+    sock.bind(f"tcp://{host}:{port}")
     return f"tcp://{host}:{sock.get_string(zmq.LAST_ENDPOINT).rpartition(':')[2]}"
 
 
@@ -362,7 +348,7 @@ def main() -> int:
         pull, pub = make_sockets(context, keys)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zmq.ZMQError) as error:
         say(f"{error}; see {'ulimit -n' if isinstance(error, OSError) else '--help'}")
         return 1
     say(f"PULL listens on {pull_endpoint}, PUB on {pub_endpoint}")
@@ -370,11 +356,9 @@ def main() -> int:
         say(f"the chat is encrypted, and open to those to whom you give {options.key}.key")
     serve(pull, pub, ending)
     context.destroy(linger=500)
-    # Python gives signals back their default action as it ends, and the next one would kill it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: it gives signals back their default action, and the next one would kill it.
+    os._exit(main())

@@ -48,15 +48,14 @@ GOOD = {
     ),
 }
 
-NO_JSON = "not JSON in UTF-8"
-NO_CHAT = 'not an object with the strings "user" and "message"'
+NO_CHAT = 'not a JSON object with the strings "user" and "message", in UTF-8'
 TOO_LONG = "too long when its control characters are shown"
 
 BAD = {
-    "empty": (b"", NO_JSON),
-    "text": (b"hello", NO_JSON),
-    "truncated": (b'{"user": "ken", "mess', NO_JSON),
-    "two objects": (b'{"user": "k", "message": "m"} {}', NO_JSON),
+    "empty": (b"", NO_CHAT),
+    "text": (b"hello", NO_CHAT),
+    "truncated": (b'{"user": "ken", "mess', NO_CHAT),
+    "two objects": (b'{"user": "k", "message": "m"} {}', NO_CHAT),
     "array": (b'["ken", "hello"]', NO_CHAT),
     "string": (b'"hello"', NO_CHAT),
     "huge number": (b"9" * 9_999, NO_CHAT),
@@ -66,13 +65,13 @@ BAD = {
     "user a number": (b'{"user": 1, "message": "m"}', NO_CHAT),
     "message a huge number": (b'{"user": "k", "message": 1e999}', NO_CHAT),
     "message an array": (b'{"user": "k", "message": ["m"]}', NO_CHAT),
-    "nested": (b"[" * 16_384, NO_JSON),
-    "utf-16": ('{"user": "k", "message": "m"}'.encode("utf-16"), NO_JSON),
-    "utf-16 without a mark": ('{"user": "k", "message": "m"}'.encode("utf-16-le"), NO_JSON),
-    "byte order mark": ('\ufeff{"user": "k", "message": "m"}'.encode(), NO_JSON),
-    "latin-1": ('{"user": "Zoë", "message": "m"}'.encode("latin-1"), NO_JSON),
-    "raw control": (b'{"user": "k", "message": "\x1b[2J"}', NO_JSON),
-    "other spaces": ('{"user": "k", "message": "m"}\u00a0'.encode(), NO_JSON),
+    "nested": (b"[" * 16_384, NO_CHAT),
+    "utf-16": ('{"user": "k", "message": "m"}'.encode("utf-16"), NO_CHAT),
+    "utf-16 without a mark": ('{"user": "k", "message": "m"}'.encode("utf-16-le"), NO_CHAT),
+    "byte order mark": ('\ufeff{"user": "k", "message": "m"}'.encode(), NO_CHAT),
+    "latin-1": ('{"user": "Zoë", "message": "m"}'.encode("latin-1"), NO_CHAT),
+    "raw control": (b'{"user": "k", "message": "\x1b[2J"}', NO_CHAT),
+    "other spaces": ('{"user": "k", "message": "m"}\u00a0'.encode(), NO_CHAT),
     "control characters": (b'{"user": "k", "message": "%s"}' % (b"\x7f" * 4_094), TOO_LONG),
     "line separators": (
         b'{"user": "k", "message": "%s"}' % (b"\xe2\x80\xa8" * 2_729),
@@ -206,7 +205,7 @@ def test_an_endpoint_in_use_is_named(start: Start, taken: str) -> None:
         ports = {"pull": in_use, "pub": free} if taken == "pull" else {"pull": free, "pub": in_use}
         script = start("server.py", "--pull-port", ports["pull"], "--pub-port", ports["pub"])
         assert script.wait() == 1
-    problem = f"cannot listen on tcp://*:{in_use}: Address already in use"
+    problem = f"Address already in use (addr='tcp://*:{in_use}')"
     assert script.said == f"server.py: {problem}; see --help\n"
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -224,7 +223,7 @@ def test_wrong_usage_is_status_2(start: Start, options: list[str]) -> None:
 def test_an_address_that_is_none_is_status_1(start: Start) -> None:
     script = start("server.py", "--bind", "no.such.interface", "--pull-port", 0)
     assert script.wait() == 1
-    assert script.said.startswith("server.py: cannot listen on tcp://no.such.interface:0: ")
+    assert "tcp://no.such.interface:0" in script.said
     assert script.said.count("\n") == 1
 
 
