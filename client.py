@@ -23,9 +23,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import NoReturn, TextIO
 
 import colorama
@@ -39,7 +37,7 @@ Sock = zmq.Socket[bytes]
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines without an echo, at which no more are read
 CHUNK = 8_192  # bytes of input read at once
-DRAIN = 100  # messages printed before anything else is looked at again
+DRAIN = 200  # messages that SUB holds, and that are printed at once
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds from SUB's handshake until its subscription is in effect, nearly always
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
@@ -59,27 +57,27 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     now = time.monotonic()
     while outbox.lines or not keyboard.over:
         # wait for some input
-        has_room = len(outbox.lines) < WINDOW and not keyboard.over
-        keys = [keyboard.pipe.fileno()] if has_room else []
+        reading = len(outbox.lines) < WINDOW and not keyboard.over
+        keys = [keyboard.pipe.fileno()] if reading else []
         ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *keys], [], [], TICK)
         if keyboard.pipe.fileno() in ready:
-            connected = link.is_connected()
             for line in keyboard.lines():
-                outbox.take(line, connected)
+                outbox.take(line)
 
         # dump buffered messages
         messages = [as_text(frame) for frame in buffered(link.sub)]
-        screen.show_messages(messages)
+        try:
+            screen.show_messages(messages)
+        except BrokenPipeError:
+            keyboard.over = True
         outbox.settle(messages)
-        keyboard.over |= screen.reader_gone
 
-        if link.follow():
-            outbox.tell_doubtful()
-        outbox.push_lines(link)
+        link.follow()
+        outbox.push_lines()
 
         # A round counts for a second at most: the client may have been asleep, not the server.
         before, now = now, time.monotonic()
-        outbox.pass_time(min(now - before, 1), has_room, link.is_connected())
+        outbox.pass_time(min(now - before, 1), reading)
         if outbox.stood_still > (NOT_MOVING if link.ever_connected else NEVER_THERE):
             break
     return outbox.tell_undelivered(all_read=keyboard.over and not keyboard.failed)
@@ -128,59 +126,56 @@ class Link:
         self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
         self.last_event = dict.fromkeys((push, sub), 0)
         self.new: set[Sock] = set()  # the sockets that connected since lines were last pushed
+        self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
         self.ever_connected = False
         self.retry_at = time.monotonic() + RETRY
         self.told = False  # that there is no connection
 
     def is_connected(self) -> bool:
-        """Return whether both sockets are connected."""
-        return all(event == zmq.EVENT_HANDSHAKE_SUCCEEDED for event in self.last_event.values())
+        """Return whether both sockets are connected, and the subscription is in effect.
 
-    def follow(self) -> bool:
-        """Follow the monitors' news, and tell it. Return whether the connection broke."""
-        was_connected, broke = self.is_connected(), False
+        By then, what SUB held from its last connection has been read, too.
+        """
+        connected = set(self.last_event.values()) == {zmq.EVENT_HANDSHAKE_SUCCEEDED}
+        return connected and time.monotonic() >= self.subscribed_at
+
+    def follow(self) -> None:
+        """Follow the monitors' news; tell when a connection comes, and when it goes."""
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.new.add(sock)
-                broke |= was_connected and event == zmq.EVENT_DISCONNECTED
+                    self.subscribed_at = time.monotonic() + SETTLING
                 self.last_event[sock] = event
-        if broke:
-            self.retry_at = time.monotonic() + RETRY
-            self.tell()
         if not self.is_connected():
             self.retry()
-        elif broke or not was_connected:
-            time.sleep(SETTLING)
-            if self.screen.typing or self.told:
+            return
+        if self.new:
+            if self.screen.typing or self.told or self.ever_connected:
                 self.screen.notice(f"connected to {self.host}")
             self.ever_connected, self.told = True, False
-        return broke
-
-    def tell(self) -> None:
-        """Tell once that there is no connection."""
-        if not self.told:
-            self.told = True
-            self.screen.notice(f"no server at {self.host}, or one whose --key differs; lines wait")
+        self.retry_at = time.monotonic() + RETRY
 
     def retry(self) -> None:
-        """Tell if there is no connection for a second, and connect where libzmq does not retry.
+        """Tell once that there is no connection; connect anew where libzmq does not retry.
 
         To libzmq, a message that is too long is an error of the protocol, and so is a key on one
-        side alone: it does not try again after either.
+        side alone: the last that it tells then is that the connection has gone.
         """
-        if time.monotonic() < self.retry_at:
-            return
-        self.retry_at = time.monotonic() + RETRY
-        self.tell()
-        for sock, event in self.last_event.items():
-            if event == zmq.EVENT_DISCONNECTED:
-                endpoint = sock.get_string(zmq.LAST_ENDPOINT)
-                with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
-                    sock.disconnect(endpoint)
-                sock.connect(endpoint)
-                self.last_event[sock] = 0
+        due = time.monotonic() >= self.retry_at
+        if not self.told and (due or self.ever_connected):
+            self.told = True
+            self.screen.notice(f"no server at {self.host}, or one whose --key differs; lines wait")
+        if due:
+            self.retry_at = time.monotonic() + RETRY
+            for sock in self.monitors:
+                if self.last_event[sock] == zmq.EVENT_DISCONNECTED:
+                    endpoint = sock.get_string(zmq.LAST_ENDPOINT)
+                    with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
+                        sock.disconnect(endpoint)
+                    sock.connect(endpoint)
+                    self.last_event[sock] = 0
 
 
 # Lines on their way.
@@ -190,15 +185,14 @@ class Outbox:
     """Lines to be pushed, of which the first ones are out: they wait for their echoes.
 
     The echoes of a client come back in the order of its lines, so one settles all lines before it.
-    An echo is known by its text alone: the same line of someone else of that name passes for it.
+    An echo is known by its text alone: the same line, said by someone else of that name, or sent
+    again, passes for it.
     """
 
-    def __init__(self, user: str | None, screen: "Screen") -> None:
-        self.user, self.screen = user, screen
+    def __init__(self, user: str | None, link: Link, screen: "Screen") -> None:
+        self.user, self.link, self.screen = user, link, screen
         self.lines: list[bytes] = []
         self.echoes: list[str] = []  # of each line, its echo in short; "" if it will have none
-        self.again = Counter[str]()  # how often a line was pushed again, by its echo
-        self.heard = Counter[str]()  # how often an echo that has come may come again
         self.out = 0  # lines that are out
         self.window = 1  # lines that may be out: WINDOW once a message has come
         self.tries = 0  # times that lines were pushed, and no echo came
@@ -206,7 +200,7 @@ class Outbox:
         self.stood_still = 0.0  # seconds in which no more input could be taken
         self.lost = 0  # lines that no server shows, or that were given up
 
-    def take(self, line: bytes, connected: bool) -> None:
+    def take(self, line: bytes) -> None:
         """Take a line to be pushed; tell if no server would show it.
 
         A line that was typed stays on the screen if no echo will take its place soon. In a pipe,
@@ -215,62 +209,52 @@ class Outbox:
         body, echo = line, ""
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
-            body = json.dumps(payload, ensure_ascii=False).encode()
+            body = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         try:
             echo = in_short(echo_of(body))
         except ValueError as error:
             self.lost += 1
             if self.screen.typing or self.lost == 1:
                 self.screen.notice(f"no server shows such a line: {error}")
-        if self.screen.typing and sys.stdout.isatty() and not (connected and echo):
+        if (self.screen.typing and sys.stdout.isatty()) and (
+            not echo or self.late >= ECHO_LATE or not self.link.is_connected()
+        ):
             self.screen.show_messages([as_text(line)])
         if len(body) <= LONGEST:
             self.lines.append(body)
             self.echoes.append(echo)
 
-    def push_lines(self, link: Link) -> None:
+    def push_lines(self) -> None:
         """Push lines, until WINDOW are out. Over a new connection, one goes alone first.
 
         A message that comes then proves that the subscription is in effect. Lines that are out are
         pushed again over a new connection of PUSH. If only SUB was away, the server has them.
         """
-        if not link.is_connected():
+        if not self.link.is_connected():
             return
-        if link.push in link.new:
+        if self.link.push in self.link.new:
             self.tries += self.out > 0
             self.push_again(self.out)
-        if link.new:
+        if self.link.new:
             self.window, self.late = min(self.out + 1, WINDOW), 0.0
-        link.new.clear()
+        self.link.new.clear()
         with contextlib.suppress(zmq.Again):
             while self.out < min(self.window, len(self.lines)):
-                link.push.send(self.lines[self.out], zmq.NOBLOCK)
+                self.link.push.send(self.lines[self.out], zmq.NOBLOCK)
                 if self.echoes[self.out]:
                     self.out += 1
                 else:
                     del self.lines[self.out], self.echoes[self.out]
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
-        """Forget the lines whose echoes are among these messages, and the lines before them.
-
-        A line that was pushed again may have more than one echo. Only the first may settle lines:
-        another is not to pass for that of a later line with the same text.
-        """
-        if messages:
-            self.window = WINDOW
+        """Forget the lines whose echoes are among these messages, and the lines before them."""
         settled = 0
         for echo in (in_short(plain) for plain, _ in messages):
-            if self.heard.get(echo):
-                self.heard[echo] -= 1
-                continue
+            self.window = WINDOW
             try:
                 settled = self.echoes.index(echo, settled, self.out) + 1
             except ValueError:  # It is not one of ours.
                 continue
-            if echo in self.again:
-                self.heard[echo] = self.again.pop(echo)
-            else:
-                self.heard.clear()
         if settled:
             del self.lines[:settled], self.echoes[:settled]
             self.out -= settled
@@ -282,7 +266,6 @@ class Outbox:
         It may be the line that is at fault: a server may hang up at each one that is too long.
         """
         self.out -= count
-        self.again.update(set(self.echoes[self.out : self.out + count]))
         if self.tries == TRIES:
             del self.lines[self.out]
             echo = self.echoes.pop(self.out)
@@ -290,35 +273,28 @@ class Outbox:
             self.lost += 1
             self.screen.notice(f"given up after {TRIES} times without an echo: {echo[:80]}")
 
-    def pass_time(self, seconds: float, has_room: bool, connected: bool) -> None:
-        """Let time pass. If an echo is late, tell it, or push the last line that is out again.
+    def pass_time(self, seconds: float, reading: bool) -> None:
+        """Let time pass. If no echo comes for ECHO_LATE, tell it, and see whether to push again.
 
-        That is done for a line that went alone. It is done once if no other line can be pushed: the
-        server may have left echoes out while nobody read stdout, and this one makes up for them.
+        A line that went alone is pushed again, for its echo may have been missed; and so, once, is
+        the last of all lines: a server leaves echoes out while nobody reads stdout.
         """
-        self.stood_still = 0.0 if has_room else self.stood_still + seconds
-        before, self.late = self.late, self.late + seconds if self.out and connected else 0.0
-        if self.late // ECHO_LATE > before // ECHO_LATE:
-            first, alone = before < ECHO_LATE, self.window < WINDOW
-            if first:
-                self.tell_doubtful()
-            if alone or (first and not has_room):
+        self.stood_still = 0.0 if reading else self.stood_still + seconds
+        before, self.late = self.late, self.late + seconds if self.out else 0.0
+        if before < ECHO_LATE <= self.late:
+            if self.screen.typing:
+                first = self.echoes[0][:80]
+                self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
+            alone = self.window < WINDOW
+            if self.link.is_connected() and (alone or not reading):
                 self.tries += alone
                 self.push_again(1)
-
-    def to_come(self) -> list[str]:
-        """Return the echoes that are still to come."""
-        return [echo for echo in self.echoes if echo]
-
-    def tell_doubtful(self) -> None:
-        """Tell which lines have no echo yet: on a terminal, they are seen nowhere."""
-        if self.screen.typing and (echoes := self.to_come()):
-            more = f", and of {len(echoes) - 1:,} more" if echoes[1:] else ""
-            self.screen.notice(f"no echo yet of: {echoes[0][:80]}{more}")
+                if alone:
+                    self.late = 0.0
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
-        doubtful = len(self.to_come()) + self.lost
+        doubtful = self.lost + sum(echo != "" for echo in self.echoes)
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
@@ -347,15 +323,14 @@ def echo_of(body: bytes) -> str:
         raise ValueError(f"it takes more than {LONGEST:,} bytes")
     if plain := PLAIN.fullmatch(body):
         return (b"%b> %b" % plain.groups()).decode()
-    try:
+    payload = None
+    with contextlib.suppress(ValueError, RecursionError):
         payload = parse_json(body.decode())
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON (to just type, use --user)") from None
     match payload:
         case {"user": str(user), "message": str(message)}:
             echo = harmless(f"{user}> {message}")
         case _:
-            raise ValueError('it is not an object with the strings "user" and "message"')
+            raise ValueError("it is no chat line in JSON (to just type, use --user)")
     if len(echo.encode()) + len(CYAN + RESET) > LONGEST:
         raise ValueError(f"it takes more than {LONGEST:,} bytes, as its control characters grow")
     return echo
@@ -366,17 +341,17 @@ def echo_of(body: bytes) -> str:
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
-# Characters that a terminal could obey, each with the visible form that it is shown in: controls,
-# line separators and direction overrides, isolates, and lone surrogates. Joiners, which emoji and
-# Persian need, and no-break spaces are not among them: they are text.
-CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
-OTHERS = (*range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
-VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in (*CONTROLS, *OTHERS)}
+# Characters that a terminal could obey: controls, line separators and direction overrides,
+# isolates, and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are not
+# among them: they are text.
+UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def harmless(text: str) -> str:
     r"""Return text with its control characters in a visible form, such as `\x1b`."""
-    return text if text.isprintable() else text.translate(VISIBLE)
+    if text.isprintable():
+        return text
+    return UNSAFE.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
 
 
 def as_text(frame: bytes) -> tuple[str, str]:
@@ -400,15 +375,11 @@ class Screen:
 
     def __init__(self, typing: bool, color: bool) -> None:
         self.typing, self.color = typing, color
-        self.reader_gone = False  # the reader of stdout has gone
 
     def show_messages(self, messages: list[tuple[str, str]]) -> None:
-        """Show messages, each given without its colours and with them."""
-        try:
-            if messages and not self.reader_gone:
-                self.show([message[self.color] for message in messages], sys.stdout)
-        except BrokenPipeError:
-            self.reader_gone = True
+        """Show messages, each given without its colours and with them. Raises OSError."""
+        if messages:
+            self.show([message[self.color] for message in messages], sys.stdout)
 
     def notice(self, text: str) -> None:
         """Tell the user something that is not part of the chat."""
@@ -456,7 +427,7 @@ def split_rows(text: str, columns: int) -> list[str]:
 
 def columns_of(glyph: str) -> int:
     """Return how many columns of a terminal a colour or a character takes."""
-    if glyph[0] == "\x1b" or unicodedata.category(glyph) in ("Mn", "Me", "Cf"):
+    if glyph[0] == "\x1b" or unicodedata.category(glyph) in ("Mn", "Me"):
         return int(glyph == "\ufe0f")  # makes an emoji of a narrow character, and so a wide one
     return 2 if unicodedata.east_asian_width(glyph) in "WF" else 1
 
@@ -471,10 +442,8 @@ def read_stdin(pipe: socket.socket, editing: bool, keyboard: Keyboard) -> None:
             edit_lines(pipe)
         while chunk := os.read(0, CHUNK):
             pipe.sendall(chunk)
-    except EOFError:
-        pass
-    except OSError:
-        keyboard.failed = True
+    except (EOFError, OSError) as end:
+        keyboard.failed = isinstance(end, OSError)
     pipe.sendall(b"\n")  # The last line may have no end of its own.
     pipe.close()
 
@@ -537,46 +506,45 @@ def set_up_readline(submit: Callable[[str], None]) -> None:
 # Start and end.
 
 
-class Terminal:
-    """The terminal's settings: a thread that is in readline at the end leaves them changed."""
+# The terminal's settings: a thread that is in readline at the end leaves them changed.
+FOUND = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
 
-    def __init__(self) -> None:
-        self.found = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
 
-    def put_back(self) -> None:
-        """Put the settings back that were found."""
-        if self.found:
-            with contextlib.suppress(termios.error):  # The terminal may be gone.
-                termios.tcsetattr(0, termios.TCSANOW, self.found)
+def put_back(last: bytes = b"") -> None:
+    """Put back the terminal's settings that were found, and write what is last, if any."""
+    if FOUND:
+        with contextlib.suppress(OSError, termios.error):  # The terminal may be gone.
+            if os.tcgetpgrp(0) == os.getpgrp():  # Or else it is the shell's, as after Ctrl-Z.
+                termios.tcsetattr(0, termios.TCSANOW, FOUND)
+                os.write(0, last)
 
-    def leave(self, signum: int, _frame: FrameType | None) -> NoReturn:
-        """End at once: handle SIGINT, SIGTERM or SIGQUIT, at whatever moment they come.
 
-        An exception might be raised where nothing can catch it.
-        """
-        with contextlib.suppress(OSError):  # The terminal may be gone.
-            if self.found and os.tcgetpgrp(0) == os.getpgrp():  # not the shell's, as after Ctrl-Z
-                self.put_back()
-                os.write(0, b"\n")  # The shell's prompt is to have a row of its own.
-        os._exit(128 + signum)
+def leave(signum: int, _frame: object) -> NoReturn:
+    """End at once: handle SIGINT, SIGTERM or SIGQUIT, at whatever moment they come.
 
-    def suspend(self, _signum: int, _frame: FrameType | None) -> None:
-        """Leave the terminal to the shell, stop, and go on editing after fg: handle SIGTSTP."""
-        editing = termios.tcgetattr(0)
-        self.put_back()
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, self.suspend)
-        if not editing[3] & termios.ICANON:  # libedit has taken care of it by itself.
-            termios.tcsetattr(0, termios.TCSANOW, editing)
-        with contextlib.suppress(ImportError, AttributeError, OSError):
-            import ctypes
-            import readline
+    An exception might be raised where nothing can catch it.
+    """
+    put_back(b"\n")  # The shell's prompt is to have a row of its own.
+    os._exit(128 + signum)
 
-            # Python offers only the second of these, which alone draws nothing but changes.
-            library = ctypes.CDLL(readline.__file__)
-            library.rl_on_new_line()
-            library.rl_redisplay()
+
+def suspend(_signum: int, _frame: object) -> None:
+    """Leave the terminal to the shell, stop, and go on editing after fg: handle SIGTSTP."""
+    editing = termios.tcgetattr(0)
+    put_back()
+    signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, suspend)
+    if not editing[3] & termios.ICANON:  # libedit has taken care of it by itself.
+        termios.tcsetattr(0, termios.TCSANOW, editing)
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import ctypes
+        import readline
+
+        # Python offers only the second of these, which alone draws nothing but changes.
+        library = ctypes.CDLL(readline.__file__)
+        library.rl_on_new_line()
+        library.rl_redisplay()
 
 
 def claim_files() -> None:
@@ -633,7 +601,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
     sub.set(zmq.MAXMSGSIZE, 4 * LONGEST)  # Another server may publish longer lines than ours.
-    sub.set(zmq.RCVHWM, 500)  # 32 MB of the longest
+    sub.set(zmq.RCVHWM, DRAIN)
     sub.set(zmq.SUBSCRIBE, b"")
     return push, sub
 
@@ -668,8 +636,7 @@ def parse_options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("host", metavar="HOST", nargs="?", default="localhost", help="the server (%(default)s)")
-    add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are",
-        type=lambda name: os.fsencode(name).decode(errors="replace"))  # fmt: skip
+    add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
     add("--color", metavar="WHEN", choices=("auto", "always", "never"), default="auto",
         help="auto (the default: on a terminal), always or never")  # fmt: skip
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
@@ -678,7 +645,7 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
+def run(options: argparse.Namespace, screen: Screen) -> int:
     """Make the sockets, chat until the input ends, and return the exit status.
 
     Raises OSError if there are too few files, and ValueError if the key cannot be used.
@@ -701,10 +668,10 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
     keyboard = Keyboard(pipe)
     editing = screen.typing and sys.stdout.isatty()
     if editing and hasattr(signal, "SIGTSTP"):
-        signal.signal(signal.SIGTSTP, terminal.suspend)
+        signal.signal(signal.SIGTSTP, suspend)
     threading.Thread(target=read_stdin, args=(thread_end, editing, keyboard), daemon=True).start()
     try:
-        status = chat(keyboard, link, Outbox(options.user, screen), screen)
+        status = chat(keyboard, link, Outbox(options.user, link, screen), screen)
     except OSError as error:
         screen.notice(f"cannot write to stdout: {error.strerror}")
         status = 1
@@ -715,12 +682,11 @@ def run(options: argparse.Namespace, terminal: Terminal, screen: Screen) -> int:
 
 def main() -> int:
     """Set up what a signal finds, run the chat, and return the exit status."""
-    terminal = Terminal()
     for name in ("SIGINT", "SIGTERM", "SIGQUIT"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), terminal.leave)
+            signal.signal(getattr(signal, name), leave)
     options = parse_options()
-    if terminal.found and os.environ.pop("PYTHONUNBUFFERED", ""):
+    if FOUND and os.environ.pop("PYTHONUNBUFFERED", ""):
         # It has readline write byte by byte, too, and messages come amid its escape sequences.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     try:
@@ -728,13 +694,13 @@ def main() -> int:
         colorama.just_fix_windows_console()
         auto = is_smart_terminal(1) and not os.environ.get("NO_COLOR")
         color = options.color == "always" or (options.color == "auto" and auto)
-        return run(options, terminal, Screen(is_smart_terminal(0), color))
+        return run(options, Screen(is_smart_terminal(0), color))
     except (OSError, ValueError) as error:
         hint = "ulimit -n" if isinstance(error, OSError) else "--help"
         os.write(2, f"client.py: {error}; see {hint}\n".encode(errors="backslashreplace"))
         return 1
     finally:
-        terminal.put_back()
+        put_back()
 
 
 if __name__ == "__main__":

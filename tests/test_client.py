@@ -66,7 +66,8 @@ ROWS = {
     "wide at the edge": ("abcdefghi漢", ["abcdefghi", "漢"]),
     "combining": ("abcdefghije\u0301", ["abcdefghij", "e\u0301"]),
     "combining at the edge": ("abcdefghie\u0301", ["abcdefghie\u0301"]),
-    "joined emoji": ("abcdef👨‍👩‍👧", ["abcdef👨‍👩‍", "👧"]),
+    "soft hyphens": ("abcdef\xad" * 2, ["abcdef\xadabc", "def\xad"]),
+    "joined emoji": ("abcdef👨‍👩‍👧", ["abcdef👨‍", "👩‍👧"]),
     "colours take no room": ("\x1b[36mabcdefghij\x1b[0m", ["\x1b[36mabcdefghij\x1b[0m"]),
 }
 
@@ -132,7 +133,6 @@ def test_the_loop_pushes_lines_and_prints_messages(
         my_end.connect(f"inproc://{number}")
         link.last_event[my_end] = zmq.EVENT_HANDSHAKE_SUCCEEDED
     link.new.update(mine)
-    link.ever_connected = True
     pipe, keys = socket.socketpair()
     bodies = [b'{"user": "k", "message": "%d"}' % number for number in range(2)]
 
@@ -153,7 +153,7 @@ def test_the_loop_pushes_lines_and_prints_messages(
     for helper in helpers:
         helper.start()
     with pipe:
-        outbox = client.Outbox(None, screen)
+        outbox = client.Outbox(None, link, screen)
         assert client.chat(client.Keyboard(pipe), link, outbox, screen) == 1  # for \xff
     for helper in helpers:
         helper.join()
@@ -162,11 +162,12 @@ def test_the_loop_pushes_lines_and_prints_messages(
         f"{who}> \x1b[36m{what}\x1b[0m\n" for who, what in (("a", "hello"), ("k", 0), ("k", 1))
     )
     assert printed.err == (
-        "client.py: no server shows such a line: it is not JSON (to just type, use --user)\n"
+        f"client.py: no server shows such a line: {NO_CHAT}\n"
         "client.py: lines not known to be delivered: 1\n"
     )
 
 
+NO_CHAT = "it is no chat line in JSON (to just type, use --user)"
 SPACED = b'{ "message":"m",  "user":"k", "more": [1e999]} '
 ONE = body_of("k", "1")
 PUSHED = {
@@ -206,15 +207,19 @@ def test_lines_are_pushed_as_typed(
         ("ken", b"caf\xe9", {"user": "ken", "message": "caf\ufffd"}),
     ],
 )
-def test_a_name_makes_a_line_json(name: str, line: bytes, body: dict[str, str]) -> None:
-    outbox = client.Outbox(name, client.Screen(typing=False, color=False))
-    outbox.take(line, connected=True)
+def test_a_name_makes_a_line_json(
+    context: zmq.Context[zmq.Socket[bytes]], name: str, line: bytes, body: dict[str, str]
+) -> None:
+    screen = client.Screen(typing=False, color=False)
+    link = client.Link(context.socket(zmq.PUSH), context.socket(zmq.SUB), "here", screen)
+    outbox = client.Outbox(name, link, screen)
+    outbox.take(line)
     assert json.loads(outbox.lines[0]) == body
 
 
 def test_user_makes_valid_json_of_whatever_is_typed(server: Script, run_client: RunClient) -> None:
     done = run_client(server.ports, b"caf\xe9\n\x1b\n", "--user", os.fsdecode(b"jos\xe9"))
-    assert done.stdout.decode() == "jos\ufffd> caf\ufffd\njos\ufffd> \\x1b\n"
+    assert done.stdout.decode() == "jos?> caf\ufffd\njos?> \\x1b\n"
     assert (done.stderr, done.returncode) == (b"", 0)
 
 
@@ -310,14 +315,11 @@ def test_nothing_to_say_and_nobody_there(run_client: RunClient) -> None:
 
 NO_SERVER_SHOWS = "client.py: no server shows such a line: "
 REFUSED = {
-    "not JSON": (b"hello", "it is not JSON (to just type, use --user)"),
-    "not UTF-8": (b'{"user": "k", "message": "\xff"}', "it is not JSON (to just type, use --user)"),
-    "too deep": (b"[" * 10_000, "it is not JSON (to just type, use --user)"),
-    "no object": (b"[]", 'it is not an object with the strings "user" and "message"'),
-    "no string": (
-        b'{"user": 1, "message": "m"}',
-        'it is not an object with the strings "user" and "message"',
-    ),
+    "not JSON": (b"hello", NO_CHAT),
+    "not UTF-8": (b'{"user": "k", "message": "\xff"}', NO_CHAT),
+    "too deep": (b"[" * 10_000, NO_CHAT),
+    "no object": (b"[]", NO_CHAT),
+    "no string": (b'{"user": 1, "message": "m"}', NO_CHAT),
     "too long": (
         body_of("k", "x" * 16_384),
         "it takes more than 16,384 bytes",
@@ -358,7 +360,7 @@ def test_in_a_pipe_only_the_first_refused_line_is_told_and_then_how_many(
 ) -> None:
     done = run_client(server.ports, b"hello\n[]\nhello\n" * 100)
     assert done.stderr.decode().splitlines() == [
-        f"{NO_SERVER_SHOWS}it is not JSON (to just type, use --user)",
+        NO_SERVER_SHOWS + NO_CHAT,
         "client.py: lines not known to be delivered: 300",
     ]
     assert done.returncode == 1

@@ -353,6 +353,17 @@ def test_a_job_that_is_killed_while_it_is_stopped_leaves_the_shell_its_terminal(
         assert not at_the_prompt[3] & termios.ICANON
 
 
+def test_what_cannot_start_in_the_background_ends_there(server: Script) -> None:
+    """Who changes the terminal's settings there is stopped."""
+    shell = Terminal("bash", "--norc", "--noprofile", "-i", environment={"PS1": "$ "})
+    with contextlib.closing(shell):
+        wait_for(lambda: shell.cursor() == ("$", 2), shell.rows)
+        command = shlex.join([*CLIENT, *port_options(server.ports), "--key", "/nope"])
+        shell.type(f"{command} 2> /dev/null & wait $!; echo status=$?\r")
+        wait_for(lambda: re.search(r"status=\d+$", "\n".join(shell.rows()), re.M), shell.rows)
+        assert "status=1" in shell.rows()
+
+
 def test_what_is_typed_is_not_in_a_file_that_the_chat_goes_to(
     start_server: Callable[..., Script], tmp_path: Path
 ) -> None:
@@ -421,7 +432,8 @@ def test_a_line_that_no_server_shows_is_explained_and_stays(
 ) -> None:
     ken = open_terminal(server.ports)
     ken.wait_connected()
-    notice = "client.py: no server shows such a line: it is not JSON (to just type, use --user)"
+    reason = "it is no chat line in JSON (to just type, use --user)"
+    notice = f"client.py: no server shows such a line: {reason}"
     for count in (1, 2):
         ken.type("hello\r")
         expected = (notice + "hello").replace(" ", "") * count
@@ -463,16 +475,20 @@ def test_a_late_echo_is_told_and_what_the_server_took_with_it_is_sent_again(
     ken = open_terminal(server.ports, "--user", "ken")
     ken.resize(80, 10)
     ken.wait_connected()
+    ken.type("hi\r")
+    ken.wait_rows("ken> hi")
     server.process.send_signal(signal.SIGSTOP)
     ken.type("hello\rhow are you\rhalf")
-    late = "client.py: no echo yet of: ken> hello, and of 1 more"
-    before = ["client.py: connected to localhost", late]
+    late = "client.py: no echo yet; lines: 2, the first: ken> hello"
+    before = ["ken> hi", late]
     ken.wait_rows(*before, "half")  # once
+    ken.type(" a line\rhalf")
+    ken.wait_rows(*before, "half a line", "half")
     server.process.kill()
-    ken.wait_rows(*before, *rows_of(NO_SERVER, 80), late, "half")
+    ken.wait_rows(*before, "half a line", *rows_of(NO_SERVER, 80), "half")
     start_server(*server.ports)
-    after = ["client.py: connected to localhost", "ken> hello", "ken> how are you"]
-    ken.wait_rows(*after, "half")
+    said = ["ken> hello", "ken> how are you", "ken> half a line"]
+    ken.wait_rows("client.py: connected to localhost", *said, "half")
     ken.type("\x15\x04")
     assert ken.process.wait(TIMEOUT) == 0
 
