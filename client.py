@@ -216,8 +216,8 @@ class Outbox:
             self.lost += 1
             if self.screen.typing or self.lost == 1:
                 self.screen.notice(f"no server shows such a line: {error}")
-        if (self.screen.typing and sys.stdout.isatty()) and (
-            not echo or self.late >= ECHO_LATE or not self.link.is_connected()
+        if self.screen.editing and not (
+            echo and self.late < ECHO_LATE and self.link.is_connected()
         ):
             self.screen.show_messages([as_text(line)])
         if len(body) <= LONGEST:
@@ -370,11 +370,13 @@ def as_text(frame: bytes) -> tuple[str, str]:
 class Screen:
     """Where the chat goes, stdout, and what is not part of it, stderr.
 
-    If someone may be typing there, both go above the typed line.
+    If someone may be typing there, both go above the typed line. If stdout is a terminal, too, the
+    line is edited there, and gives way to its echo.
     """
 
     def __init__(self, typing: bool, color: bool) -> None:
         self.typing, self.color = typing, color
+        self.editing = typing and sys.stdout.isatty()
 
     def show_messages(self, messages: list[tuple[str, str]]) -> None:
         """Show messages, each given without its colours and with them. Raises OSError."""
@@ -666,10 +668,10 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
         screen.notice(f"unknown host name {options.host}, still trying")
     pipe, thread_end = socket.socketpair()
     keyboard = Keyboard(pipe)
-    editing = screen.typing and sys.stdout.isatty()
-    if editing and hasattr(signal, "SIGTSTP"):
+    if screen.editing and hasattr(signal, "SIGTSTP"):
         signal.signal(signal.SIGTSTP, suspend)
-    threading.Thread(target=read_stdin, args=(thread_end, editing, keyboard), daemon=True).start()
+    arguments = (thread_end, screen.editing, keyboard)
+    threading.Thread(target=read_stdin, args=arguments, daemon=True).start()
     try:
         status = chat(keyboard, link, Outbox(options.user, link, screen), screen)
     except OSError as error:
