@@ -122,6 +122,7 @@ class Link:
 
     def __init__(self, push: Sock, sub: Sock, host: str, screen: "Screen") -> None:
         self.push, self.sub, self.host, self.screen = push, sub, host, screen
+        # The last one means that libzmq goes on trying by itself: see retry.
         news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
         self.last_event = dict.fromkeys((push, sub), 0)
@@ -143,6 +144,7 @@ class Link:
         """Follow the monitors' news; tell when a connection comes, and when it goes."""
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
+                # The event's number is in the first two bytes: see zmq_socket_monitor(3).
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.new.add(sock)
@@ -261,9 +263,10 @@ class Outbox:
             self.tries, self.late, self.stood_still = 0, 0.0, 0.0
 
     def push_again(self, count: int) -> None:
-        """Have the last lines that are out pushed again; give up the first of them after TRIES.
+        """Have so many of the lines that are out pushed again: the last ones.
 
-        It may be the line that is at fault: a server may hang up at each one that is too long.
+        After TRIES, the first of these is given up. It may be at fault: a server may hang up at
+        each line that is too long for it.
         """
         self.out -= count
         if self.tries == TRIES:
@@ -310,7 +313,10 @@ parse_json = json.JSONDecoder(parse_int=float).decode
 
 
 def in_short(echo: str) -> str:
-    """Return what is kept of an echo to know it again: of a long one, its beginning and hash."""
+    """Return what is kept of an echo to know it again.
+
+    Of a long one, that is its beginning and hash, since a thousand of them may be kept.
+    """
     return echo if len(echo) <= 80 else f"{echo[:80]}{hash(echo)}"
 
 
@@ -653,7 +659,7 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
     Raises OSError if there are too few files, and ValueError if the key cannot be used.
     """
     families = address_families(options.host)
-    # If it were freed at the end, that would wait for a name service that does not answer.
+    # Python frees this one never: a name service that does not answer would hold that up.
     context: zmq.Context[Sock] = zmq.Context.instance()
     push, sub = make_sockets(context, families == {socket.AF_INET6}, options.key)
     link = Link(push, sub, options.host, screen)

@@ -37,6 +37,7 @@ SILENCE = 0.3  # seconds without a line after which the loop looks around
 ENDING = 2.2  # seconds from a signal to the end, if there is no silence before
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
 LEAST_PATIENCE = 0.05  # seconds for those who read on, when patience has just been used up
+RECOVERY = 20.0  # seconds in which patience grows back
 VANISHED = 20  # seconds after which a peer is cut off that does not answer, or takes nothing
 
 
@@ -132,8 +133,8 @@ class Publisher:
     """PUB, and the patience with readers that are full.
 
     If the readers make room during a wait, nothing changes. If not, the next wait may take only
-    LEAST_PATIENCE, which grows back to PATIENCE in twenty seconds. So a reader that stopped holds
-    up the chat once, and many that stop again and again hold it up little.
+    LEAST_PATIENCE, which grows back to PATIENCE. So a reader that stopped holds up the chat once,
+    and many that stop again and again hold it up little.
     """
 
     def __init__(self, pub: Sock) -> None:
@@ -147,7 +148,8 @@ class Publisher:
         Then one send without XPUB_NODROP makes libzmq leave out those that still are full, until
         they have read half of what waits for them, so that no line waits for them until then.
         """
-        patience = min(PATIENCE, LEAST_PATIENCE + (time.monotonic() - self.gave_up_at) / 10)
+        regained = PATIENCE * (time.monotonic() - self.gave_up_at) / RECOVERY
+        patience = min(PATIENCE, LEAST_PATIENCE + regained)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
         for line in lines:
             try:
