@@ -46,7 +46,7 @@ def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
 
     What is no chat line is dropped. PULL has to have RCVTIMEO set, and PUB XPUB_NODROP.
     """
-    publisher = Publisher(pub)
+    publisher = Publisher(pub, ending)
     dropped = News("dropped lines: {count:,}, the last: {latest}")
     while time.monotonic() < ending.at:
         bodies, lines = arrived(pull), []
@@ -137,8 +137,8 @@ class Publisher:
     and many that stop again and again hold it up little.
     """
 
-    def __init__(self, pub: Sock) -> None:
-        self.pub = pub
+    def __init__(self, pub: Sock, ending: "Ending") -> None:
+        self.pub, self.ending = pub, ending
         self.gave_up_at = -math.inf
         self.stopped = News("a reader has stopped reading, going on without it; times: {count:,}")
 
@@ -148,8 +148,9 @@ class Publisher:
         Then one send without XPUB_NODROP makes libzmq leave out those that still are full, until
         they have read half of what waits for them, so that no line waits for them until then.
         """
-        regained = PATIENCE * (time.monotonic() - self.gave_up_at) / RECOVERY
-        patience = min(PATIENCE, LEAST_PATIENCE + regained)
+        now = time.monotonic()
+        regained = PATIENCE * (now - self.gave_up_at) / RECOVERY
+        patience = min(PATIENCE, LEAST_PATIENCE + regained, max(0, self.ending.at - now))
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
         for line in lines:
             try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import selectors
@@ -881,6 +882,28 @@ def test_it_ends_within_three_seconds_in_a_flood(server: Script, readers: str) -
         assert server.wait() == 0
         assert time.monotonic() - began < 3
     assert "Traceback" not in server.said
+
+
+@slow
+def test_it_ends_within_three_seconds_though_a_reader_is_full_only_then(
+    server: Script, join: Join
+) -> None:
+    peer = join(server.ports)
+    peer.push.linger = 0
+    body = chat_body("x" * 16_000)
+    with zmtp_connect(server.ports[1], b"SUB"):
+        time.sleep(0.3)  # for the subscription to take effect
+        began = time.monotonic()
+        for number in itertools.count():  # A thousand a second fill its queue in two.
+            with contextlib.suppress(zmq.Again):
+                peer.push.send(body, zmq.NOBLOCK)
+            if number == 10:
+                server.process.terminate()
+            if server.process.poll() is not None:
+                break
+            time.sleep(max(0, began + number / 1_000 - time.monotonic()))
+        assert time.monotonic() - began < 3.2
+    assert server.wait() == 0
 
 
 @pytest.mark.parametrize("pause", [0, 0.1])
