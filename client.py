@@ -199,6 +199,7 @@ class Outbox:
         self.window = 1  # lines that may be out: WINDOW once a message has come
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
+        self.asked = False  # the last line that is out was pushed again, for its echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
         self.lost = 0  # lines that no server shows, or that were given up
 
@@ -238,7 +239,7 @@ class Outbox:
             self.tries += self.out > 0
             self.push_again(self.out)
         if self.link.new:
-            self.window, self.late = min(self.out + 1, WINDOW), 0.0
+            self.window, self.late, self.asked = min(self.out + 1, WINDOW), 0.0, False
         self.link.new.clear()
         with contextlib.suppress(zmq.Again):
             while self.out < min(self.window, len(self.lines)):
@@ -249,18 +250,21 @@ class Outbox:
                     del self.lines[self.out], self.echoes[self.out]
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
-        """Forget the lines whose echoes are among these messages, and the lines before them."""
+        """Forget the lines whose echoes are among these messages, and the lines before them.
+
+        If the last line was pushed again, an echo that may be its own is: earlier ones were missed.
+        """
         settled = 0
         for echo in (in_short(plain) for plain, _ in messages):
             self.window = WINDOW
-            try:
+            if self.asked and [echo] == self.echoes[self.out - 1 : self.out]:
+                settled = self.out
+            with contextlib.suppress(ValueError):  # It may not be one of ours.
                 settled = self.echoes.index(echo, settled, self.out) + 1
-            except ValueError:  # It is not one of ours.
-                continue
         if settled:
             del self.lines[:settled], self.echoes[:settled]
             self.out -= settled
-            self.tries, self.late, self.stood_still = 0, 0.0, 0.0
+            self.tries, self.late, self.stood_still, self.asked = 0, 0.0, 0.0, False
 
     def push_again(self, count: int) -> None:
         """Have so many of the lines that are out pushed again: the last ones.
@@ -272,28 +276,28 @@ class Outbox:
         if self.tries == TRIES:
             del self.lines[self.out]
             echo = self.echoes.pop(self.out)
-            self.tries, self.late = 0, 0.0
+            self.tries = 0
             self.lost += 1
             self.screen.notice(f"given up after {TRIES} times without an echo: {echo[:80]}")
 
     def pass_time(self, seconds: float, reading: bool) -> None:
-        """Let time pass. If no echo comes for ECHO_LATE, tell it, and see whether to push again.
+        """Let time pass. If no echo comes for ECHO_LATE, tell it, and ask for one.
 
-        A line that went alone is pushed again, for its echo may have been missed; and so, once, is
-        the last of all lines: a server leaves echoes out while nobody reads stdout.
+        That is, push the last line that is out again: while it is alone, since its echo may have
+        been missed; and once when no more is read, since a server leaves echoes out while nobody
+        reads stdout.
         """
         self.stood_still = 0.0 if reading else self.stood_still + seconds
         before, self.late = self.late, self.late + seconds if self.out else 0.0
-        if before < ECHO_LATE <= self.late:
-            if self.screen.typing:
-                first = self.echoes[0][:80]
-                self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
-            alone = self.window < WINDOW
-            if self.link.is_connected() and (alone or not reading):
-                self.tries += alone
-                self.push_again(1)
-                if alone:
-                    self.late = 0.0
+        if before < ECHO_LATE <= self.late and self.screen.typing:
+            first = self.echoes[0][:80]
+            self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
+        alone = self.window < WINDOW
+        wanted = alone or not (reading or self.asked)
+        if self.late >= ECHO_LATE and wanted and self.link.is_connected():
+            self.late, self.asked = 0.0, True
+            self.tries += alone
+            self.push_again(1)
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -195,21 +195,42 @@ def test_nothing_is_pushed_again_if_only_sub_was_away(bare: BareServer, ken: Ken
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("out", [1, 998, 999, 1_000])
+@pytest.mark.parametrize(
+    "numbers",
+    [*(range(1, out + 1) for out in (1, 998, 999, 1_000)), [1] * 100],
+    ids=["one", "998", "999", "1,000", "the same"],
+)
 def test_lines_whose_echoes_were_lost_with_sub_are_asked_for_by_the_last_of_them(
-    bare: BareServer, ken: Ken, out: int
+    bare: BareServer, ken: Ken, numbers: Sequence[int]
 ) -> None:
     script = ken(bare.ports)
     write(script, typed(0))
     bare.answer(1)
     assert read_line(script) == b"k> 0\n"
-    close(script, typed(*range(1, out + 1)))
-    assert [bare.take() for _ in range(out)] == bodies(*range(1, out + 1))
+    close(script, typed(*numbers))
+    assert [bare.take() for _ in numbers] == bodies(*numbers)
     bare.pub.close(linger=0)
     script.wait_said(NO_SERVER)
     bare.open_pub()
-    assert bare.take() == bodies(out)[0]
-    bare.echo(bodies(out)[0])
+    assert bare.take() == bodies(numbers[-1])[0]
+    bare.echo(bodies(numbers[-1])[0])
+    assert script.wait() == 0
+    assert not bare.take_all(100)
+
+
+@pytest.mark.slow
+def test_an_echo_that_was_left_out_is_asked_for_when_the_input_ends(
+    bare: BareServer, ken: Ken
+) -> None:
+    """However long it stays open, the last line is pushed again, once."""
+    script = ken(bare.ports)
+    write(script, typed(0))
+    bare.answer(1)
+    write(script, typed(1))
+    assert bare.take_all(6_000) == bodies(1)
+    close(script)
+    assert bare.take_all(6_000) == bodies(1)
+    bare.echo(bodies(1)[0])
     assert script.wait() == 0
 
 
