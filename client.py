@@ -36,7 +36,7 @@ Sock = zmq.Socket[bytes]
 
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines without an echo, at which no more are read
-CHUNK = 8_192  # bytes of input read at once
+CHUNK = 16_384  # bytes of input read at once
 DRAIN = 200  # messages that SUB holds, and that are printed at once
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds from SUB's handshake until its subscription is in effect, nearly always
@@ -259,8 +259,10 @@ class Outbox:
             self.window = WINDOW
             if self.asked and [echo] == self.echoes[self.out - 1 : self.out]:
                 settled = self.out
-            with contextlib.suppress(ValueError):  # It may not be one of ours.
+            try:
                 settled = self.echoes.index(echo, settled, self.out) + 1
+            except ValueError:  # It is not one of ours.
+                continue
         if settled:
             del self.lines[:settled], self.echoes[:settled]
             self.out -= settled
@@ -359,15 +361,14 @@ UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 def harmless(text: str) -> str:
     r"""Return text with its control characters in a visible form, such as `\x1b`."""
-    if text.isprintable():
-        return text
     return UNSAFE.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
 
 
 def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
     parts = COLOR.split(frame.decode(errors="replace"))  # text, colour, text, ..., text
-    parts[::2] = map(harmless, parts[::2])
+    if not "".join(parts[::2]).isprintable():  # Nearly every message is.
+        parts[::2] = map(harmless, parts[::2])
     plain, text = "".join(parts[::2]), "".join(parts)
     if parts[1:] and parts[-2:] != [RESET, ""]:
         text += RESET  # or else it would colour what is typed
