@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 from conftest import TIMEOUT, Peer, RunClient, Script, Start, free_port, wait_for
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import server as server_script
@@ -156,6 +156,32 @@ def test_the_loop_publishes_what_had_arrived_when_it_is_to_end(
 @pytest.mark.parametrize(("body", "user", "message"), GOOD.values(), ids=GOOD)
 def test_a_good_body_is_published(body: bytes, user: str, message: str) -> None:
     assert server_script.chat_line(body) == published(user, message)
+
+
+BODIES = [body for body, _, _ in GOOD.values()] + [body for body, _ in BAD.values()]
+ONE = GOOD["plain"][0]
+
+
+@given(st.lists(st.sampled_from(BODIES) | st.binary()))
+@example([ONE + b"\n" + ONE, b"hello"])
+@example([ONE + b"\n"])
+def test_what_is_found_in_many_bodies_is_what_each_of_them_comes_to(bodies: list[bytes]) -> None:
+    for body, plain in zip(bodies, server_script.plain_lines(bodies), strict=True):
+        assert plain in (b"", chat_line_or_nothing(body))
+
+
+def chat_line_or_nothing(body: bytes) -> bytes:
+    """Return what subscribers see of a body, if it is a chat line."""
+    try:
+        return server_script.chat_line(body)
+    except ValueError:
+        return b""
+
+
+def test_plain_bodies_are_found_among_others() -> None:
+    bodies = [ONE, b"hello", GOOD["accents"][0], ONE]
+    plain = published("ken", "hello")
+    assert server_script.plain_lines(bodies) == [plain, b"", b"", plain]
 
 
 @pytest.mark.parametrize(("body", "reason"), BAD.values(), ids=BAD)
