@@ -67,6 +67,16 @@ def ken(start: Start) -> Callable[..., Script]:
 Ken = Callable[..., Script]
 
 
+@pytest.fixture
+def talking(bare: BareServer, ken: Ken) -> Script:
+    """Give a client of the bare server that has had the echo of its first line, 0."""
+    script = ken(bare.ports)
+    write(script, typed(0))
+    bare.answer(1)
+    assert read_line(script) == b"k> 0\n"
+    return script
+
+
 class Pipe:
     """A client whose stdin is a file of numbers, and whose stdout is a file, too."""
 
@@ -201,53 +211,42 @@ def test_nothing_is_pushed_again_if_only_sub_was_away(bare: BareServer, ken: Ken
     ids=["one", "998", "999", "1,000", "the same"],
 )
 def test_lines_whose_echoes_were_lost_with_sub_are_asked_for_by_the_last_of_them(
-    bare: BareServer, ken: Ken, numbers: Sequence[int]
+    bare: BareServer, talking: Script, numbers: Sequence[int]
 ) -> None:
-    script = ken(bare.ports)
-    write(script, typed(0))
-    bare.answer(1)
-    assert read_line(script) == b"k> 0\n"
-    close(script, typed(*numbers))
+    close(talking, typed(*numbers))
     assert [bare.take() for _ in numbers] == bodies(*numbers)
     bare.pub.close(linger=0)
-    script.wait_said(NO_SERVER)
+    talking.wait_said(NO_SERVER)
     bare.open_pub()
     assert bare.take() == bodies(numbers[-1])[0]
     bare.echo(bodies(numbers[-1])[0])
-    assert script.wait() == 0
+    assert talking.wait() == 0
     assert not bare.take_all(100)
 
 
 @pytest.mark.slow
 def test_an_echo_that_was_left_out_is_asked_for_when_the_input_ends(
-    bare: BareServer, ken: Ken
+    bare: BareServer, talking: Script
 ) -> None:
     """However long it stays open, the last line is pushed again, once."""
-    script = ken(bare.ports)
-    write(script, typed(0))
-    bare.answer(1)
-    write(script, typed(1))
+    write(talking, typed(1))
     assert bare.take_all(6_000) == bodies(1)
-    close(script)
+    close(talking)
     assert bare.take_all(6_000) == bodies(1)
     bare.echo(bodies(1)[0])
-    assert script.wait() == 0
+    assert talking.wait() == 0
 
 
 @pytest.mark.slow
 def test_lines_whose_echoes_were_left_out_are_asked_for_by_the_last_of_them(
-    bare: BareServer, ken: Ken
+    bare: BareServer, talking: Script
 ) -> None:
     """As a server does it while nobody reads the client's stdout."""
-    script = ken(bare.ports)
-    write(script, typed(0))
-    bare.answer(1)
-    assert read_line(script) == b"k> 0\n"
-    close(script, typed(*range(1, 1_500)))
+    close(talking, typed(*range(1, 1_500)))
     assert [bare.take() for _ in range(1_000)] == bodies(*range(1, 1_001))
     assert bare.answer(1) == bodies(1_000)
     assert bare.answer(499) == bodies(*range(1_001, 1_500))
-    assert script.wait() == 0
+    assert talking.wait() == 0
 
 
 @pytest.mark.parametrize("colors", [("", ""), ("\x1b[0;36;49m", "\x1b[0m"), ("", "\x1b[1;31m")])
@@ -682,22 +681,18 @@ def test_too_few_open_files_are_one_line_and_status_1(
 
 
 @LINUX
-def test_a_hostile_server_does_not_make_it_grow(bare: BareServer, ken: Ken) -> None:
-    script = ken(bare.ports)
-    write(script, typed(0))
-    bare.answer(1)
-    assert read_line(script) == b"k> 0\n"
-    before = script.stat("VmHWM")
+def test_a_hostile_server_does_not_make_it_grow(bare: BareServer, talking: Script) -> None:
+    before = talking.stat("VmHWM")
     for number in range(1, 4):
         bare.pub.send(b"x" * 100_000_000)
-        script.wait_said(f"({NO_SERVER}{CONNECTED}){{{number}}}")
+        talking.wait_said(f"({NO_SERVER}{CONNECTED}){{{number}}}")
         time.sleep(client.SETTLING)  # until its subscription is in effect
-    assert script.stat("VmHWM") < before + 10_000
+    assert talking.stat("VmHWM") < before + 10_000
     bare.pub.send(b"y" * 65_536)
-    assert read_line(script) == b"y" * 65_536 + b"\n"
-    close(script, typed(1))
+    assert read_line(talking) == b"y" * 65_536 + b"\n"
+    close(talking, typed(1))
     bare.answer(1)
-    assert script.wait() == 0
+    assert talking.wait() == 0
 
 
 # Between two hosts.
