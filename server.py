@@ -152,25 +152,31 @@ class Publisher:
         self.stopped = News("a reader has stopped reading, going on without it; times: {count:,}")
 
     def publish(self, lines: list[bytes]) -> None:
-        """Send lines to every reader: send waits for those that are full, as patience allows.
+        """Send lines to every reader, waiting for those that are full."""
+        for line in lines:
+            try:
+                send(self.pub, line, zmq.NOBLOCK)
+            except zmq.Again:
+                self.publish_patiently(line)
 
-        Then one send without XPUB_NODROP makes libzmq leave out those that still are full, until
-        they have read half of what waits for them, so that no line waits for them until then.
+    def publish_patiently(self, line: bytes) -> None:
+        """Wait for readers that are full, as patience allows, and send a line to all others.
+
+        One send without XPUB_NODROP makes libzmq leave out those that still are full, until they
+        have read half of what waits for them, so that no line waits for them until then.
         """
         now = time.monotonic()
         regained = PATIENCE * (now - self.gave_up_at) / RECOVERY
         patience = min(PATIENCE, LEAST_PATIENCE + regained, max(0, self.ending.at - now))
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
-        for line in lines:
-            try:
-                send(self.pub, line)
-            except zmq.Again:
-                self.pub.set(zmq.XPUB_NODROP, 0)
-                send(self.pub, line)
-                self.pub.set(zmq.XPUB_NODROP, 1)
-                self.pub.set(zmq.SNDTIMEO, int(1_000 * LEAST_PATIENCE))
-                self.gave_up_at = time.monotonic()
-                self.stopped.add()
+        try:
+            send(self.pub, line)
+        except zmq.Again:
+            self.pub.set(zmq.XPUB_NODROP, 0)
+            send(self.pub, line)
+            self.pub.set(zmq.XPUB_NODROP, 1)
+            self.gave_up_at = time.monotonic()
+            self.stopped.add()
 
 
 # What the operator is told, on stderr.
