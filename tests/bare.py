@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import zmq
-from conftest import Script, Start, port_options
+from conftest import Script, Start, free_port, port_options
 
 TIMEOUT = 30_000  # milliseconds
 
@@ -20,7 +20,7 @@ class BareServer:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], longest: int) -> None:
         self.context, self.longest = context, longest
         self.colors = "\x1b[36m", "\x1b[0m"
-        self.ports = (0, 0)
+        self.ports = free_port(), free_port()
         self.open_pull()
         self.open_pub()
 
@@ -28,13 +28,13 @@ class BareServer:
         """Open PULL, on the port where it was. It hangs up at each line that is too long for it."""
         self.pull = self.context.socket(zmq.PULL)
         self.pull.set(zmq.MAXMSGSIZE, self.longest)
-        self.ports = (bind(self.pull, self.ports[0]), self.ports[1])
+        bind(self.pull, self.ports[0])
 
     def open_pub(self) -> None:
         """Open PUB, on the port where it was."""
         self.pub = self.context.socket(zmq.PUB)
         self.pub.set(zmq.SNDHWM, 100_000)
-        self.ports = (self.ports[0], bind(self.pub, self.ports[1]))
+        bind(self.pub, self.ports[1])
 
     def take(self, timeout: int = TIMEOUT) -> bytes:
         """Return the next line that is pushed; fail if none comes."""
@@ -63,17 +63,15 @@ class BareServer:
         return taken
 
 
-def bind(sock: zmq.Socket[bytes], port: int) -> int:
-    """Bind a socket to a port, 0 for a free one, as soon as it is free; return the port."""
-    if not port:
-        return sock.bind_to_random_port("tcp://127.0.0.1")
+def bind(sock: zmq.Socket[bytes], port: int) -> None:
+    """Bind a socket to a port, as soon as it is free."""
     for _ in range(3_000):
         try:
             sock.bind(f"tcp://127.0.0.1:{port}")
         except zmq.ZMQError:  # The socket that had it is still being closed.
             time.sleep(0.01)
         else:
-            return port
+            return
     raise AssertionError(f"port {port} is not free")
 
 

@@ -1,6 +1,8 @@
 """What the tests share: the scripts as real processes, and real sockets to talk to them."""
 
+import contextlib
 import os
+import random
 import re
 import socket
 import subprocess
@@ -33,11 +35,15 @@ def wait_for(condition: Callable[[], object], what: Callable[[], object]) -> Non
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        number: int = sock.getsockname()[1]
-        return number
+    """Return a TCP port that nothing listens on.
+
+    It is not among those that systems give to connections, one of which might take it meanwhile.
+    """
+    while True:
+        number = random.randrange(10_000, 32_768)
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", number))
+            return number
 
 
 @dataclass
@@ -123,7 +129,8 @@ def start_server(start: Start) -> Callable[..., Script]:
     """Give a function that starts server.py on free ports, or on those named."""
 
     def start_it(pull_port: int = 0, pub_port: int = 0, before: Sequence[str] = ()) -> Script:
-        options = ["--pull-port", pull_port, "--pub-port", pub_port]
+        ports = pull_port or free_port(), pub_port or free_port()
+        options = ["--pull-port", ports[0], "--pub-port", ports[1]]
         script = start("server.py", *options, before=before)
         heard = script.wait_said(r"PULL listens on tcp://\*:(\d+), PUB on tcp://\*:(\d+)\n")
         script.ports = (int(heard[1]), int(heard[2]))
@@ -180,6 +187,9 @@ class Peer:
         for sub in self.subs:
             sub.setsockopt(zmq.SUBSCRIBE, b"")
             sub.connect(f"tcp://127.0.0.1:{ports[1]}")
+        for sock in (self.push, *self.subs):  # Whoever waits for a server that ended fails.
+            sock.set(zmq.SNDTIMEO, TIMEOUT * 1_000)
+            sock.set(zmq.RCVTIMEO, TIMEOUT * 1_000)
         self.sub = self.subs[0]
         self._join()
 

@@ -38,7 +38,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes of files, sign
 slow = pytest.mark.slow
 
 Context = zmq.Context[zmq.Socket[bytes]]
-NOBODY = (0, 0)  # ports: any that are free
 
 
 @pytest.fixture
@@ -59,8 +58,9 @@ StartKeyed = Callable[..., Script]
 def start_keyed(start: Start) -> StartKeyed:
     """Give a function that starts server.py with the keys of an invitation, or with None."""
 
-    def start_it(key: Path | None, ports: tuple[int, int] = NOBODY) -> Script:
-        options = ["--pull-port", ports[0], "--pub-port", ports[1]]
+    def start_it(key: Path | None, ports: tuple[int, int] | None = None) -> Script:
+        pull_port, pub_port = ports or (free_port(), free_port())
+        options = ["--pull-port", pull_port, "--pub-port", pub_port]
         if key:
             options += ["--key", key.with_suffix("")]
         return listening(start("server.py", *options))
