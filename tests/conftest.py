@@ -1,6 +1,7 @@
 """What the tests share: the scripts as real processes, and real sockets to talk to them."""
 
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -23,6 +24,8 @@ pytest_plugins = ["bare", "network"]
 ROOT = Path(__file__).parent.parent
 CONNECTED = "client.py: connected to localhost\n"
 NO_SERVER = "client.py: no server at localhost, or one whose --key differs; lines wait\n"
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = itertools.cycle(random.sample(range(10_000 + WORKER, 32_000, 20), 1_100))
 TIMEOUT = 30  # seconds after which a condition counts as failed, on however busy a machine
 
 
@@ -35,12 +38,12 @@ def wait_for(condition: Callable[[], object], what: Callable[[], object]) -> Non
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing listens on.
+    """Return a TCP port that nothing listens on, and that nobody else takes meanwhile.
 
-    It is not among those that systems give to connections, one of which might take it meanwhile.
+    It is not among those that systems give to connections, nor among those of another worker.
     """
     while True:
-        number = random.randrange(10_000, 32_768)
+        number = next(PORTS)
         with contextlib.suppress(OSError), socket.socket() as sock:
             sock.bind(("127.0.0.1", number))
             return number

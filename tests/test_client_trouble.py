@@ -360,7 +360,7 @@ def test_a_server_killed_amid_a_pipe_and_started_again_costs_nothing(
     pipe = Pipe(ken, tmp_path, server.ports, 40_000)
     now = server
     for number in range(restarts):
-        now = restart_amid(pipe, now, start_server, 4_000 * (number + 1))
+        now = restart_amid(pipe, now, start_server, 2_000 * (number + 1))
     doubled = pipe.wait_all_delivered()
     print(f"{restarts} restarts: {doubled} doubled")
     assert doubled <= client.WINDOW * restarts
