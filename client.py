@@ -96,8 +96,8 @@ def buffered(sub: Sock) -> Iterator[bytes]:
 class Keyboard:
     """The lines of stdin. A thread reads them, since readline waits for nothing else meanwhile."""
 
-    def __init__(self, pipe: socket.socket) -> None:
-        self.pipe = pipe
+    def __init__(self) -> None:
+        self.pipe, self.thread_end = socket.socketpair()
         self.partial = b""  # a line whose end is still to come
         self.over = False
         self.failed = False  # stdin could not be read to its end
@@ -109,6 +109,24 @@ class Keyboard:
         *lines, partial = (self.partial + chunk).split(b"\n")
         self.partial = partial[: LONGEST + 2]  # with a CR, and a byte that shows it is too long
         return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
+
+    # The rest is for the thread.
+
+    def read_stdin(self, editing: bool) -> None:
+        """Pass stdin on, and wait where the chat loop reads no more for now."""
+        try:
+            if editing:
+                edit_lines(self.submit)
+            while chunk := os.read(0, CHUNK):
+                self.thread_end.sendall(chunk)
+        except (EOFError, OSError) as end:
+            self.failed = isinstance(end, OSError)
+        self.submit("")  # The last line may have no end of its own.
+        self.thread_end.close()
+
+    def submit(self, line: str) -> None:
+        """Pass on a line that was typed."""
+        self.thread_end.sendall(line.encode(errors="surrogateescape") + b"\n")
 
 
 # The connection.
@@ -445,28 +463,11 @@ def columns_of(glyph: str) -> int:
     return 2 if unicodedata.east_asian_width(glyph) in "WF" else 1
 
 
-# The thread that reads stdin.
+# The line editor, in the keyboard's thread.
 
 
-def read_stdin(pipe: socket.socket, editing: bool, keyboard: Keyboard) -> None:
-    """Pass stdin on to the chat loop, and wait where that reads no more for now."""
-    try:
-        if editing:
-            edit_lines(pipe)
-        while chunk := os.read(0, CHUNK):
-            pipe.sendall(chunk)
-    except (EOFError, OSError) as end:
-        keyboard.failed = isinstance(end, OSError)
-    pipe.sendall(b"\n")  # The last line may have no end of its own.
-    pipe.close()
-
-
-def edit_lines(pipe: socket.socket) -> NoReturn:
-    """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
-
-    def submit(line: str) -> None:
-        pipe.sendall(line.encode(errors="surrogateescape") + b"\n")
-
+def edit_lines(submit: Callable[[str], None]) -> NoReturn:
+    """Submit lines typed on a terminal. Raises EOFError at the end of input."""
     with contextlib.suppress(ImportError):  # Windows
         set_up_readline(submit)
     while True:
@@ -677,12 +678,10 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
         return 2
     if not families:
         screen.notice(f"unknown host name {options.host}, still trying")
-    pipe, thread_end = socket.socketpair()
-    keyboard = Keyboard(pipe)
+    keyboard = Keyboard()
     if screen.editing and hasattr(signal, "SIGTSTP"):
         signal.signal(signal.SIGTSTP, suspend)
-    arguments = (thread_end, screen.editing, keyboard)
-    threading.Thread(target=read_stdin, args=arguments, daemon=True).start()
+    threading.Thread(target=keyboard.read_stdin, args=(screen.editing,), daemon=True).start()
     try:
         status = chat(keyboard, link, Outbox(options.user, link, screen), screen)
     except OSError as error:

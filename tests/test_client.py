@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -97,15 +96,14 @@ def test_lines_are_the_same_however_they_are_cut_in_chunks(
     lines: list[bytes], data: st.DataObject
 ) -> None:
     rest = b"".join(line + b"\n" for line in lines)
-    pipe, other_end = socket.socketpair()
-    with pipe, other_end:
-        keyboard, found = client.Keyboard(pipe), list[bytes]()
+    keyboard, found = client.Keyboard(), list[bytes]()
+    with keyboard.pipe, keyboard.thread_end:
         while rest:
             size = data.draw(st.integers(1, 20))
-            other_end.sendall(rest[:size])
+            keyboard.thread_end.sendall(rest[:size])
             found += keyboard.lines()
             rest = rest[size:]
-        other_end.close()
+        keyboard.thread_end.close()
         assert keyboard.lines() == []
     assert found == [line.removesuffix(b"\r") for line in lines if line.removesuffix(b"\r")]
     assert keyboard.over
@@ -133,14 +131,14 @@ def test_the_loop_pushes_lines_and_prints_messages(
         my_end.connect(f"inproc://{number}")
         link.last_event[my_end] = zmq.EVENT_HANDSHAKE_SUCCEEDED
     link.new.update(mine)
-    pipe, keys = socket.socketpair()
+    keyboard = client.Keyboard()
     bodies = [b'{"user": "k", "message": "%d"}' % number for number in range(2)]
 
     def someone_types() -> None:
         for chunk in (bodies[0] + b"\r\n\n", bodies[1][:9], bodies[1][9:] + b"\n\xff", b"\n"):
-            keys.sendall(chunk)
+            keyboard.thread_end.sendall(chunk)
             time.sleep(0.05)  # so that they come one by one
-        keys.close()
+        keyboard.thread_end.close()
 
     def a_server_answers() -> None:
         pub.send(b"a> \x1b[36mhello\x1b[0m")
@@ -152,9 +150,9 @@ def test_the_loop_pushes_lines_and_prints_messages(
     helpers = [threading.Thread(target=target) for target in (someone_types, a_server_answers)]
     for helper in helpers:
         helper.start()
-    with pipe:
+    with keyboard.pipe:
         outbox = client.Outbox(None, link, screen)
-        assert client.chat(client.Keyboard(pipe), link, outbox, screen) == 1  # for \xff
+        assert client.chat(keyboard, link, outbox, screen) == 1  # for \xff
     for helper in helpers:
         helper.join()
     printed = capsys.readouterr()
