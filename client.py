@@ -212,7 +212,7 @@ class Outbox:
     def __init__(self, user: str | None, link: Link, screen: "Screen") -> None:
         self.user, self.link, self.screen = user, link, screen
         self.lines: list[bytes] = []
-        self.echoes: list[str] = []  # of each line, its echo in short; "" if it will have none
+        self.echoes: list[int] = []  # of each line, its echo's hash; 0 if it will have none
         self.out = 0  # lines that are out
         self.window = 1  # lines that may be out: WINDOW once a message has come
         self.tries = 0  # times that lines were pushed, and no echo came
@@ -227,12 +227,12 @@ class Outbox:
         A line that was typed stays on the screen if no echo will take its place soon. In a pipe,
         the first refusal is told, and in the end how many lines were lost.
         """
-        body, echo = line, ""
+        body, echo = line, 0
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         try:
-            echo = in_short(echo_of(body))
+            echo = hash(echo_of(body))
         except ValueError as error:
             self.lost += 1
             if self.screen.typing or self.lost == 1:
@@ -273,7 +273,7 @@ class Outbox:
         If the last line was pushed again, an echo that may be its own is: earlier ones were missed.
         """
         settled = 0
-        for echo in (in_short(plain) for plain, _ in messages):
+        for echo in (hash(plain) for plain, _ in messages):
             self.window = WINDOW
             if self.asked and [echo] == self.echoes[self.out - 1 : self.out]:
                 settled = self.out
@@ -294,11 +294,11 @@ class Outbox:
         """
         self.out -= count
         if self.tries == TRIES:
-            del self.lines[self.out]
-            echo = self.echoes.pop(self.out)
+            given_up = echo_of(self.lines.pop(self.out))[:80]
+            del self.echoes[self.out]
             self.tries = 0
             self.lost += 1
-            self.screen.notice(f"given up after {TRIES} times without an echo: {echo[:80]}")
+            self.screen.notice(f"given up after {TRIES} times without an echo: {given_up}")
 
     def pass_time(self, seconds: float, reading: bool) -> None:
         """Let time pass. If no echo comes for ECHO_LATE, tell it, and ask for one.
@@ -310,7 +310,7 @@ class Outbox:
         self.stood_still = 0.0 if reading else self.stood_still + seconds
         before, self.late = self.late, self.late + seconds if self.out else 0.0
         if before < ECHO_LATE <= self.late and self.screen.typing:
-            first = self.echoes[0][:80]
+            first = echo_of(self.lines[0])[:80]
             self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
         alone = self.window < WINDOW
         wanted = alone or not (reading or self.asked)
@@ -321,7 +321,7 @@ class Outbox:
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
-        doubtful = self.lost + sum(echo != "" for echo in self.echoes)
+        doubtful = self.lost + sum(map(bool, self.echoes))
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
@@ -334,14 +334,6 @@ PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"
 
 # Only strings matter here. Python refuses integers of many digits, so they may be floats.
 parse_json = json.JSONDecoder(parse_int=float).decode
-
-
-def in_short(echo: str) -> str:
-    """Return what is kept of an echo to know it again.
-
-    Of a long one, that is its beginning and hash, since a thousand of them may be kept.
-    """
-    return echo if len(echo) <= 80 else f"{echo[:80]}{hash(echo)}"
 
 
 def echo_of(body: bytes) -> str:
