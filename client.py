@@ -73,7 +73,8 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         outbox.settle(messages)
 
         link.follow()
-        outbox.push_lines()
+        if link.is_connected():
+            outbox.push_lines()
 
         # A round counts for a second at most: the client may have been asleep, not the server.
         before, now = now, time.monotonic()
@@ -237,9 +238,8 @@ class Outbox:
             self.lost += 1
             if self.screen.typing or self.lost == 1:
                 self.screen.notice(f"no server shows such a line: {error}")
-        if self.screen.editing and not (
-            echo and self.late < ECHO_LATE and self.link.is_connected()
-        ):
+        soon = echo and self.late < ECHO_LATE and self.link.is_connected()
+        if self.screen.editing and not soon:
             self.screen.show_messages([as_text(line)])
         if len(body) <= LONGEST:
             self.lines.append(body)
@@ -251,8 +251,6 @@ class Outbox:
         A message that comes then proves that the subscription is in effect. Lines that are out are
         pushed again over a new connection of PUSH. If only SUB was away, the server has them.
         """
-        if not self.link.is_connected():
-            return
         if self.link.push in self.link.new:
             self.tries += self.out > 0
             self.push_again(self.out)
