@@ -562,11 +562,6 @@ def claim_files() -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
 
 
-def is_smart_terminal(file: int) -> bool:
-    """Return whether a file is a terminal that knows cursor movements and colours."""
-    return os.isatty(file) and os.environ.get("TERM") != "dumb"
-
-
 def address_families(host: str) -> set[int]:
     """Return the families of a host's addresses: none if the name is unknown.
 
@@ -692,9 +687,10 @@ def main() -> int:
     try:
         claim_files()
         colorama.just_fix_windows_console()
-        auto = is_smart_terminal(1) and not os.environ.get("NO_COLOR")
+        smart = os.environ.get("TERM") != "dumb"  # knows cursor movements and colours
+        auto = smart and os.isatty(1) and not os.environ.get("NO_COLOR")
         color = options.color == "always" or (options.color == "auto" and auto)
-        return run(options, Screen(is_smart_terminal(0), color))
+        return run(options, Screen(smart and os.isatty(0), color))
     except (OSError, ValueError) as error:
         hint = "ulimit -n" if isinstance(error, OSError) else "--help"
         os.write(2, f"client.py: {error}; see {hint}\n".encode(errors="backslashreplace"))
