@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
 import colorama
@@ -65,7 +64,10 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
                 outbox.take(line)
 
         # dump buffered messages
-        messages = [as_text(frame) for frame in buffered(link.sub)]
+        messages: list[tuple[str, str]] = []
+        with contextlib.suppress(zmq.Again):
+            while len(messages) < DRAIN:
+                messages.append(as_text(link.sub.recv(zmq.NOBLOCK)))
         try:
             screen.show_messages(messages)
         except BrokenPipeError:
@@ -82,13 +84,6 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         if outbox.stood_still > (NOT_MOVING if link.ever_connected else NEVER_THERE):
             break
     return outbox.tell_undelivered(all_read=keyboard.over and not keyboard.failed)
-
-
-def buffered(sub: Sock) -> Iterator[bytes]:
-    """Yield the messages that SUB holds, without blocking: DRAIN at most."""
-    with contextlib.suppress(zmq.Again):
-        for _ in range(DRAIN):
-            yield sub.recv(zmq.NOBLOCK)
 
 
 # What is typed.
@@ -117,7 +112,7 @@ class Keyboard:
         """Pass stdin on, and wait where the chat loop reads no more for now."""
         try:
             if editing:
-                edit_lines(self.submit)
+                edit_lines(self)
             while chunk := os.read(0, CHUNK):
                 self.thread_end.sendall(chunk)
         except (EOFError, OSError) as end:
@@ -454,18 +449,18 @@ def columns_of(glyph: str) -> int:
 # The line editor, in the keyboard's thread.
 
 
-def edit_lines(submit: Callable[[str], None]) -> NoReturn:
-    """Submit lines typed on a terminal. Raises EOFError at the end of input."""
+def edit_lines(keyboard: Keyboard) -> NoReturn:
+    """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
     with contextlib.suppress(ImportError):  # Windows
-        set_up_readline(submit)
+        set_up_readline(keyboard)
     while True:
         line = input()
         columns = os.get_terminal_size(1).columns or 80
         os.write(1, b"\x1b[%dA\x1b[J" % len(split_rows(line, columns)))  # The echo comes instead.
-        submit(line)
+        keyboard.submit(line)
 
 
-def set_up_readline(submit: Callable[[str], None]) -> None:
+def set_up_readline(keyboard: Keyboard) -> None:
     """Have GNU readline submit lines without leaving it. Raises ImportError if there is none.
 
     At Enter, readline would move the cursor on to the next row, and leave the terminal to the
@@ -485,7 +480,7 @@ def set_up_readline(submit: Callable[[str], None]) -> None:
             line = readline.get_line_buffer()
             if line:
                 readline.add_history(line)
-            submit(line)
+            keyboard.submit(line)
 
     readline.set_completer(complete)
     enter = r"\C-x1\C-x2\C-x3\C-x4"
