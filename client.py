@@ -40,7 +40,7 @@ DRAIN = 200  # messages that SUB holds, and that are printed at once
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds from SUB's handshake until its subscription is in effect, nearly always
 RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
-ECHO_LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
+LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
 TRIES = 3  # pushes of a line without an echo, after which it is given up
 NEVER_THERE = 8.0  # seconds to wait, while no more is read, for a server that never was there
 NOT_MOVING = 30.0  # seconds to wait, while no more is read, for the next echo
@@ -233,8 +233,7 @@ class Outbox:
             self.lost += 1
             if self.screen.typing or self.lost == 1:
                 self.screen.notice(f"no server shows such a line: {error}")
-        soon = echo and self.late < ECHO_LATE and self.link.is_connected()
-        if self.screen.editing and not soon:
+        if self.screen.editing and not (echo and self.late < LATE and self.link.is_connected()):
             self.screen.show_messages([as_text(line)])
         if len(body) <= LONGEST:
             self.lines.append(body)
@@ -294,7 +293,7 @@ class Outbox:
             self.screen.notice(f"given up after {TRIES} times without an echo: {given_up}")
 
     def pass_time(self, seconds: float, reading: bool) -> None:
-        """Let time pass. If no echo comes for ECHO_LATE, tell it, and ask for one.
+        """Let time pass. If no echo comes for LATE, tell it, and ask for one.
 
         That is, push the last line that is out again: while it is alone, since its echo may have
         been missed; and once when no more is read, since a server leaves echoes out while nobody
@@ -302,12 +301,12 @@ class Outbox:
         """
         self.stood_still = 0.0 if reading else self.stood_still + seconds
         before, self.late = self.late, self.late + seconds if self.out else 0.0
-        if before < ECHO_LATE <= self.late and self.screen.typing:
+        if before < LATE <= self.late and self.screen.typing:
             first = echo_of(self.lines[0])[:80]
             self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
         alone = self.window < WINDOW
         wanted = alone or not (reading or self.asked)
-        if self.late >= ECHO_LATE and wanted and self.link.is_connected():
+        if self.late >= LATE and wanted and self.link.is_connected():
             self.late, self.asked = 0.0, True
             self.tries += alone
             self.push_again(1)
