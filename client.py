@@ -366,13 +366,12 @@ def harmless(text: str) -> str:
 
 def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
-    parts = COLOR.split(frame.decode(errors="replace"))  # text, colour, text, ..., text
-    if not "".join(parts[::2]).isprintable():  # Nearly every message is.
-        parts[::2] = map(harmless, parts[::2])
-    plain, text = "".join(parts[::2]), "".join(parts)
-    if parts[1:] and parts[-2:] != [RESET, ""]:
+    text = frame.decode(errors="replace")
+    if not COLOR.sub("", text).isprintable():  # Nearly every message is.
+        text = "".join(part if COLOR.match(part) else harmless(part) for part in COLOR.split(text))
+    if "\x1b" in text and not text.endswith(RESET):
         text += RESET  # or else it would colour what is typed
-    return plain, text
+    return COLOR.sub("", text), text
 
 
 # The screen.
