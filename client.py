@@ -470,7 +470,6 @@ def set_up_readline(keyboard: Keyboard) -> None:
 
     if "libedit" in (readline.__doc__ or ""):
         readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
-        readline.parse_and_bind("bind ^R ed-redisplay")  # Its rl_redisplay types ^R: see suspend.
         return
 
     def complete(_text: str, _state: int) -> None:
@@ -536,10 +535,8 @@ def suspend(_signum: int, _frame: object) -> None:
         import ctypes
         import readline
 
-        # Python offers only the second of these, which alone draws nothing but changes.
-        library = ctypes.CDLL(readline.__file__)
-        library.rl_on_new_line()
-        library.rl_redisplay()
+        # Python offers only rl_redisplay, which draws nothing but changes.
+        ctypes.CDLL(readline.__file__).rl_forced_update_display()
 
 
 def claim_files() -> None:
