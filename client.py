@@ -473,10 +473,9 @@ def set_up_readline(keyboard: Keyboard) -> None:
         return
 
     def complete(_text: str, _state: int) -> None:
-        if readline.get_completion_type() == ord("%"):  # Enter's menu-complete, not Tab's complete
-            line = readline.get_line_buffer()
-            if line:
-                readline.add_history(line)
+        line = readline.get_line_buffer()
+        if line and readline.get_completion_type() == ord("%"):  # Enter's menu-complete, not Tab's
+            readline.add_history(line)
             keyboard.submit(line)
 
     readline.set_completer(complete)
