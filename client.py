@@ -479,7 +479,6 @@ def set_up_readline(keyboard: Keyboard) -> None:
             keyboard.submit(line)
 
     readline.set_completer(complete)
-    enter = r"\C-x1\C-x2\C-x3\C-x4"
     for binding in (
         "set horizontal-scroll-mode on",  # A line takes one row: see Screen.show.
         "set enable-bracketed-paste off",  # Each line of a paste is a line.
@@ -490,8 +489,8 @@ def set_up_readline(keyboard: Keyboard) -> None:
         r'"\C-x2": revert-line',  # A line of the history stays as it was.
         r'"\C-x3": end-of-history',
         r'"\C-x4": kill-whole-line',
-        rf'"\C-m": "{enter}"',
-        rf'"\C-j": "{enter}"',
+        r'"\C-m": "\C-x1\C-x2\C-x3\C-x4"',
+        r'"\C-j": "\C-m"',
     ):
         readline.parse_and_bind(binding)
 
