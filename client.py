@@ -35,7 +35,6 @@ Sock = zmq.Socket[bytes]
 
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines without an echo, at which no more are read
-CHUNK = 16_384  # bytes of input read at once
 DRAIN = 200  # messages that SUB holds, and that are printed at once
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds from SUB's handshake until its subscription is in effect, nearly always
@@ -100,7 +99,7 @@ class Keyboard:
 
     def lines(self) -> list[bytes]:
         """Return the lines that are complete now, without their ends and without empty ones."""
-        chunk = self.pipe.recv(CHUNK)
+        chunk = self.pipe.recv(LONGEST)
         self.over = not chunk
         *lines, partial = (self.partial + chunk).split(b"\n")
         self.partial = partial[: LONGEST + 2]  # with a CR, and a byte that shows it is too long
@@ -113,7 +112,7 @@ class Keyboard:
         try:
             if editing:
                 edit_lines(self)
-            while chunk := os.read(0, CHUNK):
+            while chunk := os.read(0, LONGEST):
                 self.thread_end.sendall(chunk)
         except (EOFError, OSError) as end:
             self.failed = isinstance(end, OSError)
