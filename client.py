@@ -77,10 +77,10 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
             keyboard.over = True
         outbox.settle(messages)
 
+        # push what may go, and see what is overdue
         link.follow()
-        if link.is_connected():
+        if link.connected:
             outbox.push_lines()
-
         # A round counts for a second at most: the client may have been asleep, not the server.
         before, now = now, time.monotonic()
         outbox.pass_time(min(now - before, 1), reading)
@@ -145,17 +145,10 @@ class Link:
         self.last_event = dict.fromkeys((push, sub), 0)
         self.new: set[Sock] = set()  # the sockets that connected since lines were last pushed
         self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
+        self.connected = False  # both sockets are, and the subscription is in effect
         self.ever_connected = False
         self.retry_at = time.monotonic() + RETRY
         self.told = False  # that there is no connection
-
-    def is_connected(self) -> bool:
-        """Return whether both sockets are connected, and the subscription is in effect.
-
-        Until then, the loop reads what SUB holds from its last connection, which proves nothing.
-        """
-        connected = set(self.last_event.values()) == {zmq.EVENT_HANDSHAKE_SUCCEEDED}
-        return connected and time.monotonic() >= self.subscribed_at
 
     def follow(self) -> None:
         """Follow the monitors' news; tell when a connection comes, and when it goes."""
@@ -167,7 +160,11 @@ class Link:
                     self.new.add(sock)
                     self.subscribed_at = time.monotonic() + SETTLING
                 self.last_event[sock] = event
-        if not self.is_connected():
+        # Until the subscription is in effect, the loop reads what SUB holds from its last
+        # connection, or else that would be taken for a proof of this one.
+        both = set(self.last_event.values()) == {zmq.EVENT_HANDSHAKE_SUCCEEDED}
+        self.connected = both and time.monotonic() >= self.subscribed_at
+        if not self.connected:
             self.retry()
             return
         if self.new:
@@ -179,8 +176,8 @@ class Link:
     def retry(self) -> None:
         """Tell once that there is no connection; connect anew where libzmq does not retry.
 
-        To libzmq, a message that is too long is an error of the protocol, and so is a key on one
-        side alone: the last that it tells then is that the connection has gone.
+        It does not after an error of the protocol, such as a message that is too long, or a key on
+        one side alone. Its last event is then that the connection has gone.
         """
         due = time.monotonic() >= self.retry_at
         if not self.told and (due or self.ever_connected):
@@ -213,7 +210,7 @@ class Outbox:
         self.lines: list[bytes] = []
         self.echoes: list[int] = []  # of each line, its echo's hash; 0 if it will have none
         self.out = 0  # lines that are out
-        self.window = 1  # lines that may be out: WINDOW once a message has come
+        self.window = 1  # lines that may be out; WINDOW once a message came over this connection
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
         self.asked = False  # the last line that is out was pushed again, for its echo
@@ -221,10 +218,11 @@ class Outbox:
         self.lost = 0  # lines that no server shows, or that were given up
 
     def take(self, line: bytes) -> None:
-        """Take a line to be pushed; tell if no server would show it.
+        """Take a line to be pushed; tell if no server like ours would show it.
 
-        A line that was typed stays on the screen if no echo will take its place soon. In a pipe,
-        the first refusal is told, and in the end how many lines were lost.
+        It is pushed all the same, unless it is too long. In a pipe, only the first such line is
+        told, and in the end how many there were. A line that was typed is shown here if no echo
+        will be soon.
         """
         body, echo = line, 0
         if self.user is not None:
@@ -236,7 +234,7 @@ class Outbox:
             self.lost += 1
             if self.screen.typing or self.lost == 1:
                 self.screen.notice(f"no server shows such a line: {error}")
-        if self.screen.editing and not (echo and self.late < LATE and self.link.is_connected()):
+        if self.screen.editing and not (echo and self.late < LATE and self.link.connected):
             self.screen.show_messages([as_text(line)])
         if len(body) <= LONGEST:
             self.lines.append(body)
@@ -250,7 +248,7 @@ class Outbox:
         """
         if self.link.push in self.link.new:
             self.tries += self.out > 0
-            self.push_again(self.out)
+            self.take_back(self.out)
         if self.link.new:
             self.window, self.late, self.asked = min(self.out + 1, WINDOW), 0.0, False
         self.link.new.clear()
@@ -265,12 +263,13 @@ class Outbox:
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them.
 
-        If the last line was pushed again, an echo that may be its own is: earlier ones were missed.
+        If the last line that is out was pushed again, an echo that equals its own is taken for it,
+        even if an earlier line has the same text: the echo of that one was missed.
         """
         settled = 0
         for echo in (hash(plain) for plain, _ in messages):
             self.window = WINDOW
-            if self.asked and [echo] == self.echoes[self.out - 1 : self.out]:
+            if self.asked and self.out and echo == self.echoes[self.out - 1]:
                 settled = self.out
             try:
                 settled = self.echoes.index(echo, settled, self.out) + 1
@@ -281,8 +280,8 @@ class Outbox:
             self.out -= settled
             self.tries, self.late, self.stood_still, self.asked = 0, 0.0, 0.0, False
 
-    def push_again(self, count: int) -> None:
-        """Have so many of the lines that are out pushed again: the last ones.
+    def take_back(self, count: int) -> None:
+        """Have the last lines that are out count as not pushed, so that they are pushed again.
 
         After TRIES, the first of these is given up. It may be at fault: a server may hang up at
         each line that is too long for it.
@@ -296,23 +295,24 @@ class Outbox:
             self.screen.notice(f"given up after {TRIES} times without an echo: {given_up}")
 
     def pass_time(self, seconds: float, reading: bool) -> None:
-        """Let time pass. If no echo comes for LATE, tell it, and ask for one.
+        """Let time pass. If no echo comes for LATE, tell it, and push the last line out again.
 
-        That is, push the last line that is out again: while it is alone, since its echo may have
-        been missed; and once when no more is read, since a server leaves echoes out while nobody
-        reads stdout.
+        The echo of that line stands for all before it. This is done until a message proves the
+        subscription. After that, it is done once, and only if no more is read: the server may have
+        left this client out, and so its echoes, while nobody read its stdout.
         """
         self.stood_still = 0.0 if reading else self.stood_still + seconds
-        before, self.late = self.late, self.late + seconds if self.out else 0.0
+        before = self.late
+        self.late = before + seconds if self.out else 0.0
         if before < LATE <= self.late and self.screen.typing:
             first = echo_of(self.lines[0])[:80]
             self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
-        alone = self.window < WINDOW
-        wanted = alone or not (reading or self.asked)
-        if self.late >= LATE and wanted and self.link.is_connected():
+        unproven = self.window < WINDOW
+        left_out = not reading and not self.asked
+        if self.late >= LATE and self.link.connected and (unproven or left_out):
             self.late, self.asked = 0.0, True
-            self.tries += alone
-            self.push_again(1)
+            self.tries += unproven
+            self.take_back(1)
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
@@ -370,7 +370,7 @@ def harmless(text: str) -> str:
 def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
     text = frame.decode(errors="replace")
-    if not COLOR.sub("", text).isprintable():  # Nearly every message is.
+    if not COLOR.sub("", text).isprintable():  # This is rare.
         text = "".join(part if COLOR.match(part) else harmless(part) for part in COLOR.split(text))
     if "\x1b" in text and not text.endswith(RESET):
         text += RESET  # or else it would colour what is typed
@@ -466,8 +466,8 @@ def set_up_readline(keyboard: Keyboard) -> None:
 
     At Enter, readline would move the cursor on to the next row, and leave the terminal to the
     kernel for a while. A message could come just then, and what is typed ahead be shown twice.
-    So Enter completes the line, which calls Python, and then clears it. libedit (macOS) cannot do
-    that: it leaves at Enter.
+    So Enter is bound to completion, for which readline calls Python, and then to clearing the
+    line. libedit (macOS) cannot do that: it leaves at Enter.
     """
     import readline
 
@@ -541,7 +541,7 @@ def suspend(_signum: int, _frame: object) -> None:
 
 
 def claim_files() -> None:
-    """Open standard streams that are closed, so that no socket takes their place.
+    """Open standard streams that are closed, so that no socket takes their place; speak UTF-8.
 
     Raises OSError if there is no room for the files that sockets need, for then libzmq aborts.
     """
@@ -639,7 +639,7 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
     Raises OSError if there are too few files, and ValueError if the key cannot be used.
     """
     families = address_families(options.host)
-    # Python frees this one never: a name service that does not answer would hold that up.
+    # Python never frees this one, which would wait for a name service that does not answer.
     context: zmq.Context[Sock] = zmq.Context.instance()
     push, sub = make_sockets(context, families == {socket.AF_INET6}, options.key)
     link = Link(push, sub, options.host, screen)
@@ -661,13 +661,13 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
     except OSError as error:
         screen.notice(f"cannot write to stdout: {error.strerror}")
         status = 1
-    if link.is_connected():
+    if link.connected:
         context.destroy(linger=1_000)  # Lines may be on their way that will have no echo.
     return status
 
 
 def main() -> int:
-    """Set up what a signal finds, run the chat, and return the exit status."""
+    """Be ready for signals, read the options, chat, and return the exit status."""
     for name in ("SIGINT", "SIGTERM", "SIGQUIT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), leave)

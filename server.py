@@ -36,7 +36,7 @@ BATCH = 300  # lines taken at once from a busy PULL
 SILENCE = 0.3  # seconds without a line after which the loop looks around
 ENDING = 2.2  # seconds from a signal to the end, if there is no silence before
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
-LEAST_PATIENCE = 0.05  # seconds for those who read on, when patience has just been used up
+LEAST_PATIENCE = 0.05  # seconds to wait even if patience was just used up: it may be reading
 RECOVERY = 20.0  # seconds in which patience grows back
 VANISHED = 20  # seconds after which a peer is cut off that does not answer, or takes nothing
 
@@ -61,9 +61,9 @@ def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
             if ending.at < math.inf:
                 break  # What had arrived is out.
         dropped.tell()
-        publisher.stopped.tell()
+        publisher.stopped_readers.tell()
     dropped.tell(at_once=True)
-    publisher.stopped.tell(at_once=True)
+    publisher.stopped_readers.tell(at_once=True)
 
 
 # What arrives, and what goes out. Three things are done for speed, and give several times the rate:
@@ -96,14 +96,14 @@ def arrived(pull: Sock) -> list[bytes]:
 
 
 def plain_lines(bodies: list[bytes]) -> list[bytes]:
-    """Return what chat_line makes of each plain body, and nothing for each other one."""
+    """Return what chat_line makes of each plain body, and an empty line for each other one."""
     found = PLAIN.findall(b"\n".join(bodies))
     if len(found) != len(bodies):  # JSON may have line ends. Then none counts as plain.
         return [b""] * len(bodies)
     return [b"%b> \x1b[36m%b\x1b[0m" % strings if strings[0] else b"" for strings in found]
 
 
-# What readers see of it.
+# What readers see of a line.
 
 # Python refuses integers of many digits. Numbers are not looked at here, so they may be floats.
 parse_json = json.JSONDecoder(parse_int=float).decode
@@ -141,15 +141,16 @@ def chat_line(body: bytes) -> bytes:
 class Publisher:
     """PUB, and the patience with readers that are full.
 
-    If the readers make room during a wait, nothing changes. If not, the next wait may take only
-    LEAST_PATIENCE, which grows back to PATIENCE. So a reader that stopped holds up the chat once,
-    and many that stop again and again hold it up little.
+    A wait may take PATIENCE. If the readers do not make room in it, the next one may take only
+    LEAST_PATIENCE, and then ever more, until it is PATIENCE again after RECOVERY. So a reader that
+    stopped holds up the chat once, and many that stop again and again hold it up little.
     """
 
     def __init__(self, pub: Sock, ending: "Ending") -> None:
         self.pub, self.ending = pub, ending
         self.gave_up_at = -math.inf
-        self.stopped = News("a reader has stopped reading, going on without it; times: {count:,}")
+        text = "a reader has stopped reading, going on without it; times: {count:,}"
+        self.stopped_readers = News(text)
 
     def publish(self, lines: list[bytes]) -> None:
         """Send lines to every reader, waiting for those that are full."""
@@ -160,10 +161,10 @@ class Publisher:
                 self.publish_patiently(line)
 
     def publish_patiently(self, line: bytes) -> None:
-        """Wait for readers that are full, as patience allows, and send a line to all others.
+        """Wait for readers that are full, as patience allows, and send a line.
 
-        One send without XPUB_NODROP makes libzmq leave out those that still are full, until they
-        have read half of what waits for them, so that no line waits for them until then.
+        Those that still are full then miss it, and all others until they have read half of what
+        waits for them: with one send without XPUB_NODROP, libzmq leaves them out so long.
         """
         now = time.monotonic()
         regained = PATIENCE * (now - self.gave_up_at) / RECOVERY
@@ -176,7 +177,7 @@ class Publisher:
             send(self.pub, line)
             self.pub.set(zmq.XPUB_NODROP, 1)
             self.gave_up_at = time.monotonic()
-            self.stopped.add()
+            self.stopped_readers.add()
 
 
 # What the operator is told, on stderr.
@@ -197,7 +198,7 @@ class News:
         self.latest = latest
 
     def tell(self, at_once: bool = False) -> None:
-        """Tell how many there were since the last time, unless that was less than a second ago."""
+        """Tell how many there were since the last time, if that was a second ago, or at once."""
         if self.count and (at_once or time.monotonic() >= self.quiet_until):
             if say(self.text.format(count=self.count, latest=self.latest)):
                 self.count = 0
@@ -205,7 +206,7 @@ class News:
 
 
 def say(text: str) -> bool:
-    """Tell the operator something; return False if what was told last still waits to be read.
+    """Tell the operator something; return False, and do not, if the last text is not out yet.
 
     A thread writes it, for stderr may be a pipe or a terminal that nobody reads, and the chat is
     not to stand still for that.
@@ -292,7 +293,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> list[Sock]:
     """Return PULL and PUB, encrypted if there are keys: then only who has the public one gets in.
 
-    The options of the queues are never set again: libzmq 4.3.5 may pass them to a freed pipe.
+    The high-water marks are never set again: libzmq 4.3.5 may pass them to a freed pipe.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -378,5 +379,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: it gives signals back their default action, and the next one would kill it.
+    # Not sys.exit, which gives signals back their default action: the next one would kill this.
     os._exit(main())
