@@ -168,7 +168,7 @@ class Publisher:
         """
         now = time.monotonic()
         regained = PATIENCE * (now - self.gave_up_at) / RECOVERY
-        patience = min(PATIENCE, LEAST_PATIENCE + regained, max(0, self.ending.at - now))
+        patience = max(LEAST_PATIENCE, min(PATIENCE, regained, self.ending.at - now))
         self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
         try:
             send(self.pub, line)

@@ -906,6 +906,35 @@ def test_it_ends_within_three_seconds_though_a_reader_is_full_only_then(
     assert server.wait() == 0
 
 
+@slow
+def test_readers_who_read_on_miss_nothing_of_a_flood_in_which_it_ends(server: Script) -> None:
+    """The chat goes at the pace of the slower one, for which the server nearly always waits."""
+    heard = [bytearray(), bytearray()]
+
+    def read(reader: socket.socket, into: bytearray, pause: float) -> None:
+        while more := reader.recv(65_536):
+            into += more
+            time.sleep(pause)
+
+    with contextlib.ExitStack() as stack:
+        threads = []
+        for into, pause in zip(heard, (0, 0.005), strict=True):
+            reader = stack.enter_context(zmtp_connect(server.ports[1], b"SUB"))
+            threads.append(threading.Thread(target=read, args=(reader, into, pause)))
+        time.sleep(0.3)  # for the subscriptions to take effect
+        for thread in threads:
+            thread.start()
+        stack.enter_context(flood(server.ports[0], chat_body("x" * 40)))
+        time.sleep(1)  # in which the queue of the slower one becomes full
+        server.process.terminate()
+        for thread in threads:
+            thread.join()
+    assert len(heard[0]) == len(heard[1])
+    assert hash(bytes(heard[0])) == hash(bytes(heard[1]))
+    assert server.wait() == 0
+    assert "stopped" not in server.said
+
+
 @pytest.mark.parametrize("pause", [0, 0.1])
 def test_signals_may_come_again_and_again(server: Script, pause: float) -> None:
     began = time.monotonic()
