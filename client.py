@@ -339,8 +339,9 @@ def echo_of(body: bytes) -> str:
         return (b"%b> %b" % plain.groups()).decode()
     payload = None
     with contextlib.suppress(ValueError, RecursionError):
-        # Only strings matter here. Python refuses integers of many digits, so they may be floats.
-        payload = json.loads(body.decode(), parse_int=float)
+        # Only strings matter here. Python refuses integers of many digits, so they may be floats,
+        # and takes NaN and Infinity for numbers, which is not JSON, and which int refuses.
+        payload = json.loads(body.decode(), parse_int=float, parse_constant=int)
     match payload:
         case {"user": str(user), "message": str(message)}:
             echo = harmless(f"{user}> {message}")

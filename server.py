@@ -105,8 +105,9 @@ def plain_lines(bodies: list[bytes]) -> list[bytes]:
 
 # What readers see of a line.
 
-# Python refuses integers of many digits. Numbers are not looked at here, so they may be floats.
-parse_json = json.JSONDecoder(parse_int=float).decode
+# Python refuses integers of many digits. Numbers are not looked at here, so they may be floats. It
+# takes NaN and Infinity for numbers, which is not JSON, and which int refuses.
+parse_json = json.JSONDecoder(parse_int=float, parse_constant=int).decode
 
 # Characters that a terminal could obey, each with the visible form that it is shown in: controls,
 # line separators and direction overrides, isolates, and lone surrogates. Joiners, which emoji and

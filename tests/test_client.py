@@ -318,6 +318,7 @@ REFUSED = {
     "too deep": (b"[" * 10_000, NO_CHAT),
     "no object": (b"[]", NO_CHAT),
     "no string": (b'{"user": 1, "message": "m"}', NO_CHAT),
+    "not a number": (b'{"user": "k", "message": "m", "n": NaN}', NO_CHAT),
     "too long": (
         body_of("k", "x" * 16_384),
         "it takes more than 16,384 bytes",

@@ -64,6 +64,8 @@ BAD = {
     "no message": (b'{"user": "k"}', NO_CHAT),
     "user a number": (b'{"user": 1, "message": "m"}', NO_CHAT),
     "message a huge number": (b'{"user": "k", "message": 1e999}', NO_CHAT),
+    "not a number": (b'{"user": "k", "message": "m", "n": NaN}', NO_CHAT),
+    "infinity": (b'{"user": "k", "message": "m", "n": -Infinity}', NO_CHAT),
     "message an array": (b'{"user": "k", "message": ["m"]}', NO_CHAT),
     "nested": (b"[" * 16_384, NO_CHAT),
     "utf-16": ('{"user": "k", "message": "m"}'.encode("utf-16"), NO_CHAT),
