@@ -371,11 +371,13 @@ def harmless(text: str) -> str:
 def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
     text = frame.decode(errors="replace")
-    if not COLOR.sub("", text).isprintable():  # This is rare.
+    plain = COLOR.sub("", text)
+    if not plain.isprintable():  # This is rare.
+        plain = harmless(plain)
         text = "".join(part if COLOR.match(part) else harmless(part) for part in COLOR.split(text))
     if "\x1b" in text and not text.endswith(RESET):
         text += RESET  # or else it would colour what is typed
-    return COLOR.sub("", text), text
+    return plain, text
 
 
 # The screen.

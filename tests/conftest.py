@@ -134,12 +134,18 @@ def start_server(start: Start) -> Callable[..., Script]:
     def start_it(pull_port: int = 0, pub_port: int = 0, before: Sequence[str] = ()) -> Script:
         ports = pull_port or free_port(), pub_port or free_port()
         options = ["--pull-port", ports[0], "--pub-port", ports[1]]
-        script = start("server.py", *options, before=before)
-        heard = script.wait_said(r"PULL listens on tcp://\*:(\d+), PUB on tcp://\*:(\d+)\n")
-        script.ports = (int(heard[1]), int(heard[2]))
-        return script
+        return listening(start("server.py", *options, before=before))
 
     return start_it
+
+
+def listening(script: Script) -> Script:
+    """Wait until a server listens, and, if it has a key, until it has told so."""
+    heard = script.wait_said(r"PULL listens on tcp://\*:(\d+), PUB on tcp://\*:(\d+)\n")
+    script.ports = (int(heard[1]), int(heard[2]))
+    if "--key" in script.process.args:  # type: ignore[operator]
+        script.wait_said(r"encrypted.*\n")
+    return script
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from conftest import (
     Script,
     Start,
     free_port,
+    listening,
     port_options,
     wait_for,
 )
@@ -66,15 +67,6 @@ def start_keyed(start: Start) -> StartKeyed:
         return listening(start("server.py", *options))
 
     return start_it
-
-
-def listening(script: Script) -> Script:
-    """Wait until a server listens, and, if it has a key, until it has told so."""
-    heard = script.wait_said(r"PULL listens on tcp://\*:(\d+), PUB on tcp://\*:(\d+)\n")
-    script.ports = (int(heard[1]), int(heard[2]))
-    if "--key" in script.process.args:  # type: ignore[operator]
-        script.wait_said(r"encrypted.*\n")
-    return script
 
 
 @pytest.fixture
