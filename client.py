@@ -337,16 +337,13 @@ def echo_of(body: bytes) -> str:
         raise ValueError(f"it takes more than {LONGEST:,} bytes")
     if plain := PLAIN.fullmatch(body):
         return (b"%b> %b" % plain.groups()).decode()
-    payload = None
-    with contextlib.suppress(ValueError, RecursionError):
+    try:
         # Only strings matter here. Python refuses integers of many digits, so they may be floats,
         # and takes NaN and Infinity for numbers, which is not JSON, and which int refuses.
         payload = json.loads(body.decode(), parse_int=float, parse_constant=int)
-    match payload:
-        case {"user": str(user), "message": str(message)}:
-            echo = harmless(f"{user}> {message}")
-        case _:
-            raise ValueError("it is no chat line in JSON (to just type, use --user)")
+        echo = f"{harmless(payload['user'])}> {harmless(payload['message'])}"
+    except (ValueError, RecursionError, LookupError, TypeError):
+        raise ValueError("it is no chat line in JSON (to just type, use --user)") from None
     if len(echo.encode()) + len(CYAN + RESET) > LONGEST:
         raise ValueError(f"it takes more than {LONGEST:,} bytes, as its control characters grow")
     return echo

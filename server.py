@@ -122,18 +122,21 @@ def chat_line(body: bytes) -> bytes:
 
     Raises ValueError, with the reason, if the body is no chat line.
     """
-    payload = None
-    with contextlib.suppress(ValueError, RecursionError):
+    try:
         payload = parse_json(body.decode())
-    match payload:
-        case {"user": str(user), "message": str(message)}:
-            user, message = user.translate(VISIBLE), message.translate(VISIBLE)
-        case _:
-            raise ValueError('not a JSON object with the strings "user" and "message", in UTF-8')
+        user, message = harmless(payload["user"]), harmless(payload["message"])
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        reason = 'not a JSON object with the strings "user" and "message", in UTF-8'
+        raise ValueError(reason) from None
     line = f"{user}> {Fore.CYAN}{message}{Style.RESET_ALL}".encode()
     if len(line) > LONGEST:
         raise ValueError("too long when its control characters are shown")
     return line
+
+
+def harmless(text: str) -> str:
+    r"""Return text with its control characters in a visible form, such as `\x1b`."""
+    return text if text.isprintable() else text.translate(VISIBLE)  # Nearly all is printable.
 
 
 # Readers, and how long to wait for them.
