@@ -1,11 +1,12 @@
 """Measure this server and client beside what they are compared with: `python tests/benchmark.py`.
 
 The load comes from plain TCP sockets that speak ZMTP 3.1 by themselves: lines are put together
-beforehand and messages only counted, so that on two cores nearly all the time is the servers'. One
-reader of each run keeps what it receives, and its order is checked.
+beforehand and messages only counted, at most 2,000 times a second, so that on two cores nearly all
+the time is the servers'. One reader of each run keeps what it receives, and its order is checked.
 
 Rates are lines per second from the first one sent to the last one delivered. Latency is that of a
-single line, from sending it to its arrival at the reader that connected last.
+single line, from sending it to its arrival at the reader that connected last. The servers take
+turns at it, a few lines each, while all of them run.
 
 What a key costs is compared apart, by ready-made peers, since the plain sockets encrypt nothing.
 These take most of the time themselves at one reader, so compare their rates with each other alone.
@@ -43,7 +44,9 @@ PROGRAMS = {
 }
 VERSION_1 = "25ff3cf:server.py"  # in git: the server of version 1.0
 LINES = {1: 1_500_000, 10: 600_000, 100: 60_000}  # by the number of readers
-ROUNDS = 4
+ROUNDS = 5
+TURNS = 20  # in which the latency is measured
+REST = 0.0005  # seconds between two looks at the readers: not at each packet, which interrupts much
 STALLED_LINES = 600_000  # with one reader of two that never reads
 GREETING = b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
 KEY_LINES = {1: 100_000, 10: 20_000}  # with a key and without, by the number of readers
@@ -166,6 +169,7 @@ def deliver(
     began = last = last_of_first = time.perf_counter()
     sender.start()
     while full < len(readers):
+        time.sleep(REST)
         ready = selector.select(QUIET)
         if not ready and not sender.is_alive():
             break
@@ -211,38 +215,59 @@ class Result:
     memory: float | None
 
 
-def measure(program: str, readers: int, lines: bytes) -> Result:
-    """Measure a server with a number of readers."""
-    count = LINES[readers]
+@dataclass
+class Peers:
+    """A running server, and who is connected to it."""
+
+    pid: int
+    push: socket.socket
+    readers: list[socket.socket]
+
+
+@contextlib.contextmanager
+def talking(program: str, readers: int) -> Iterator[Peers]:
+    """Run a server, and give it with a writer and a number of readers."""
     with running(program) as (process, pull_port, pub_port), contextlib.ExitStack() as stack:
         subs = [stack.enter_context(zmtp_connect(pub_port, b"SUB")) for _ in range(readers)]
         push = stack.enter_context(zmtp_connect(pull_port, b"PUSH"))
+        yield Peers(process.pid, push, subs)
+
+
+def measure(readers: int, lines: bytes) -> dict[str, Result]:
+    """Measure the servers, by program, with a number of readers each."""
+    count = LINES[readers]
+    results = {}
+    with contextlib.ExitStack() as stack:
+        peers = {program: stack.enter_context(talking(program, readers)) for program in PROGRAMS}
         time.sleep(0.5)  # for the last subscription to take effect
-        samples = latencies(push, subs, 3_000 // (2 + readers // 10))
-        result = deliver(push, subs, lines[: count * len(line(0))], count, program)
-        memory = peak_memory(process.pid)
-    if not result.in_order:
-        sys.exit(f"{program}: messages out of order")
-    delivered = sum(result.counts)
-    return Result(
-        rate=count / result.seconds,
-        delivered=delivered / result.seconds,
-        lost=1 - delivered / (count * readers),
-        median=statistics.median(samples),
-        worst=statistics.quantiles(samples, n=100)[-1],
-        memory=memory,
-    )
+        samples: dict[str, list[float]] = {program: [] for program in PROGRAMS}
+        for program in TURNS * list(PROGRAMS):
+            few = 150 // (2 + readers // 10)
+            samples[program] += latencies(peers[program].push, peers[program].readers, few)
+        for program, its in peers.items():
+            sent = lines[: count * len(line(0))]
+            result = deliver(its.push, its.readers, sent, count, program)
+            if not result.in_order:
+                sys.exit(f"{program}: messages out of order")
+            delivered = sum(result.counts)
+            results[program] = Result(
+                rate=count / result.seconds,
+                delivered=delivered / result.seconds,
+                lost=1 - delivered / (count * readers),
+                median=statistics.median(samples[program]),
+                worst=statistics.quantiles(samples[program], n=100)[-1],
+                memory=peak_memory(its.pid),
+            )
+    return results
 
 
 def measure_stalled(program: str, lines: bytes, count: int) -> tuple[Delivery, float | None]:
     """Measure what one reader gets while another never reads."""
-    with running(program) as (process, pull_port, pub_port), contextlib.ExitStack() as stack:
-        reader = stack.enter_context(zmtp_connect(pub_port, b"SUB"))
-        stack.enter_context(zmtp_connect(pub_port, b"SUB"))  # which never reads
-        push = stack.enter_context(zmtp_connect(pull_port, b"PUSH"))
+    with talking(program, 2) as peers:
         time.sleep(0.5)  # for the last subscription to take effect
-        result = deliver(push, [reader], lines[: count * len(line(0))], count, program)
-        return result, peak_memory(process.pid)
+        sent = lines[: count * len(line(0))]
+        result = deliver(peers.push, peers.readers[:1], sent, count, program)
+        return result, peak_memory(peers.pid)
 
 
 def client_seconds(ports: tuple[int, int], typed: bytes) -> float:
@@ -293,9 +318,9 @@ def measure_servers(lines: bytes) -> dict[tuple[str, int], list[Result]]:
     """Return the results of all rounds, by program and number of readers."""
     results: dict[tuple[str, int], list[Result]] = {}
     for readers, number in itertools.product(LINES, range(ROUNDS)):
-        for program in PROGRAMS:
-            progress(f"{program}, {readers} readers, round {number + 1} of {ROUNDS} ...")
-            results.setdefault((program, readers), []).append(measure(program, readers, lines))
+        progress(f"{readers} readers, round {number + 1} of {ROUNDS} ...")
+        for program, result in measure(readers, lines).items():
+            results.setdefault((program, readers), []).append(result)
     return results
 
 
