@@ -208,37 +208,35 @@ class Outbox:
     def __init__(self, user: str | None, link: Link, screen: "Screen") -> None:
         self.user, self.link, self.screen = user, link, screen
         self.lines: list[bytes] = []
-        self.echoes: list[int] = []  # of each line, its echo's hash; 0 if it will have none
+        self.echoes: list[int] = []  # the hash of each line's echo
         self.out = 0  # lines that are out
         self.window = 1  # lines that may be out; WINDOW once a message came over this connection
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
         self.asked = False  # the last line that is out was pushed again, for its echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
-        self.lost = 0  # lines that no server shows, or that were given up
+        self.lost = 0  # lines that no server shows, and those that were given up
 
     def take(self, line: bytes) -> None:
-        """Take a line to be pushed; tell if no server like ours would show it.
+        """Take a line to be pushed, unless no server shows it, which is told.
 
-        It is pushed all the same, unless it is too long. In a pipe, only the first such line is
-        told, and in the end how many there were. A line that was typed is shown here if no echo
-        will be soon.
+        In a pipe, only the first such line is told, and in the end how many there were. A line that
+        was typed is shown here if no echo will be soon.
         """
-        body, echo = line, 0
+        body, soon = line, self.late < LATE and self.link.connected
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         try:
-            echo = hash(echo_of(body))
+            self.echoes.append(hash(echo_of(body)))
+            self.lines.append(body)
         except ValueError as error:
+            soon = False
             self.lost += 1
             if self.screen.typing or self.lost == 1:
                 self.screen.notice(f"no server shows such a line: {error}")
-        if self.screen.editing and not (echo and self.late < LATE and self.link.connected):
+        if self.screen.editing and not soon:
             self.screen.show_messages([as_text(line)])
-        if len(body) <= LONGEST:
-            self.lines.append(body)
-            self.echoes.append(echo)
 
     def push_lines(self) -> None:
         """Push lines, until WINDOW are out. Over a new connection, one goes alone first.
@@ -255,10 +253,7 @@ class Outbox:
         with contextlib.suppress(zmq.Again):
             while self.out < min(self.window, len(self.lines)):
                 send(self.link.push, self.lines[self.out], zmq.NOBLOCK)
-                if self.echoes[self.out]:
-                    self.out += 1
-                else:
-                    del self.lines[self.out], self.echoes[self.out]
+                self.out += 1
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them.
@@ -316,7 +311,7 @@ class Outbox:
 
     def tell_undelivered(self, all_read: bool) -> int:
         """Tell how many lines not everybody could see; return the exit status."""
-        doubtful = self.lost + sum(map(bool, self.echoes))
+        doubtful = self.lost + len(self.lines)
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
             self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
@@ -657,13 +652,10 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
         signal.signal(signal.SIGTSTP, suspend)
     threading.Thread(target=keyboard.read_stdin, args=(screen.editing,), daemon=True).start()
     try:
-        status = chat(keyboard, link, Outbox(options.user, link, screen), screen)
+        return chat(keyboard, link, Outbox(options.user, link, screen), screen)
     except OSError as error:
         screen.notice(f"cannot write to stdout: {error.strerror}")
-        status = 1
-    if link.connected:
-        context.destroy(linger=1_000)  # Lines may be on their way that will have no echo.
-    return status
+        return 1
 
 
 def main() -> int:
