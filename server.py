@@ -46,7 +46,7 @@ def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
 
     What is no chat line is dropped. PULL has to have RCVTIMEO set, and PUB XPUB_NODROP.
     """
-    publisher = Publisher(pub, ending)
+    patience = Patience(pub, ending)
     dropped = News("dropped lines: {count:,}, the last: {latest}")
     while time.monotonic() < ending.at:
         bodies, lines = arrived(pull), []
@@ -55,30 +55,35 @@ def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
                 lines.append(plain or chat_line(body))
             except ValueError as reason:
                 dropped.add(f"{reason}: {body[:60]!r}")
-        publisher.publish(lines)
+        for line in lines:
+            try:
+                send(pub, line, zmq.NOBLOCK)
+            except zmq.Again:  # A reader is full.
+                patience.send(line)
         if not bodies:
             pub.get(zmq.EVENTS)  # makes libzmq free the queues of readers that have left.
             if ending.at < math.inf:
                 break  # What had arrived is out.
         dropped.tell()
-        publisher.stopped_readers.tell()
+        patience.stopped_readers.tell()
     dropped.tell(at_once=True)
-    publisher.stopped_readers.tell(at_once=True)
+    patience.stopped_readers.tell(at_once=True)
 
 
 # What arrives, and what goes out. Three things are done for speed, and give several times the rate:
 # many lines are taken, and then sent, in one go, which wakes libzmq's own thread once for all of
-# them; pyzmq's methods are called without the wrappers that handle str and routing ids; and one
-# regular expression finds all plain lines among those taken, which need not be parsed then.
+# them; pyzmq's methods are called without the wrappers that handle str and routing ids; and regular
+# expressions find plain lines, all of those taken at once, so that these need not be parsed.
 
 receive = zmq.backend.Socket.recv
 send = zmq.backend.Socket.send
 
 # Nearly every line is plain: printable ASCII without escapes, as json.dumps and JSON.stringify
-# write it. In others, this finds two empty strings.
-PLAIN = re.compile(
-    rb'^(?:\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}|.*)$', re.MULTILINE
-)
+# write it. In other lines, the second one of these finds two empty strings.
+PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
+EACH_PLAIN = re.compile(rb"^(?:%b|.*)$" % PLAIN.pattern, re.MULTILINE)
+
+CHAT_LINE = f"%b> {Fore.CYAN}%b{Style.RESET_ALL}".encode()
 
 
 def arrived(pull: Sock) -> list[bytes]:
@@ -87,20 +92,24 @@ def arrived(pull: Sock) -> list[bytes]:
     If none comes within RCVTIMEO, the list is empty.
     """
     bodies: list[bytes] = []
-    with contextlib.suppress(zmq.Again):
+    try:
         if not pull.get(zmq.EVENTS):  # Nothing is there yet.
             return [receive(pull)]
         while len(bodies) < BATCH:
             bodies.append(receive(pull, zmq.NOBLOCK))
+    except zmq.Again:
+        return bodies  # No more is there.
     return bodies
 
 
 def plain_lines(bodies: list[bytes]) -> list[bytes]:
-    """Return what chat_line makes of each plain body, and an empty line for each other one."""
-    found = PLAIN.findall(b"\n".join(bodies))
+    """Return what chat_line makes of each plain body; an empty line where it has to be called."""
+    if len(bodies) == 1:
+        return [b""]  # It is sooner done with a single line.
+    found = EACH_PLAIN.findall(b"\n".join(bodies))
     if len(found) != len(bodies):  # JSON may have line ends. Then none counts as plain.
         return [b""] * len(bodies)
-    return [b"%b> \x1b[36m%b\x1b[0m" % strings if strings[0] else b"" for strings in found]
+    return [CHAT_LINE % strings if strings[0] else b"" for strings in found]
 
 
 # What readers see of a line.
@@ -122,13 +131,15 @@ def chat_line(body: bytes) -> bytes:
 
     Raises ValueError, with the reason, if the body is no chat line.
     """
+    if plain := PLAIN.fullmatch(body):
+        return CHAT_LINE % plain.groups()
     try:
         payload = parse_json(body.decode())
         user, message = harmless(payload["user"]), harmless(payload["message"])
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         reason = 'not a JSON object with the strings "user" and "message", in UTF-8'
         raise ValueError(reason) from None
-    line = f"{user}> {Fore.CYAN}{message}{Style.RESET_ALL}".encode()
+    line = CHAT_LINE % (user.encode(), message.encode())
     if len(line) > LONGEST:
         raise ValueError("too long when its control characters are shown")
     return line
@@ -142,8 +153,8 @@ def harmless(text: str) -> str:
 # Readers, and how long to wait for them.
 
 
-class Publisher:
-    """PUB, and the patience with readers that are full.
+class Patience:
+    """The patience with readers that are full.
 
     A wait may take PATIENCE. If the readers do not make room in it, the next one may take only
     LEAST_PATIENCE, and then ever more, until it is PATIENCE again after RECOVERY. So a reader that
@@ -156,15 +167,7 @@ class Publisher:
         text = "a reader has stopped reading, going on without it; times: {count:,}"
         self.stopped_readers = News(text)
 
-    def publish(self, lines: list[bytes]) -> None:
-        """Send lines to every reader, waiting for those that are full."""
-        for line in lines:
-            try:
-                send(self.pub, line, zmq.NOBLOCK)
-            except zmq.Again:
-                self.publish_patiently(line)
-
-    def publish_patiently(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         """Wait for readers that are full, as patience allows, and send a line.
 
         Those that still are full then miss it, and all others until they have read half of what

@@ -160,6 +160,17 @@ def test_a_good_body_is_published(body: bytes, user: str, message: str) -> None:
     assert server_script.chat_line(body) == published(user, message)
 
 
+PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E))
+
+
+@given(PRINTABLE, PRINTABLE, st.sampled_from([(",", ":"), (", ", ": ")]))
+def test_printable_text_is_published_untouched(
+    user: str, message: str, separators: tuple[str, str]
+) -> None:
+    body = json.dumps({"user": user, "message": message}, separators=separators)
+    assert server_script.chat_line(body.encode()) == published(user, message)
+
+
 BODIES = [body for body, _, _ in GOOD.values()] + [body for body, _ in BAD.values()]
 ONE = GOOD["plain"][0]
 
