@@ -92,13 +92,11 @@ def arrived(pull: Sock) -> list[bytes]:
     If none comes within RCVTIMEO, the list is empty.
     """
     bodies: list[bytes] = []
-    try:
+    with contextlib.suppress(zmq.Again):
         if not pull.get(zmq.EVENTS):  # Nothing is there yet.
             return [receive(pull)]
         while len(bodies) < BATCH:
             bodies.append(receive(pull, zmq.NOBLOCK))
-    except zmq.Again:
-        return bodies  # No more is there.
     return bodies
 
 
