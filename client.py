@@ -42,8 +42,8 @@ WINDOW = 1_000  # lines without an echo, at which no more are read
 DRAIN = 200  # messages that SUB holds, and that are printed at once
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds from SUB's handshake until its subscription is in effect, nearly always
-RETRY = 1.0  # seconds without a connection, until the user is told, and connecting begins anew
-LATE = 5.0  # seconds without an echo, until the user is told, or a first line pushed again
+RETRY = 1.0  # seconds without a connection, until the user is told, and connecting may begin anew
+LATE = 5.0  # seconds without an echo, until the user is told, or a line pushed again
 TRIES = 3  # pushes of a line without an echo, after which it is given up
 NEVER_THERE = 8.0  # seconds to wait, while no more is read, for a server that never was there
 NOT_MOVING = 30.0  # seconds to wait, while no more is read, for the next echo
@@ -60,8 +60,8 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     while outbox.lines or not keyboard.over:
         # wait for some input
         reading = len(outbox.lines) < WINDOW and not keyboard.over
-        keys = [keyboard.pipe.fileno()] if reading else []
-        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *keys], [], [], TICK)
+        stdin = [keyboard.pipe.fileno()] if reading else []
+        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *stdin], [], [], TICK)
         if keyboard.pipe.fileno() in ready:
             for line in keyboard.lines():
                 outbox.take(line)
@@ -115,7 +115,7 @@ class Keyboard:
         """Pass stdin on, and wait where the chat loop reads no more for now."""
         try:
             if editing:
-                edit_lines(self)
+                edit_lines(self)  # It never returns.
             while chunk := os.read(0, LONGEST):
                 self.thread_end.sendall(chunk)
         except (EOFError, OSError) as end:
@@ -134,14 +134,14 @@ class Keyboard:
 class Link:
     """PUSH and SUB, and what their monitors tell of their connections.
 
-    It is to be made before the sockets connect, or else the monitors may miss it.
+    Make it before the sockets connect, or else the monitors may miss that.
     """
 
     def __init__(self, push: Sock, sub: Sock, host: str, screen: "Screen") -> None:
         self.push, self.sub, self.host, self.screen = push, sub, host, screen
-        # The last one means that libzmq goes on trying by itself: see retry.
-        news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
-        self.monitors = {sock: sock.get_monitor_socket(news) for sock in (push, sub)}
+        # CONNECT_RETRIED means that libzmq goes on trying by itself: see retry.
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        self.monitors = {sock: sock.get_monitor_socket(events) for sock in (push, sub)}
         self.last_event = dict.fromkeys((push, sub), 0)
         self.new: set[Sock] = set()  # the sockets that connected since lines were last pushed
         self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
@@ -151,7 +151,7 @@ class Link:
         self.told = False  # that there is no connection
 
     def follow(self) -> None:
-        """Follow the monitors' news; tell when a connection comes, and when it goes."""
+        """Take what the monitors tell; say when a connection comes, and when it goes."""
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
                 # The event's number is in the first two bytes: see zmq_socket_monitor(3).
@@ -223,7 +223,8 @@ class Outbox:
         In a pipe, only the first such line is told, and in the end how many there were. A line that
         was typed is shown here if no echo will be soon.
         """
-        body, soon = line, self.late < LATE and self.link.connected
+        body = line
+        soon = self.link.connected and self.late < LATE
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
@@ -266,10 +267,8 @@ class Outbox:
             self.window = WINDOW
             if self.asked and self.out and echo == self.echoes[self.out - 1]:
                 settled = self.out
-            try:
+            with contextlib.suppress(ValueError):  # It may not be one of ours.
                 settled = self.echoes.index(echo, settled, self.out) + 1
-            except ValueError:  # It is not one of ours.
-                continue
         if settled:
             del self.lines[:settled], self.echoes[:settled]
             self.out -= settled
@@ -290,11 +289,11 @@ class Outbox:
             self.screen.notice(f"given up after {TRIES} times without an echo: {given_up}")
 
     def pass_time(self, seconds: float, reading: bool) -> None:
-        """Let time pass. If no echo comes for LATE, tell it, and push the last line out again.
+        """Let time pass. If no echo comes for LATE, tell who types, and push the last line again.
 
-        The echo of that line stands for all before it. This is done until a message proves the
-        subscription. After that, it is done once, and only if no more is read: the server may have
-        left this client out, and so its echoes, while nobody read its stdout.
+        The echo of that line stands for all before it. It is pushed again and again until a message
+        proves the subscription. After that, it is once, and only if no more is read: the server may
+        have left this client out, and so its echoes, while nobody read its stdout.
         """
         self.stood_still = 0.0 if reading else self.stood_still + seconds
         before = self.late
@@ -389,7 +388,7 @@ class Screen:
     def show_messages(self, messages: list[tuple[str, str]]) -> None:
         """Show messages, each given without its colours and with them. Raises OSError."""
         if messages:
-            self.show([message[self.color] for message in messages], sys.stdout)
+            self.show([colored if self.color else plain for plain, colored in messages], sys.stdout)
 
     def notice(self, text: str) -> None:
         """Tell the user something that is not part of the chat."""
@@ -450,7 +449,7 @@ def edit_lines(keyboard: Keyboard) -> NoReturn:
     with contextlib.suppress(ImportError):  # Windows
         set_up_readline(keyboard)
     while True:
-        line = input()
+        line = input()  # With GNU readline, it returns none: see below.
         columns = os.get_terminal_size(1).columns or 80
         os.write(1, b"\x1b[%dA\x1b[J" % len(split_rows(line, columns)))  # The echo comes instead.
         keyboard.submit(line)
@@ -497,15 +496,15 @@ def set_up_readline(keyboard: Keyboard) -> None:
 
 
 # The terminal's settings: a thread that is in readline at the end leaves them changed.
-FOUND = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
+TERMINAL_FOUND = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
 
 
 def put_back(last: bytes = b"") -> None:
     """Put back the terminal's settings that were found, and write what is last, if any."""
-    if FOUND:
+    if TERMINAL_FOUND:
         with contextlib.suppress(OSError, termios.error):  # The terminal may be gone.
             if os.tcgetpgrp(0) == os.getpgrp():  # Or else it is the shell's, as after Ctrl-Z.
-                termios.tcsetattr(0, termios.TCSANOW, FOUND)
+                termios.tcsetattr(0, termios.TCSANOW, TERMINAL_FOUND)
                 os.write(0, last)
 
 
@@ -520,13 +519,13 @@ def leave(signum: int, _frame: object) -> NoReturn:
 
 def suspend(_signum: int, _frame: object) -> None:
     """Leave the terminal to the shell, stop, and go on editing after fg: handle SIGTSTP."""
-    editing = termios.tcgetattr(0)
+    settings = termios.tcgetattr(0)
     put_back()
     signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, suspend)
-    if not editing[3] & termios.ICANON:  # libedit has taken care of it by itself.
-        termios.tcsetattr(0, termios.TCSANOW, editing)
+    if not settings[3] & termios.ICANON:  # libedit has taken care of it by itself.
+        termios.tcsetattr(0, termios.TCSANOW, settings)
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import ctypes
         import readline
@@ -591,7 +590,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
 
 def encrypt(push: Sock, sub: Sock, key: str) -> None:
     """Encrypt for a server with the public key in a file. Raises ValueError."""
-    import zmq.auth  # It takes 14 ms, which is for those who use it.
+    import zmq.auth  # This takes 14 ms, and is not needed without a key.
 
     try:
         server_key, _ = zmq.auth.load_certificate(key)
@@ -664,8 +663,8 @@ def main() -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), leave)
     options = parse_options()
-    if FOUND and os.environ.pop("PYTHONUNBUFFERED", ""):
-        # It has readline write byte by byte, too, and messages come amid its escape sequences.
+    if TERMINAL_FOUND and os.environ.pop("PYTHONUNBUFFERED", ""):
+        # With it, readline also writes byte by byte, and messages come amid its escape sequences.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     try:
         claim_files()

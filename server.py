@@ -34,11 +34,11 @@ WRITER_QUEUE = 256  # lines that wait from each writer: 4 MB of the longest
 SUBSCRIPTION = 512  # bytes: the longest subscription
 BATCH = 300  # lines taken at once from a busy PULL
 SILENCE = 0.3  # seconds without a line after which the loop looks around
-ENDING = 2.2  # seconds from a signal to the end, if there is no silence before
+ENDING = 2.2  # seconds from a signal in which lines are taken, if there is no silence before
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
-LEAST_PATIENCE = 0.05  # seconds to wait even if patience was just used up: it may be reading
+LEAST_PATIENCE = 0.05  # seconds to wait even if patience was just used up: it may only be slow
 RECOVERY = 20.0  # seconds in which patience grows back
-VANISHED = 20  # seconds after which a peer is cut off that does not answer, or takes nothing
+VANISHED = 20  # seconds after which a peer that does not answer, or takes nothing, is cut off
 
 
 def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
@@ -79,7 +79,7 @@ receive = zmq.backend.Socket.recv
 send = zmq.backend.Socket.send
 
 # Nearly every line is plain: printable ASCII without escapes, as json.dumps and JSON.stringify
-# write it. In other lines, the second one of these finds two empty strings.
+# write it. EACH_PLAIN finds the two strings of each line, or two empty ones if it is not plain.
 PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
 EACH_PLAIN = re.compile(rb"^(?:%b|.*)$" % PLAIN.pattern, re.MULTILINE)
 
@@ -101,19 +101,18 @@ def arrived(pull: Sock) -> list[bytes]:
 
 
 def plain_lines(bodies: list[bytes]) -> list[bytes]:
-    """Return what chat_line makes of each plain body; an empty line where it has to be called."""
-    if len(bodies) == 1:
-        return [b""]  # It is sooner done with a single line.
-    found = EACH_PLAIN.findall(b"\n".join(bodies))
-    if len(found) != len(bodies):  # JSON may have line ends. Then none counts as plain.
+    """Return what chat_line makes of each plain body, and b"" for those that are left to it."""
+    # A single line is left to it, since it is sooner done; all are if JSON holds line ends.
+    found = EACH_PLAIN.findall(b"\n".join(bodies)) if len(bodies) > 1 else []
+    if len(found) != len(bodies):
         return [b""] * len(bodies)
     return [CHAT_LINE % strings if strings[0] else b"" for strings in found]
 
 
 # What readers see of a line.
 
-# Python refuses integers of many digits. Numbers are not looked at here, so they may be floats. It
-# takes NaN and Infinity for numbers, which is not JSON, and which int refuses.
+# Python refuses integers of many digits, but numbers are not looked at here, so they may be floats.
+# Python also takes NaN and Infinity for numbers, which is not JSON, and which int refuses.
 parse_json = json.JSONDecoder(parse_int=float, parse_constant=int).decode
 
 # Characters that a terminal could obey, each with the visible form that it is shown in: controls,
@@ -156,7 +155,7 @@ class Patience:
 
     A wait may take PATIENCE. If the readers do not make room in it, the next one may take only
     LEAST_PATIENCE, and then ever more, until it is PATIENCE again after RECOVERY. So a reader that
-    stopped holds up the chat once, and many that stop again and again hold it up little.
+    stopped holds up the chat once, and many that stop again and again hold it up little each.
     """
 
     def __init__(self, pub: Sock, ending: "Ending") -> None:
@@ -168,8 +167,8 @@ class Patience:
     def send(self, line: bytes) -> None:
         """Wait for readers that are full, as patience allows, and send a line.
 
-        Those that still are full then miss it, and all others until they have read half of what
-        waits for them: with one send without XPUB_NODROP, libzmq leaves them out so long.
+        Those that still are full then miss it, and what follows until they have read half of what
+        waits for them: after one send without XPUB_NODROP, libzmq leaves them out until then.
         """
         now = time.monotonic()
         regained = PATIENCE * (now - self.gave_up_at) / RECOVERY
@@ -240,7 +239,7 @@ class Ending:
     """
 
     def __init__(self) -> None:
-        self.at = math.inf  # at the latest
+        self.at = math.inf  # the time at which the loop ends at the latest, once a signal came
 
     def begin(self, signum: int, _frame: object) -> None:
         """Handle SIGINT and SIGTERM."""
@@ -277,7 +276,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
     Raises ValueError if they cannot be used.
     """
-    import zmq.auth  # It takes 14 ms, which is for those who use it.
+    import zmq.auth  # This takes 14 ms, and is not needed without a key.
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
@@ -286,9 +285,9 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Or else the secret would be there for all to read.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
-        invitation, _ = zmq.auth.load_certificate(public_file)
+        published, _ = zmq.auth.load_certificate(public_file)
         public, secret = zmq.auth.load_certificate(secret_file)
-        if not secret or not invitation == public == zmq.curve_public(secret):
+        if not secret or not published == public == zmq.curve_public(secret):
             raise ValueError("they do not belong together")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and its secret: {error}") from None
@@ -320,7 +319,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     pub.set(zmq.RCVHWM, 1)  # Or else a flood of subscriptions is taken before the next line.
     pub.set(zmq.SNDHWM, READER_QUEUE)
     pub.set(zmq.XPUB_NODROP, 1)  # A reader that is full makes send wait, and misses nothing.
-    pub.set(zmq.SNDBUF, 65_536)  # With larger ones, a slow reader is seen to move too late.
+    pub.set(zmq.SNDBUF, 65_536)  # If larger, it is seen too late that a slow reader moves.
     return [pull, pub]
 
 
@@ -347,14 +346,13 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Republish each JSON line that clients push to all who subscribe.",
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--bind", metavar="ADDRESS", default="*", help="address to listen on")
-    add("--pull-port", metavar="PORT", type=port, default=1337, help="lines come in")
-    add("--pub-port", metavar="PORT", type=port, default=1338, help="and go out")
+    add("--bind", metavar="ADDRESS", default="*", help="where to listen (%(default)s)")
+    add("--pull-port", metavar="PORT", type=port, default=1337, help="lines come in (%(default)s)")
+    add("--pub-port", metavar="PORT", type=port, default=1338, help="and go out (%(default)s)")
     add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),
-        help="encrypt, and let in only who has NAME.key, which is made")  # fmt: skip
+        help="encrypt, and let in only who has NAME.key; it is made if it is missing")  # fmt: skip
     return parser.parse_args()
 
 
