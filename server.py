@@ -34,7 +34,7 @@ WRITER_QUEUE = 256  # lines that wait from each writer: 4 MB of the longest
 SUBSCRIPTION = 512  # bytes: the longest subscription
 BATCH = 300  # lines taken at once from a busy PULL
 SILENCE = 0.3  # seconds without a line after which the loop looks around
-ENDING = 2.2  # seconds from a signal in which lines are taken, if there is no silence before
+ENDING = 2.2  # seconds from a signal in which lines are taken, or readers take what waits
 PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
 LEAST_PATIENCE = 0.05  # seconds to wait even if patience was just used up: it may only be slow
 RECOVERY = 20.0  # seconds in which patience grows back
@@ -377,7 +377,8 @@ def main() -> int:
     if keys:
         say(f"the chat is encrypted, and open to those to whom you give {options.key}.key")
     serve(pull, pub, ending)
-    context.destroy(linger=500)
+    # Readers have the rest of the time, half a second at least, to take what waits for them.
+    context.destroy(linger=int(1_000 * max(0.5, ending.at - time.monotonic())))
     return 0
 
 
