@@ -292,8 +292,8 @@ class Outbox:
         """Let time pass. If no echo comes for LATE, tell who types, and push the last line again.
 
         The echo of that line stands for all before it. It is pushed again and again until a message
-        proves the subscription. After that, it is once, and only if no more is read: the server may
-        have left this client out, and so its echoes, while nobody read its stdout.
+        proves the subscription. After that, this is done once, and only if no more is read: the
+        server may have left this client out, and so its echoes, while nobody read its stdout.
         """
         self.stood_still = 0.0 if reading else self.stood_still + seconds
         before = self.late

@@ -102,7 +102,7 @@ def arrived(pull: Sock) -> list[bytes]:
 
 def plain_lines(bodies: list[bytes]) -> list[bytes]:
     """Return what chat_line makes of each plain body, and b"" for those that are left to it."""
-    # A single line is left to it, since it is sooner done; all are if JSON holds line ends.
+    # A single line is left to it, which is faster. All are if there are line ends in the JSON.
     found = EACH_PLAIN.findall(b"\n".join(bodies)) if len(bodies) > 1 else []
     if len(found) != len(bodies):
         return [b""] * len(bodies)
