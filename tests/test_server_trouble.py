@@ -676,7 +676,8 @@ def test_stopped_readers_are_cut_off_and_their_queue_is_freed(server: Script, jo
     readers = stop_six()
     began = time.monotonic()
     grown = server.stat("VmHWM") - before
-    assert 30_000 < grown < 64_000
+    # The queue that the six share, that of the other reader, a writer's, and what is at work.
+    assert 30_000 < grown < 32_000 + 32_000 + 4_000 + 12_000
     assert server.open_files() == files + 6
     wait_for(lambda: server.open_files() == files, server.open_files)
     assert 10 < time.monotonic() - began < 25
