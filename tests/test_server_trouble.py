@@ -559,8 +559,8 @@ def test_a_reader_that_rests_misses_nothing(server: Script, join: Join) -> None:
 
 
 @slow
-@pytest.mark.parametrize(("rate", "count"), [(2_000, 24_000), (3_000, 36_000)])
-def test_a_steady_reader_misses_nothing(server: Script, rate: int, count: int) -> None:
+def test_a_steady_reader_misses_nothing(server: Script) -> None:
+    rate, count = 3_000, 36_000  # The server waits for it for 0.9 s at most.
     frames = [frame(published("k", f"{number:08}")) for number in range(count)]
     lines = b"".join(frame(chat_body(f"{number:08}")) for number in range(count))
     heard = bytearray()
