@@ -514,6 +514,7 @@ def leave(signum: int, _frame: object) -> NoReturn:
     An exception might be raised where nothing can catch it.
     """
     put_back(b"\n")  # The shell's prompt is to have a row of its own.
+    put_back()  # once more: the thread may just have begun to edit a line.
     os._exit(128 + signum)
 
 
