@@ -506,6 +506,8 @@ def put_back(last: bytes = b"") -> None:
             if os.tcgetpgrp(0) == os.getpgrp():  # Or else it is the shell's, as after Ctrl-Z.
                 termios.tcsetattr(0, termios.TCSANOW, TERMINAL_FOUND)
                 os.write(0, last)
+                # Once more: the thread may just have begun to edit a line.
+                termios.tcsetattr(0, termios.TCSANOW, TERMINAL_FOUND)
 
 
 def leave(signum: int, _frame: object) -> NoReturn:
@@ -514,7 +516,6 @@ def leave(signum: int, _frame: object) -> NoReturn:
     An exception might be raised where nothing can catch it.
     """
     put_back(b"\n")  # The shell's prompt is to have a row of its own.
-    put_back()  # once more: the thread may just have begun to edit a line.
     os._exit(128 + signum)
 
 

@@ -236,16 +236,16 @@ def talking(program: str, readers: int) -> Iterator[Peers]:
 def measure(readers: int, lines: bytes) -> dict[str, Result]:
     """Measure the servers, by program, with a number of readers each."""
     count = LINES[readers]
+    sent = lines[: count * len(line(0))]
+    few = 150 // (2 + readers // 10)
     results = {}
     with contextlib.ExitStack() as stack:
         peers = {program: stack.enter_context(talking(program, readers)) for program in PROGRAMS}
         time.sleep(0.5)  # for the last subscription to take effect
         samples: dict[str, list[float]] = {program: [] for program in PROGRAMS}
         for program in TURNS * list(PROGRAMS):
-            few = 150 // (2 + readers // 10)
             samples[program] += latencies(peers[program].push, peers[program].readers, few)
         for program, its in peers.items():
-            sent = lines[: count * len(line(0))]
             result = deliver(its.push, its.readers, sent, count, program)
             if not result.in_order:
                 sys.exit(f"{program}: messages out of order")

@@ -167,8 +167,10 @@ PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E))
 def test_printable_text_is_published_untouched(
     user: str, message: str, separators: tuple[str, str]
 ) -> None:
-    body = json.dumps({"user": user, "message": message}, separators=separators)
-    assert server_script.chat_line(body.encode()) == published(user, message)
+    body = json.dumps({"user": user, "message": message}, separators=separators).encode()
+    assert server_script.chat_line(body) == published(user, message)
+    for found in server_script.plain_lines([body]) + server_script.plain_lines([body, body]):
+        assert found in (b"", published(user, message))
 
 
 BODIES = [body for body, _, _ in GOOD.values()] + [body for body, _ in BAD.values()]
