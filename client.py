@@ -446,8 +446,8 @@ def columns_of(glyph: str) -> int:
 
 def edit_lines(keyboard: Keyboard) -> NoReturn:
     """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
-    with contextlib.suppress(ImportError):  # Windows
-        set_up_readline(keyboard)
+    with contextlib.suppress(ImportError, AttributeError, OSError):  # There is no GNU readline.
+        _kept = bind_enter(keyboard)
     while True:
         line = input()  # With GNU readline, it returns none: see below.
         columns = os.get_terminal_size(1).columns or 80
@@ -455,41 +455,35 @@ def edit_lines(keyboard: Keyboard) -> NoReturn:
         keyboard.submit(line)
 
 
-def set_up_readline(keyboard: Keyboard) -> None:
-    """Have GNU readline submit lines without leaving it. Raises ImportError if there is none.
+def bind_enter(keyboard: Keyboard) -> object:
+    """Have Enter submit a line without leaving GNU readline. Raises ImportError if there is none.
 
-    At Enter, readline would move the cursor on to the next row, and leave the terminal to the
+    Otherwise readline would move the cursor on to the next row, and leave the terminal to the
     kernel for a while. A message could come just then, and what is typed ahead be shown twice.
-    So Enter is bound to completion, for which readline calls Python, and then to clearing the
-    line. libedit (macOS) cannot do that: it leaves at Enter.
+    Return the function that readline calls, which nothing else keeps.
     """
+    import ctypes
     import readline
 
-    if "libedit" in (readline.__doc__ or ""):
+    if "libedit" in (readline.__doc__ or ""):  # It has no such functions.
         readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
-        return
+        return None
+    editor = ctypes.CDLL(readline.__file__)
 
-    def complete(_text: str, _state: int) -> None:
-        line = readline.get_line_buffer()
-        if line and readline.get_completion_type() == ord("%"):  # Enter's menu-complete, not Tab's
+    def enter(_count: int, _key: int) -> int:
+        if line := readline.get_line_buffer():
             readline.add_history(line)
             keyboard.submit(line)
+        editor.rl_revert_line(1, 0)  # A line of the history stays as it was.
+        editor.rl_end_of_history(1, 0)
+        return int(editor.rl_kill_full_line(1, 0))
 
-    readline.set_completer(complete)
-    for binding in (
-        "set horizontal-scroll-mode on",  # A line takes one row: see Screen.show.
-        "set enable-bracketed-paste off",  # Each line of a paste is a line.
-        "set bell-style none",
-        "set disable-completion off",
-        r'"\C-i": tab-insert',  # It might complete, too.
-        r'"\C-x1": menu-complete',
-        r'"\C-x2": revert-line',  # A line of the history stays as it was.
-        r'"\C-x3": end-of-history',
-        r'"\C-x4": kill-whole-line',
-        r'"\C-m": "\C-x1\C-x2\C-x3\C-x4"',
-        r'"\C-j": "\C-m"',
-    ):
-        readline.parse_and_bind(binding)
+    command = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int)(enter)
+    for key in b"\r\n":
+        editor.rl_bind_key(key, command)
+    readline.parse_and_bind("set horizontal-scroll-mode on")  # A line takes one row: see show.
+    readline.parse_and_bind("set enable-bracketed-paste off")  # Each line of a paste is a line.
+    return command
 
 
 # Start and end.

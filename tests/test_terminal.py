@@ -261,18 +261,11 @@ def test_a_typed_line_gives_way_to_its_echo(ken: Terminal) -> None:
     assert ken.rows() == expected
 
 
-@pytest.mark.parametrize("key", ["\x1b?", "\x1b*", "\t", "\x1b\n\t"])  # the last in vi mode
-def test_no_key_but_enter_sends_what_is_typed(
-    open_terminal: Open, server: Script, tmp_path: Path, key: str
-) -> None:
-    settings = tmp_path / "inputrc"
-    settings.write_text('set disable-completion on\n"\\t": complete\n')
-    ken = open_terminal(server.ports, "--user", "ken", INPUTRC=str(settings))
-    ken.wait_connected()
-    ken.type("half" + key)
-    ken.wait_cursor("half", 8 if key == "\t" else 4)
-    ken.type("\x15a line\r")
+@pytest.mark.parametrize("keys", ["\r", "\n", "\x1b3\r", "\x1b\n\r"])  # the last in vi mode
+def test_enter_sends_in_every_mode(ken: Terminal, keys: str) -> None:
+    ken.type("a line" + keys)
     ken.wait_rows("client.py: connected to localhost", "ken> a line")
+    ken.wait_cursor("", 0)
 
 
 def test_the_up_arrow_brings_back_what_was_said(ken: Terminal) -> None:
