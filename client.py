@@ -543,25 +543,8 @@ def claim_files() -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
 
 
-def address_families(host: str) -> set[int]:
-    """Return the families of a host's addresses: none if the name is unknown.
-
-    A name service that takes more than a second does not hold up the chat: IPv4 is assumed.
-    """
-    found: set[int] = set()
-
-    def look_up() -> None:
-        with contextlib.suppress(OSError, UnicodeError):
-            found.update(info[0] for info in socket.getaddrinfo(host, None))
-
-    thread = threading.Thread(target=look_up, daemon=True)
-    thread.start()
-    thread.join(1)
-    return {socket.AF_INET} if thread.is_alive() else found
-
-
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
-    """Return PUSH and SUB, for IPv6 alone or for IPv4 alone: a server may listen only there.
+    """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries but one address of a name.
 
     With the file of a server's public key, they are encrypted (CURVE, RFC 26). Raises ValueError if
     there is no key in it.
@@ -628,10 +611,9 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
 
     Raises OSError if there are too few files, and ValueError if the key cannot be used.
     """
-    families = address_families(options.host)
     # Python never frees this one, which would wait for a name service that does not answer.
     context: zmq.Context[Sock] = zmq.Context.instance()
-    push, sub = make_sockets(context, families == {socket.AF_INET6}, options.key)
+    push, sub = make_sockets(context, ":" in options.host, options.key)
     link = Link(push, sub, options.host, screen)
     where = f"tcp://[{options.host}]" if ":" in options.host else f"tcp://{options.host}"
     try:
@@ -640,8 +622,6 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
     except (zmq.ZMQError, UnicodeError):
         screen.notice(f"not a host name or address: {options.host}")
         return 2
-    if not families:
-        screen.notice(f"unknown host name {options.host}, still trying")
     keyboard = Keyboard()
     if screen.editing and hasattr(signal, "SIGTSTP"):
         signal.signal(signal.SIGTSTP, suspend)

@@ -488,7 +488,7 @@ def test_lines_that_no_server_takes_are_told_within_15_seconds(
         assert NO_SERVER in pipe.said(), name
         assert "not read" not in pipe.said(), name
     assert astray.wait() == 1
-    assert "client.py: unknown host name no-such-host.invalid, still trying\n" in astray.said
+    assert NO_SERVER.replace("localhost", "no-such-host.invalid") in astray.said
     assert "client.py: lines not known to be delivered: 1\n" in astray.said
     assert 6 < time.monotonic() - began < 15
 
@@ -658,11 +658,10 @@ def test_a_reader_of_stderr_that_has_gone(server: Script, ken: Ken) -> None:
 def test_any_bytes_may_be_a_host_name(start: Start, host: bytes) -> None:
     ports = port_options((free_port(), free_port()))
     script = start("client.py", os.fsdecode(host), *ports, stdin=subprocess.PIPE)
+    script.wait_said("client.py: (no server at|not a host name) .*\n")
     close(script)
     assert script.wait() in (0, 2)
-    assert "Traceback" not in script.said
     assert script.said.count("\n") == 1
-    assert script.said.startswith(("client.py: unknown host name ", "client.py: not a host name "))
 
 
 @LINUX
