@@ -224,7 +224,6 @@ class Outbox:
         was typed is shown here if no echo will be soon.
         """
         body = line
-        soon = self.link.connected and self.late < LATE
         if self.user is not None:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
@@ -232,11 +231,10 @@ class Outbox:
             self.echoes.append(hash(echo_of(body)))
             self.lines.append(body)
         except ValueError as error:
-            soon = False
             self.lost += 1
             if self.screen.typing or self.lost == 1:
-                self.screen.notice(f"no server shows such a line: {error}")
-        if self.screen.editing and not soon:
+                self.screen.notice(f"not sent, {error}: {as_text(line)[0][:80]}")
+        if self.screen.editing and not (self.link.connected and self.late < LATE):
             self.screen.show_messages([as_text(line)])
 
     def push_lines(self) -> None:
@@ -328,7 +326,7 @@ def echo_of(body: bytes) -> str:
     Raises ValueError, with the reason, if no server shows it.
     """
     if len(body) > LONGEST:
-        raise ValueError(f"it takes more than {LONGEST:,} bytes")
+        raise ValueError(f"more than {LONGEST:,} bytes")
     if plain := PLAIN.fullmatch(body):
         return (b"%b> %b" % plain.groups()).decode()
     try:
@@ -337,9 +335,9 @@ def echo_of(body: bytes) -> str:
         payload = json.loads(body.decode(), parse_int=float, parse_constant=int)
         echo = f"{harmless(payload['user'])}> {harmless(payload['message'])}"
     except (ValueError, RecursionError, LookupError, TypeError):
-        raise ValueError("it is no chat line in JSON (to just type, use --user)") from None
+        raise ValueError("no chat line in JSON (to just type, use --user)") from None
     if len(echo.encode()) + len(CYAN + RESET) > LONGEST:
-        raise ValueError(f"it takes more than {LONGEST:,} bytes, as its control characters grow")
+        raise ValueError(f"more than {LONGEST:,} bytes, as its control characters grow")
     return echo
 
 

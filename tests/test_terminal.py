@@ -425,11 +425,10 @@ def test_a_line_that_no_server_shows_is_explained_and_stays(
 ) -> None:
     ken = open_terminal(server.ports)
     ken.wait_connected()
-    reason = "it is no chat line in JSON (to just type, use --user)"
-    notice = f"client.py: no server shows such a line: {reason}"
+    notice = "client.py: not sent, no chat line in JSON (to just type, use --user): hello"
     for count in (1, 2):
         ken.type("hello\r")
-        expected = (notice + "hello").replace(" ", "") * count
+        expected = notice.replace(" ", "") * count
         wait_for(lambda: "".join(ken.rows()).replace(" ", "").endswith(expected), ken.rows)  # noqa: B023
         ken.wait_cursor("", 0)
 
