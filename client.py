@@ -168,7 +168,7 @@ class Link:
             self.retry()
             return
         if self.new:
-            if self.screen.typing or self.told or self.ever_connected:
+            if self.screen.typing or self.told:
                 self.screen.notice(f"connected to {self.host}")
             self.ever_connected, self.told = True, False
         self.retry_at = time.monotonic() + RETRY
@@ -213,7 +213,6 @@ class Outbox:
         self.window = 1  # lines that may be out; WINDOW once a message came over this connection
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
-        self.asked = False  # the last line that is out was pushed again, for its echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
         self.lost = 0  # lines that no server shows, and those that were given up
 
@@ -244,10 +243,9 @@ class Outbox:
         pushed again over a new connection of PUSH. If only SUB was away, the server has them.
         """
         if self.link.push in self.link.new:
-            self.tries += self.out > 0
             self.take_back(self.out)
         if self.link.new:
-            self.window, self.late, self.asked = min(self.out + 1, WINDOW), 0.0, False
+            self.window, self.late = min(self.out + 1, WINDOW), 0.0
         self.link.new.clear()
         with contextlib.suppress(zmq.Again):
             while self.out < min(self.window, len(self.lines)):
@@ -263,14 +261,14 @@ class Outbox:
         settled = 0
         for echo in (hash(plain) for plain, _ in messages):
             self.window = WINDOW
-            if self.asked and self.out and echo == self.echoes[self.out - 1]:
+            if self.tries and self.out and echo == self.echoes[self.out - 1]:
                 settled = self.out
             with contextlib.suppress(ValueError):  # It may not be one of ours.
                 settled = self.echoes.index(echo, settled, self.out) + 1
         if settled:
             del self.lines[:settled], self.echoes[:settled]
             self.out -= settled
-            self.tries, self.late, self.stood_still, self.asked = 0, 0.0, 0.0, False
+            self.tries, self.late, self.stood_still = 0, 0.0, 0.0
 
     def take_back(self, count: int) -> None:
         """Have the last lines that are out count as not pushed, so that they are pushed again.
@@ -278,6 +276,7 @@ class Outbox:
         After TRIES, the first of these is given up. It may be at fault: a server may hang up at
         each line that is too long for it.
         """
+        self.tries += count > 0
         self.out -= count
         if self.tries == TRIES:
             given_up = echo_of(self.lines.pop(self.out))[:80]
@@ -299,11 +298,9 @@ class Outbox:
         if before < LATE <= self.late and self.screen.typing:
             first = echo_of(self.lines[0])[:80]
             self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
-        unproven = self.window < WINDOW
-        left_out = not reading and not self.asked
-        if self.late >= LATE and self.link.connected and (unproven or left_out):
-            self.late, self.asked = 0.0, True
-            self.tries += unproven
+        left_out = not reading and not self.tries
+        if self.late >= LATE and self.link.connected and (self.window < WINDOW or left_out):
+            self.late = 0.0
             self.take_back(1)
 
     def tell_undelivered(self, all_read: bool) -> int:
