@@ -621,11 +621,7 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
     if screen.editing and hasattr(signal, "SIGTSTP"):
         signal.signal(signal.SIGTSTP, suspend)
     threading.Thread(target=keyboard.read_stdin, args=(screen.editing,), daemon=True).start()
-    try:
-        return chat(keyboard, link, Outbox(options.user, link, screen), screen)
-    except OSError as error:
-        screen.notice(f"cannot write to stdout: {error.strerror}")
-        return 1
+    return chat(keyboard, link, Outbox(options.user, link, screen), screen)
 
 
 def main() -> int:
@@ -634,9 +630,6 @@ def main() -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), leave)
     options = parse_options()
-    if TERMINAL_FOUND and os.environ.pop("PYTHONUNBUFFERED", ""):
-        # With it, readline also writes byte by byte, and messages come amid its escape sequences.
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     try:
         claim_files()
         colorama.just_fix_windows_console()
@@ -645,8 +638,7 @@ def main() -> int:
         color = options.color == "always" or (options.color == "auto" and auto)
         return run(options, Screen(smart and os.isatty(0), color))
     except (OSError, ValueError) as error:
-        hint = "ulimit -n" if isinstance(error, OSError) else "--help"
-        os.write(2, f"client.py: {error}; see {hint}\n".encode(errors="backslashreplace"))
+        os.write(2, f"client.py: {error}\n".encode(errors="backslashreplace"))
         return 1
     finally:
         put_back()
