@@ -249,16 +249,10 @@ class Outbox:
                 self.out += 1
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
-        """Forget the lines whose echoes are among these messages, and the lines before them.
-
-        If the last line that is out was pushed again, an echo that equals its own is taken for it,
-        even if an earlier line has the same text: the echo of that one was missed.
-        """
+        """Forget the lines whose echoes are among these messages, and the lines before them."""
         settled = 0
         for echo in (hash(plain) for plain, _ in messages):
             self.window = WINDOW
-            if self.tries and self.out and echo == self.echoes[self.out - 1]:
-                settled = self.out
             with contextlib.suppress(ValueError):  # It may not be one of ours.
                 settled = self.echoes.index(echo, settled, self.out) + 1
         if settled:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,14 +205,11 @@ def test_nothing_is_pushed_again_if_only_sub_was_away(bare: BareServer, ken: Ken
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "numbers",
-    [*(range(1, out + 1) for out in (1, 998, 999, 1_000)), [1] * 100],
-    ids=["one", "998", "999", "1,000", "the same"],
-)
+@pytest.mark.parametrize("count", [1, 998, 999, 1_000])
 def test_lines_whose_echoes_were_lost_with_sub_are_asked_for_by_the_last_of_them(
-    bare: BareServer, talking: Script, numbers: Sequence[int]
+    bare: BareServer, talking: Script, count: int
 ) -> None:
+    numbers = range(1, count + 1)
     close(talking, typed(*numbers))
     assert [bare.take() for _ in numbers] == bodies(*numbers)
     bare.pub.close(linger=0)
