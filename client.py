@@ -14,6 +14,7 @@ was said, and that the echo of a line is its receipt: until it is back, the line
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -89,13 +90,14 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
 
 
 class Keyboard:
-    """The lines of stdin. A thread reads them, since readline waits for nothing else meanwhile."""
+    """The lines of stdin. A thread reads them, since the line editor waits for nothing else."""
 
     def __init__(self) -> None:
         self.pipe, self.thread_end = socket.socketpair()
         self.partial = b""  # a line whose end is still to come
         self.over = False
         self.failed = False  # stdin could not be read to its end
+        self.enter: object = None  # what GNU readline calls at Enter
 
     def lines(self) -> list[bytes]:
         """Return the lines that are complete now, without their ends and without empty ones."""
@@ -426,34 +428,23 @@ def columns_of(glyph: str) -> int:
     return 2 if unicodedata.east_asian_width(glyph) in "WF" else 1
 
 
-# The line editor, in the keyboard's thread.
+# The line editor.
 
 
-def edit_lines(keyboard: Keyboard) -> NoReturn:
-    """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
-    with contextlib.suppress(ImportError, AttributeError, OSError):  # There is no GNU readline.
-        _kept = bind_enter(keyboard)
-    while True:
-        line = input()  # With GNU readline, it returns none: see below.
-        columns = os.get_terminal_size(1).columns or 80
-        os.write(1, b"\x1b[%dA\x1b[J" % len(split_rows(line, columns)))  # The echo comes instead.
-        keyboard.submit(line)
+def set_up_readline(keyboard: Keyboard) -> None:
+    """Have readline stop at Ctrl-Z, and submit a line at Enter without an end to its editing.
 
-
-def bind_enter(keyboard: Keyboard) -> object:
-    """Have Enter submit a line without leaving GNU readline. Raises ImportError if there is none.
-
-    Otherwise readline would move the cursor on to the next row, and leave the terminal to the
+    By itself, it would move the cursor on to the next row at Enter, and leave the terminal to the
     kernel for a while. A message could come just then, and what is typed ahead be shown twice.
-    Return the function that readline calls, which nothing else keeps.
+    Raises ImportError, AttributeError or OSError if there is no readline, as on Windows.
     """
-    import ctypes
     import readline
 
-    if "libedit" in (readline.__doc__ or ""):  # It has no such functions.
-        readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
-        return None
     editor = ctypes.CDLL(readline.__file__)
+    signal.signal(signal.SIGTSTP, lambda *_: suspend(editor))
+    if "libedit" in (readline.__doc__ or ""):  # Its editing ends at Enter.
+        readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
+        return
 
     def enter(_count: int, _key: int) -> int:
         if line := readline.get_line_buffer():
@@ -463,12 +454,32 @@ def bind_enter(keyboard: Keyboard) -> object:
         editor.rl_end_of_history(1, 0)
         return int(editor.rl_kill_full_line(1, 0))
 
-    command = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int)(enter)
+    keyboard.enter = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int)(enter)
     for key in b"\r\n":
-        editor.rl_bind_key(key, command)
-    readline.parse_and_bind("set horizontal-scroll-mode on")  # A line takes one row: see show.
+        editor.rl_bind_key(key, keyboard.enter)
+    readline.parse_and_bind("set horizontal-scroll-mode on")  # A line takes one row.
     readline.parse_and_bind("set enable-bracketed-paste off")  # Each line of a paste is a line.
-    return command
+
+
+def suspend(editor: ctypes.CDLL) -> None:
+    """Leave the terminal to the shell, stop, and go on editing after fg."""
+    editor.rl_deprep_terminal()
+    put_back()
+    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, handler)
+    editor.rl_prep_terminal(1)
+    editor.rl_forced_update_display()
+
+
+def edit_lines(keyboard: Keyboard) -> NoReturn:
+    """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
+    while True:
+        line = input()  # It returns at Enter, or with GNU readline only at others, such as Ctrl-O.
+        columns = os.get_terminal_size(1).columns or 80
+        rows = 1 if keyboard.enter else len(split_rows(line, columns))
+        os.write(1, b"\x1b[%dA\x1b[J" % rows)  # The echo comes instead.
+        keyboard.submit(line)
 
 
 # Start and end.
@@ -496,23 +507,6 @@ def leave(signum: int, _frame: object) -> NoReturn:
     """
     put_back(b"\n")  # The shell's prompt is to have a row of its own.
     os._exit(128 + signum)
-
-
-def suspend(_signum: int, _frame: object) -> None:
-    """Leave the terminal to the shell, stop, and go on editing after fg: handle SIGTSTP."""
-    settings = termios.tcgetattr(0)
-    put_back()
-    signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGTSTP)
-    signal.signal(signal.SIGTSTP, suspend)
-    if not settings[3] & termios.ICANON:  # libedit has taken care of it by itself.
-        termios.tcsetattr(0, termios.TCSANOW, settings)
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        import ctypes
-        import readline
-
-        # Python offers only rl_redisplay, which draws nothing but changes.
-        ctypes.CDLL(readline.__file__).rl_forced_update_display()
 
 
 def claim_files() -> None:
@@ -608,8 +602,9 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
         screen.notice(f"not a host name or address: {options.host}")
         return 2
     keyboard = Keyboard()
-    if screen.editing and hasattr(signal, "SIGTSTP"):
-        signal.signal(signal.SIGTSTP, suspend)
+    if screen.editing:
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            set_up_readline(keyboard)
     threading.Thread(target=keyboard.read_stdin, args=(screen.editing,), daemon=True).start()
     return chat(keyboard, link, Outbox(options.user, link, screen), screen)
 
