@@ -35,11 +35,11 @@ with contextlib.suppress(ImportError):  # Windows
 Sock = zmq.Socket[bytes]
 
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
-WINDOW = 1_000  # lines without an echo, at which no more are read
-DRAIN = 200  # messages that SUB holds, and that are printed at once
+WINDOW = 1_000  # lines that wait for their echoes at most; no more are read then
+DRAIN = 200  # messages that SUB holds at most, and that are printed at once
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
-SETTLING = 0.1  # seconds from SUB's handshake until its subscription is in effect, nearly always
-RETRY = 1.0  # seconds without a connection, until the user is told, and connecting may begin anew
+SETTLING = 0.1  # seconds from a handshake until the subscription is in effect, nearly always
+RETRY = 1.0  # seconds without a connection, until the user is told, and between tries to connect
 LATE = 5.0  # seconds without an echo, until the user is told, or a line pushed again
 TRIES = 3  # pushes of a line without an echo, after which it is given up
 NEVER_THERE = 8.0  # seconds to wait, while no more is read, for a server that never was there
@@ -51,14 +51,14 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
 
     Then wait for the last echo. If the reader of stdout has gone, the input ends, too. Return the
     exit status: 0 if the echo of every line came back, so that everybody could see it; 1 if not,
-    which is told. Raises OSError if stdout cannot be written to.
+    and the user is told how many. Raises OSError if stdout cannot be written to.
     """
     now = time.monotonic()
     while outbox.lines or not keyboard.over:
         # wait for some input
         reading = len(outbox.lines) < WINDOW and not keyboard.over
-        stdin = [keyboard.pipe.fileno()] if reading else []
-        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *stdin], [], [], TICK)
+        typed = [keyboard.pipe.fileno()] if reading else []
+        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *typed], [], [], TICK)
         if keyboard.pipe.fileno() in ready:
             for line in keyboard.lines():
                 outbox.take(line)
@@ -104,13 +104,13 @@ class Keyboard:
         chunk = self.pipe.recv(LONGEST)
         self.over = not chunk
         *lines, partial = (self.partial + chunk).split(b"\n")
-        self.partial = partial[: LONGEST + 2]  # with a CR, and a byte that shows it is too long
+        self.partial = partial[: LONGEST + 2]  # This is enough to tell a line that is too long.
         return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
 
     # The rest is for the thread.
 
     def read_stdin(self, editing: bool) -> None:
-        """Pass stdin on, and wait where the chat loop reads no more for now."""
+        """Pass stdin on. While the chat loop reads no more, sendall waits."""
         try:
             if editing:
                 edit_lines(self)  # It never returns.
@@ -137,11 +137,11 @@ class Link:
 
     def __init__(self, push: Sock, sub: Sock, host: str, screen: "Screen") -> None:
         self.push, self.sub, self.host, self.screen = push, sub, host, screen
-        # CONNECT_RETRIED means that libzmq goes on trying by itself: see retry.
+        # CONNECT_RETRIED means that libzmq tries again by itself: see retry.
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         self.monitors = {sock: sock.get_monitor_socket(events) for sock in (push, sub)}
         self.last_event = dict.fromkeys((push, sub), 0)
-        self.new: set[Sock] = set()  # the sockets that connected since lines were last pushed
+        self.new: set[Sock] = set()  # sockets that connected; push_lines empties it
         self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
         self.connected = False  # both sockets are, and the subscription is in effect
         self.ever_connected = False
@@ -158,9 +158,9 @@ class Link:
                     self.new.add(sock)
                     self.subscribed_at = time.monotonic() + SETTLING
                 self.last_event[sock] = event
-        # Until the subscription is in effect, the loop reads what SUB holds from its last
-        # connection, or else that would be taken for a proof of this one.
-        both = set(self.last_event.values()) == {zmq.EVENT_HANDSHAKE_SUCCEEDED}
+        # Meanwhile, the loop prints what SUB still holds from its last connection. Later, that
+        # would be taken for a proof of this one.
+        both = all(last == zmq.EVENT_HANDSHAKE_SUCCEEDED for last in self.last_event.values())
         self.connected = both and time.monotonic() >= self.subscribed_at
         if not self.connected:
             self.retry()
@@ -172,7 +172,7 @@ class Link:
         self.retry_at = time.monotonic() + RETRY
 
     def retry(self) -> None:
-        """Tell once that there is no connection; connect anew where libzmq does not retry.
+        """Tell once that there is no connection; connect anew where libzmq does not try again.
 
         It does not after an error of the protocol, such as a message that is too long, or a key on
         one side alone. Its last event is then that the connection has gone.
@@ -189,7 +189,7 @@ class Link:
                     with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
                         sock.disconnect(endpoint)
                     sock.connect(endpoint)
-                    self.last_event[sock] = 0
+                    self.last_event[sock] = 0  # or else this try would be cut off at the next
 
 
 # Lines on their way.
@@ -215,10 +215,10 @@ class Outbox:
         self.lost = 0  # lines that no server shows, and those that were given up
 
     def take(self, line: bytes) -> None:
-        """Take a line to be pushed, unless no server shows it, which is told.
+        """Take a line to be pushed. If no server shows it, tell the user instead.
 
-        In a pipe, only the first such line is told, and in the end how many there were. A line that
-        was typed is shown here if no echo will be soon.
+        In a pipe, only the first such line is told, and in the end how many there were. What was
+        typed is shown here if there will be no echo soon to take its place.
         """
         body = line
         if self.user is not None:
@@ -296,7 +296,7 @@ class Outbox:
             self.take_back(1)
 
     def tell_undelivered(self, all_read: bool) -> int:
-        """Tell how many lines not everybody could see; return the exit status."""
+        """Tell how many lines may not have been seen by everybody; return the exit status."""
         doubtful = self.lost + len(self.lines)
         rest = "" if all_read else "; the rest of the input was not read"
         if doubtful or rest:
@@ -326,7 +326,7 @@ def echo_of(body: bytes) -> str:
     except (ValueError, RecursionError, LookupError, TypeError):
         raise ValueError("no chat line in JSON (to just type, use --user)") from None
     if len(echo.encode()) + len(CYAN + RESET) > LONGEST:
-        raise ValueError(f"more than {LONGEST:,} bytes, as its control characters grow")
+        raise ValueError(f"more than {LONGEST:,} bytes with its control characters made visible")
     return echo
 
 
@@ -335,7 +335,7 @@ def echo_of(body: bytes) -> str:
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
-# Characters that a terminal could obey: controls, line separators and direction overrides,
+# Characters that a terminal could obey: controls, line separators, direction overrides and
 # isolates, and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are not
 # among them: they are text.
 UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -350,7 +350,7 @@ def as_text(frame: bytes) -> tuple[str, str]:
     """Return a frame as text that a terminal only shows: without its colours, and with them."""
     text = frame.decode(errors="replace")
     plain = COLOR.sub("", text)
-    if not plain.isprintable():  # This is rare.
+    if not plain.isprintable():  # This is rare, and takes long.
         plain = harmless(plain)
         text = "".join(part if COLOR.match(part) else harmless(part) for part in COLOR.split(text))
     if "\x1b" in text and not text.endswith(RESET):
@@ -525,7 +525,7 @@ def claim_files() -> None:
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
     """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries but one address of a name.
 
-    With the file of a server's public key, they are encrypted (CURVE, RFC 26). Raises ValueError if
+    With the file of a server's public key, they are encrypted (CURVE, RFC 26). Raises OSError if
     there is no key in it.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
@@ -547,7 +547,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
 
 
 def encrypt(push: Sock, sub: Sock, key: str) -> None:
-    """Encrypt for a server with the public key in a file. Raises ValueError."""
+    """Encrypt for a server with the public key in a file. Raises OSError."""
     import zmq.auth  # This takes 14 ms, and is not needed without a key.
 
     try:
@@ -557,7 +557,7 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
             sock.curve_serverkey = server_key
             sock.curve_publickey, sock.curve_secretkey = own_keys
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
-        raise ValueError(f"--key: cannot use {key}: {error}") from None
+        raise OSError(f"--key: cannot use {key}: {error}") from None
 
 
 def port(text: str) -> int:
@@ -588,16 +588,15 @@ def parse_options() -> argparse.Namespace:
 def run(options: argparse.Namespace, screen: Screen) -> int:
     """Make the sockets, chat until the input ends, and return the exit status.
 
-    Raises OSError if there are too few files, and ValueError if the key cannot be used.
+    Raises OSError if the key cannot be used, or stdout cannot be written to.
     """
-    # Python never frees this one, which would wait for a name service that does not answer.
+    # This context is never freed. To free it might take as long as a name service that hangs.
     context: zmq.Context[Sock] = zmq.Context.instance()
     push, sub = make_sockets(context, ":" in options.host, options.key)
     link = Link(push, sub, options.host, screen)
-    where = f"tcp://[{options.host}]" if ":" in options.host else f"tcp://{options.host}"
     try:
-        sub.connect(f"{where}:{options.sub_port}")
-        push.connect(f"{where}:{options.push_port}")
+        sub.connect(f"tcp://{options.host}:{options.sub_port}")
+        push.connect(f"tcp://{options.host}:{options.push_port}")
     except (zmq.ZMQError, UnicodeError):
         screen.notice(f"not a host name or address: {options.host}")
         return 2
@@ -611,9 +610,8 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
 
 def main() -> int:
     """Be ready for signals, read the options, chat, and return the exit status."""
-    for name in ("SIGINT", "SIGTERM", "SIGQUIT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), leave)
+    for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGQUIT", signal.SIGINT)):
+        signal.signal(signum, leave)
     options = parse_options()
     try:
         claim_files()
@@ -622,7 +620,7 @@ def main() -> int:
         auto = smart and os.isatty(1) and not os.environ.get("NO_COLOR")
         color = options.color == "always" or (options.color == "auto" and auto)
         return run(options, Screen(smart and os.isatty(0), color))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         os.write(2, f"client.py: {error}\n".encode(errors="backslashreplace"))
         return 1
     finally:
