@@ -268,11 +268,16 @@ def test_an_address_that_is_none_is_status_1(start: Start) -> None:
     assert script.said.count("\n") == 1
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_it_listens_where_it_is_told(start: Start, run_client: RunClient, address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "localhost"), ("::1", "::1"), ("::1", "[::1]")],
+)
+def test_it_listens_where_it_is_told(
+    start: Start, run_client: RunClient, address: str, host: str
+) -> None:
     script = start("server.py", "--bind", address, "--pull-port", 0, "--pub-port", 0)
     heard = script.wait_said(r"PULL listens on tcp://\S+:(\d+), PUB on tcp://\S+:(\d+)\n")
-    echoed = run_client((int(heard[1]), int(heard[2])), chat_body("hi"), address)
+    echoed = run_client((int(heard[1]), int(heard[2])), chat_body("hi"), host)
     assert (echoed.stdout, echoed.returncode) == (b"k> hi\n", 0)
 
 

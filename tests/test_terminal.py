@@ -232,8 +232,9 @@ def test_after_a_resize(ken: Terminal, server: Script, join: Callable[..., Peer]
         ken.wait_cursor("half a sentence", 15)
 
 
+@pytest.mark.parametrize("enter", ["\r", "\x0f"])  # At Ctrl-O, readline's editing ends.
 def test_a_line_longer_than_the_screen_stays_on_its_row(
-    ken: Terminal, server: Script, join: Callable[..., Peer]
+    ken: Terminal, server: Script, join: Callable[..., Peer], enter: str
 ) -> None:
     peer = join(server.ports)
     say(peer, "first")
@@ -243,9 +244,10 @@ def test_a_line_longer_than_the_screen_stays_on_its_row(
     wait_for(lambda: ken.cursor()[0].endswith("word"), ken.rows)
     say(peer, "hello")
     wait_for(lambda: ken.rows()[:-1] == [*before, "ann> hello"], ken.rows)
-    ken.type("\r")
+    ken.type(enter)
     said = "ken>" + "word" * 30
     wait_for(lambda: "".join(ken.rows()).replace(" ", "").endswith("hello" + said), ken.rows)
+    assert ken.rows()[: len(before) + 1] == [*before, "ann> hello"]
 
 
 def test_a_typed_line_gives_way_to_its_echo(ken: Terminal) -> None:
