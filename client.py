@@ -410,8 +410,7 @@ def split_rows(text: str, columns: int) -> list[str]:
 
     Where terminals differ (emoji joined to one by ZWJ), a row is rather too short than too long.
     """
-    rows = [""]
-    room = columns
+    rows, room = [""], columns
     for glyph in GLYPH.findall(text):
         if columns_of(glyph) > room:
             rows.append("")
@@ -591,8 +590,7 @@ def run(options: argparse.Namespace, screen: Screen) -> int:
     Raises OSError if the key cannot be used, or stdout cannot be written to.
     """
     # This context is never freed. To free it might take as long as a name service that hangs.
-    context: zmq.Context[Sock] = zmq.Context.instance()
-    push, sub = make_sockets(context, ":" in options.host, options.key)
+    push, sub = make_sockets(zmq.Context.instance(), ":" in options.host, options.key)
     link = Link(push, sub, options.host, screen)
     try:
         sub.connect(f"tcp://{options.host}:{options.sub_port}")
