@@ -439,10 +439,12 @@ def set_up_readline(keyboard: Keyboard) -> None:
     """
     import readline
 
+    libedit = "libedit" in (readline.__doc__ or "")
+    if libedit:
+        readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
     editor = ctypes.CDLL(readline.__file__)
     signal.signal(signal.SIGTSTP, lambda *_: suspend(editor))
-    if "libedit" in (readline.__doc__ or ""):  # Its editing ends at Enter.
-        readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
+    if libedit:  # It has no such functions as the following.
         return
 
     def enter(_count: int, _key: int) -> int:
