@@ -36,10 +36,10 @@ Sock = zmq.Socket[bytes]
 
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
 WINDOW = 1_000  # lines that wait for their echoes at most; no more are read then
-DRAIN = 200  # messages that SUB holds at most, and that are printed at once
+DRAIN = 200  # messages that SUB holds at most, and that are printed in one go
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds from a handshake until the subscription is in effect, nearly always
-RETRY = 1.0  # seconds without a connection, until the user is told, and between tries to connect
+RETRY = 1.0  # seconds until the user is told that there is no server, and between tries to connect
 LATE = 5.0  # seconds without an echo, until the user is told, or a line pushed again
 TRIES = 3  # pushes of a line without an echo, after which it is given up
 NEVER_THERE = 8.0  # seconds to wait, while no more is read, for a server that never was there
@@ -50,15 +50,15 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     """Wait for some input, push it, and print what SUB holds (slide 8), until the input ends.
 
     Then wait for the last echo. If the reader of stdout has gone, the input ends, too. Return the
-    exit status: 0 if the echo of every line came back, so that everybody could see it; 1 if not,
-    and the user is told how many. Raises OSError if stdout cannot be written to.
+    exit status: 0 if the echo of each line, or of one after it, came back, so that everybody could
+    see it; 1 if not, and the user is told how many. Raises OSError if stdout cannot be written to.
     """
     now = time.monotonic()
     while outbox.lines or not keyboard.over:
         # wait for some input
         reading = len(outbox.lines) < WINDOW and not keyboard.over
-        typed = [keyboard.pipe.fileno()] if reading else []
-        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *typed], [], [], TICK)
+        stdin = [keyboard.pipe.fileno()] if reading else []
+        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *stdin], [], [], TICK)
         if keyboard.pipe.fileno() in ready:
             for line in keyboard.lines():
                 outbox.take(line)
@@ -97,13 +97,13 @@ class Keyboard:
         self.partial = b""  # a line whose end is still to come
         self.over = False
         self.failed = False  # stdin could not be read to its end
-        self.enter: object = None  # what GNU readline calls at Enter
+        self.enter: object = None  # what GNU readline calls at Enter, kept for it, if it is there
 
     def lines(self) -> list[bytes]:
         """Return the lines that are complete now, without their ends and without empty ones."""
         chunk = self.pipe.recv(LONGEST)
         self.over = not chunk
-        *lines, partial = (self.partial + chunk).split(b"\n")
+        *lines, partial = (self.partial + (chunk or b"\n")).split(b"\n")
         self.partial = partial[: LONGEST + 2]  # This is enough to tell a line that is too long.
         return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
 
@@ -112,13 +112,12 @@ class Keyboard:
     def read_stdin(self, editing: bool) -> None:
         """Pass stdin on. While the chat loop reads no more, sendall waits."""
         try:
-            if editing:
-                edit_lines(self)  # It never returns.
+            while editing:
+                self.submit(edit_line(self.enter is not None))
             while chunk := os.read(0, LONGEST):
                 self.thread_end.sendall(chunk)
         except (EOFError, OSError) as end:
             self.failed = isinstance(end, OSError)
-        self.submit("")  # The last line may have no end of its own.
         self.thread_end.close()
 
     def submit(self, line: str) -> None:
@@ -156,10 +155,10 @@ class Link:
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.new.add(sock)
+                    # Meanwhile, the loop prints what SUB still holds from its last connection, or
+                    # else that would be taken for a proof of this one.
                     self.subscribed_at = time.monotonic() + SETTLING
                 self.last_event[sock] = event
-        # Meanwhile, the loop prints what SUB still holds from its last connection. Later, that
-        # would be taken for a proof of this one.
         both = all(last == zmq.EVENT_HANDSHAKE_SUCCEEDED for last in self.last_event.values())
         self.connected = both and time.monotonic() >= self.subscribed_at
         if not self.connected:
@@ -189,7 +188,7 @@ class Link:
                     with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
                         sock.disconnect(endpoint)
                     sock.connect(endpoint)
-                    self.last_event[sock] = 0  # or else this try would be cut off at the next
+                    self.last_event[sock] = 0  # This try may take longer than RETRY.
 
 
 # Lines on their way.
@@ -208,7 +207,7 @@ class Outbox:
         self.lines: list[bytes] = []
         self.echoes: list[int] = []  # the hash of each line's echo
         self.out = 0  # lines that are out
-        self.window = 1  # lines that may be out; WINDOW once a message came over this connection
+        self.window = 1  # lines that may be out: one more over a new connection, and then WINDOW
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
         self.stood_still = 0.0  # seconds in which no more input could be taken
@@ -253,8 +252,9 @@ class Outbox:
     def settle(self, messages: list[tuple[str, str]]) -> None:
         """Forget the lines whose echoes are among these messages, and the lines before them."""
         settled = 0
-        for echo in (hash(plain) for plain, _ in messages):
+        if messages:  # They prove the subscription, whosever they are.
             self.window = WINDOW
+        for echo in (hash(plain) for plain, _ in messages):
             with contextlib.suppress(ValueError):  # It may not be one of ours.
                 settled = self.echoes.index(echo, settled, self.out) + 1
         if settled:
@@ -278,11 +278,11 @@ class Outbox:
             self.screen.notice(f"given up after {TRIES} times without an echo: {given_up}")
 
     def pass_time(self, seconds: float, reading: bool) -> None:
-        """Let time pass. If no echo comes for LATE, tell who types, and push the last line again.
+        """Let time pass. After LATE without an echo, tell the user, if there is one at a terminal.
 
-        The echo of that line stands for all before it. It is pushed again and again until a message
-        proves the subscription. After that, this is done once, and only if no more is read: the
-        server may have left this client out, and so its echoes, while nobody read its stdout.
+        Then push the last line again, too, since its echo stands for all before it: at each LATE
+        while no message has proved the subscription; later once, and only while no more is read.
+        The server may have left this client out because nobody read its stdout.
         """
         self.stood_still = 0.0 if reading else self.stood_still + seconds
         before = self.late
@@ -364,8 +364,8 @@ def as_text(frame: bytes) -> tuple[str, str]:
 class Screen:
     """Where the chat goes, stdout, and what is not part of it, stderr.
 
-    If someone may be typing there, both go above the typed line. If stdout is a terminal, too, the
-    line is edited there, and gives way to its echo.
+    If stdin is a terminal, someone may be typing, and what goes to a terminal goes above the typed
+    line. If stdout is a terminal, too, the line is edited there, and gives way to its echo.
     """
 
     def __init__(self, typing: bool, color: bool) -> None:
@@ -423,7 +423,7 @@ def split_rows(text: str, columns: int) -> list[str]:
 def columns_of(glyph: str) -> int:
     """Return how many columns of a terminal a colour or a character takes."""
     if glyph[0] == "\x1b" or unicodedata.category(glyph) in ("Mn", "Me"):
-        return int(glyph == "\ufe0f")  # makes an emoji of a narrow character, and so a wide one
+        return int(glyph == "\ufe0f")  # It makes a narrow character an emoji, which is wide.
     return 2 if unicodedata.east_asian_width(glyph) in "WF" else 1
 
 
@@ -444,7 +444,7 @@ def set_up_readline(keyboard: Keyboard) -> None:
         readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
     editor = ctypes.CDLL(readline.__file__)
     signal.signal(signal.SIGTSTP, lambda *_: suspend(editor))
-    if libedit:  # It has no such functions as the following.
+    if libedit:  # It lacks what follows.
         return
 
     def enter(_count: int, _key: int) -> int:
@@ -458,6 +458,7 @@ def set_up_readline(keyboard: Keyboard) -> None:
     keyboard.enter = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int)(enter)
     for key in b"\r\n":
         editor.rl_bind_key(key, keyboard.enter)
+    readline.parse_and_bind("set bell-style none")  # Enter would ring it.
     readline.parse_and_bind("set horizontal-scroll-mode on")  # A line takes one row.
     readline.parse_and_bind("set enable-bracketed-paste off")  # Each line of a paste is a line.
 
@@ -473,14 +474,15 @@ def suspend(editor: ctypes.CDLL) -> None:
     editor.rl_forced_update_display()
 
 
-def edit_lines(keyboard: Keyboard) -> NoReturn:
-    """Pass on lines typed on a terminal. Raises EOFError at the end of input."""
-    while True:
-        line = input()  # It returns at Enter, or with GNU readline only at others, such as Ctrl-O.
-        columns = os.get_terminal_size(1).columns or 80
-        rows = 1 if keyboard.enter else len(split_rows(line, columns))
-        os.write(1, b"\x1b[%dA\x1b[J" % rows)  # The echo comes instead.
-        keyboard.submit(line)
+def edit_line(gnu: bool) -> str:
+    """Return a line typed on a terminal, and clear its rows. Raises EOFError at the end of input.
+
+    With GNU readline, Enter does not come here, but a few other keys do, such as Ctrl-O.
+    """
+    line = input()
+    rows = 1 if gnu else len(split_rows(line, os.get_terminal_size(1).columns or 80))
+    os.write(1, b"\x1b[%dA\x1b[J" % rows)  # The echo comes instead.
+    return line
 
 
 # Start and end.

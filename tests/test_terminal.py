@@ -261,6 +261,7 @@ def test_a_typed_line_gives_way_to_its_echo(ken: Terminal) -> None:
     ken.wait_rows("ken> last")
     expected = [*before, *(f"ken> hello {number}" for number in range(2 * ROWS)), "ken> last"]
     assert ken.rows() == expected
+    assert b"\a" not in ken.received
 
 
 @pytest.mark.parametrize("keys", ["\r", "\n", "\x1b3\r", "\x1b\n\r"])  # the last in vi mode
