@@ -471,6 +471,7 @@ def suspend(editor: ctypes.CDLL) -> None:
     signal.raise_signal(signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, handler)
     editor.rl_prep_terminal(1)
+    os.write(1, b"\r\x1b[J")  # Without a shell, nothing has stopped, and the line is still there.
     editor.rl_forced_update_display()
 
 

@@ -317,6 +317,21 @@ def test_after_ctrl_z_the_shell_has_its_terminal_and_after_fg_editing_goes_on(
             assert termios.tcgetattr(terminal._slave) == terminal.settings
 
 
+def test_ctrl_z_does_no_harm_where_no_shell_could_go_on(
+    ken: Terminal, server: Script, join: Callable[..., Peer]
+) -> None:
+    peer = join(server.ports)
+    ken.type("half a sentence\x1b[D")
+    ken.wait_cursor("half a sentence", 14)
+    for number in range(3):
+        ken.type("\x1a")
+        say(peer, f"hello {number}")
+        ken.wait_rows(*(f"ann> hello {n}" for n in range(number + 1)), "half a sentence")
+        ken.wait_cursor("half a sentence", 14)
+    ken.type("\x05!\r")
+    ken.wait_rows("ann> hello 2", "ken> half a sentence!")
+
+
 def has_ended(pid: str) -> bool:
     """Return whether a process is none any more, or one that is not waited for yet."""
     try:
