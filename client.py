@@ -14,7 +14,6 @@ was said, and that the echo of a line is its receipt: until it is back, the line
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import sys
 import threading
 import time
 import unicodedata
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import colorama
 import zmq
@@ -437,6 +436,7 @@ def set_up_readline(keyboard: Keyboard) -> None:
     kernel for a while. A message could come just then, and what is typed ahead be shown twice.
     Raises ImportError, AttributeError or OSError if there is no readline, as on Windows.
     """
+    import ctypes
     import readline
 
     libedit = "libedit" in (readline.__doc__ or "")
@@ -463,10 +463,13 @@ def set_up_readline(keyboard: Keyboard) -> None:
     readline.parse_and_bind("set enable-bracketed-paste off")  # Each line of a paste is a line.
 
 
-def suspend(editor: ctypes.CDLL) -> None:
-    """Leave the terminal to the shell, stop, and go on editing after fg."""
+def suspend(editor: Any) -> None:
+    """Leave the terminal to the shell, stop, and go on editing after fg.
+
+    editor is readline's own library: Python offers none of these functions.
+    """
     editor.rl_deprep_terminal()
-    put_back()
+    put_back()  # libedit leaves the echo off.
     handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, handler)

@@ -572,10 +572,11 @@ def test_leaving_when_there_is_no_server(open_terminal: Open, leave: str) -> Non
     assert ken.process.wait(TIMEOUT) == (130 if leave == "\x03" else 0)
 
 
+@pytest.mark.parametrize("missing", ["readline", "ctypes"])
 def test_without_readline(
-    open_terminal: Open, server: Script, join: Callable[..., Peer], tmp_path: Path
+    open_terminal: Open, server: Script, join: Callable[..., Peer], tmp_path: Path, missing: str
 ) -> None:
-    (tmp_path / "readline.py").write_text("raise ImportError\n")
+    (tmp_path / f"{missing}.py").write_text("raise ImportError\n")
     peer = join(server.ports)
     ken = open_terminal(server.ports, "--user", "ken", PYTHONPATH=str(tmp_path))
     ken.wait_rows("client.py: connected to localhost")
