@@ -34,7 +34,7 @@ with contextlib.suppress(ImportError):  # Windows
 Sock = zmq.Socket[bytes]
 
 LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
-WINDOW = 1_000  # lines that wait for their echoes at most; no more are read then
+WINDOW = 1_000  # lines that are out at most; when so many wait, a pipe is not read on
 DRAIN = 200  # messages that SUB holds at most, and that are printed in one go
 TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
 SETTLING = 0.1  # seconds from a handshake until the subscription is in effect, nearly always
@@ -55,7 +55,7 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     now = time.monotonic()
     while outbox.lines or not keyboard.over:
         # wait for some input
-        reading = len(outbox.lines) < WINDOW and not keyboard.over
+        reading = (len(outbox.lines) < WINDOW or screen.typing) and not keyboard.over
         stdin = [keyboard.pipe.fileno()] if reading else []
         ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *stdin], [], [], TICK)
         if keyboard.pipe.fileno() in ready:
