@@ -501,8 +501,9 @@ def put_back(last: bytes = b"") -> None:
     if TERMINAL_FOUND:
         with contextlib.suppress(OSError, termios.error):  # The terminal may be gone.
             if os.tcgetpgrp(0) == os.getpgrp():  # Or else it is the shell's, as after Ctrl-Z.
-                termios.tcsetattr(0, termios.TCSANOW, TERMINAL_FOUND)
-                os.write(0, last)
+                termios.tcsetattr(0, termios.TCSANOW, FOUND_SETTINGS)
+                if zmq.select([], [0], [], 0)[1]:  # or else it would wait, as after Ctrl-S
+                    os.write(0, last)
                 # Once more: the thread may just have begun to edit a line.
                 termios.tcsetattr(0, termios.TCSANOW, TERMINAL_FOUND)
 
