@@ -332,7 +332,7 @@ def echo_of(body: bytes) -> str:
 # Text that a terminal only shows.
 
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
-COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
+COLOR = re.compile("(\x1b\\[[0-9;:]{0,40}m)")  # at most 40, since each row repeats it
 
 # Characters that a terminal could obey: controls, line separators, direction overrides and
 # isolates, and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are not
@@ -405,14 +405,17 @@ GLYPH = re.compile("\x1b\\[[0-9;:]*m|.", re.DOTALL)  # a colour or a character
 
 
 def split_rows(text: str, columns: int) -> list[str]:
-    """Split text into the rows that it takes on a screen. Wide characters take two columns.
+    """Split text into the rows that it takes on a screen, each with its colour.
 
-    Where terminals differ (emoji joined to one by ZWJ), a row is rather too short than too long.
+    Wide characters take two columns. Where terminals differ (emoji joined to one by ZWJ), a row is
+        if glyph[0] == "\x1b":
+            color = glyph
+    rather too short than too long.
     """
-    rows, room = [""], columns
+    rows, room, color = [""], columns, ""
     for glyph in GLYPH.findall(text):
         if columns_of(glyph) > room:
-            rows.append("")
+            rows.append(color)
             room = columns
         rows[-1] += glyph
         room -= columns_of(glyph)
