@@ -53,7 +53,7 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
     see it; 1 if not, and the user is told how many. Raises OSError if stdout cannot be written to.
     """
     now = time.monotonic()
-    while outbox.lines or not keyboard.over:
+    while (outbox.lines or not keyboard.over) and outbox.stood_still <= link.patience:
         # wait for some input
         reading = (len(outbox.lines) < WINDOW or screen.typing) and not keyboard.over
         stdin = [keyboard.pipe.fileno()] if reading else []
@@ -80,8 +80,6 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         # A round counts for a second at most: the client may have been asleep, not the server.
         before, now = now, time.monotonic()
         outbox.pass_time(min(now - before, 1), reading)
-        if outbox.stood_still > (NOT_MOVING if link.ever_connected else NEVER_THERE):
-            break
     return outbox.tell_undelivered(all_read=keyboard.over and not keyboard.failed)
 
 
@@ -135,14 +133,12 @@ class Link:
 
     def __init__(self, push: Sock, sub: Sock, host: str, screen: "Screen") -> None:
         self.push, self.sub, self.host, self.screen = push, sub, host, screen
-        # CONNECT_RETRIED means that libzmq tries again by itself: see retry.
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
-        self.monitors = {sock: sock.get_monitor_socket(events) for sock in (push, sub)}
+        self.monitors = {sock: sock.get_monitor_socket() for sock in (push, sub)}
         self.last_event = dict.fromkeys((push, sub), 0)
-        self.new: set[Sock] = set()  # sockets that connected; push_lines empties it
+        self.new: set[Sock] = set()  # sockets with a new connection, until push_lines heeds it
         self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
         self.connected = False  # both sockets are, and the subscription is in effect
-        self.ever_connected = False
+        self.patience = NEVER_THERE  # seconds; NOT_MOVING, once there was a connection
         self.retry_at = time.monotonic() + RETRY
         self.told = False  # that there is no connection
 
@@ -164,19 +160,23 @@ class Link:
             self.retry()
             return
         if self.new:
+        was_connected = self.connected
             if self.screen.typing or self.told:
                 self.screen.notice(f"connected to {self.host}")
-            self.ever_connected, self.told = True, False
-        self.retry_at = time.monotonic() + RETRY
+            self.patience, self.told = NOT_MOVING, False
+            self.retry_at = time.monotonic() + RETRY  # libzmq tries first.
+        else:
+            self.retry(was_connected)
 
-    def retry(self) -> None:
+    def retry(self, was_connected: bool) -> None:
         """Tell once that there is no connection; connect anew where libzmq does not try again.
 
         It does not after an error of the protocol, such as a message that is too long, or a key on
-        one side alone. Its last event is then that the connection has gone.
+        one side alone. Its last event is then that the connection has gone; where it does try
+        again, more events follow at once.
         """
         due = time.monotonic() >= self.retry_at
-        if not self.told and (due or self.ever_connected):
+        if was_connected or (due and not self.told):
             self.told = True
             self.screen.notice(f"no server at {self.host}, or one whose --key differs; lines wait")
         if due:
@@ -184,10 +184,9 @@ class Link:
             for sock in self.monitors:
                 if self.last_event[sock] == zmq.EVENT_DISCONNECTED:
                     endpoint = sock.get_string(zmq.LAST_ENDPOINT)
-                    with contextlib.suppress(zmq.ZMQError):  # It may have gone already.
-                        sock.disconnect(endpoint)
+                    sock.disconnect(endpoint)
                     sock.connect(endpoint)
-                    self.last_event[sock] = 0  # This try may take longer than RETRY.
+                    self.last_event[sock] = 0  # or else a try longer than RETRY would be cut
 
 
 # Lines on their way.
@@ -496,19 +495,19 @@ def edit_line(gnu: bool) -> str:
 
 
 # The terminal's settings: a thread that is in readline at the end leaves them changed.
-TERMINAL_FOUND = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
+FOUND_SETTINGS = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
 
 
 def put_back(last: bytes = b"") -> None:
     """Put back the terminal's settings that were found, and write what is last, if any."""
-    if TERMINAL_FOUND:
+    if FOUND_SETTINGS:
         with contextlib.suppress(OSError, termios.error):  # The terminal may be gone.
             if os.tcgetpgrp(0) == os.getpgrp():  # Or else it is the shell's, as after Ctrl-Z.
                 termios.tcsetattr(0, termios.TCSANOW, FOUND_SETTINGS)
                 if zmq.select([], [0], [], 0)[1]:  # or else it would wait, as after Ctrl-S
                     os.write(0, last)
                 # Once more: the thread may just have begun to edit a line.
-                termios.tcsetattr(0, termios.TCSANOW, TERMINAL_FOUND)
+                termios.tcsetattr(0, termios.TCSANOW, FOUND_SETTINGS)
 
 
 def leave(signum: int, _frame: object) -> NoReturn:
