@@ -32,6 +32,8 @@ from conftest import (  # noqa: E402
     wait_for,
 )
 
+import client  # noqa: E402
+
 COLUMNS, ROWS = 40, 10
 
 
@@ -420,6 +422,32 @@ def test_colours_and_what_is_no_colour(
     assert plain.screen.buffer[1][6].fg == "default"
 
 
+def test_a_message_is_coloured_in_all_its_rows(
+    ken: Terminal, server: Script, join: Callable[..., Peer]
+) -> None:
+    ken.type("half")
+    ken.wait_cursor("half", 4)
+    say(join(server.ports), "z" * (3 * COLUMNS - 5))
+    ken.wait_rows("ann> " + "z" * (COLUMNS - 5), "z" * COLUMNS, "z" * COLUMNS, "half")
+    ken.wait_cursor("half", 4)
+    typed = ken.screen.cursor.y
+    ends = [ken.screen.buffer[row][COLUMNS - 1].fg for row in range(typed - 3, typed + 1)]
+    assert ends == ["cyan", "cyan", "cyan", "default"]
+
+
+def test_a_paste_without_a_server_is_not_left_to_the_shell(
+    open_terminal: Open, start_server: Callable[..., Script]
+) -> None:
+    ports = (free_port(), free_port())
+    ken = open_terminal(ports, "--user", "ken")
+    ken.wait_rows(*rows_of(NO_SERVER))
+    lines = [f"line {number}" for number in range(client.WINDOW + 500)]
+    ken.type("\r".join(lines) + "\r")
+    ken.wait_rows(*lines[-ROWS:])  # They were taken, since they are shown.
+    start_server(*ports)
+    ken.wait_rows(*(f"ken> {line}" for line in lines))
+
+
 def test_the_server_is_late_goes_away_and_comes_back(
     open_terminal: Open, start_server: Callable[..., Script]
 ) -> None:
@@ -480,6 +508,15 @@ def test_leaving_leaves_the_terminal_as_it_was(
     # The kernel echoes Ctrl-C after it sent the signal, and may find the settings put back by then.
     wait_for(lambda: ken.cursor() in (("", 0), ("^C", 2), ("^\\", 2)), ken.cursor)
     assert b"Traceback" not in ken.received
+
+
+def test_a_signal_ends_it_though_the_terminal_shows_nothing_more(ken: Terminal) -> None:
+    ken.type("half a sentence")
+    ken.wait_cursor("half a sentence", 15)
+    termios.tcflow(ken._slave, termios.TCOOFF)  # as Ctrl-S does
+    ken.process.terminate()
+    assert ken.process.wait(TIMEOUT) == 143
+    assert termios.tcgetattr(ken._slave) == ken.settings
 
 
 @pytest.mark.slow
