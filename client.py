@@ -67,11 +67,12 @@ def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen")
         with contextlib.suppress(zmq.Again):
             while len(messages) < DRAIN:
                 messages.append(as_text(link.sub.recv(zmq.NOBLOCK)))
-        try:
-            screen.show_messages(messages)
-        except BrokenPipeError:
-            keyboard.over = True
-        outbox.settle(messages)
+        if messages:
+            try:
+                screen.show_messages(messages)
+            except BrokenPipeError:
+                keyboard.over = True
+            outbox.settle(messages)
 
         # push what may go, and see what is overdue
         link.follow()
@@ -90,11 +91,11 @@ class Keyboard:
     """The lines of stdin. A thread reads them, since the line editor waits for nothing else."""
 
     def __init__(self) -> None:
-        self.pipe, self.thread_end = socket.socketpair()
+        self.pipe, self.thread_end = socket.socketpair()  # Windows cannot wait for a pipe.
         self.partial = b""  # a line whose end is still to come
         self.over = False
         self.failed = False  # stdin could not be read to its end
-        self.enter: object = None  # what GNU readline calls at Enter, kept for it, if it is there
+        self.enter: object = None  # what GNU readline calls at Enter; None without GNU readline
 
     def lines(self) -> list[bytes]:
         """Return the lines that are complete now, without their ends and without empty ones."""
@@ -110,7 +111,11 @@ class Keyboard:
         """Pass stdin on. While the chat loop reads no more, sendall waits."""
         try:
             while editing:
-                self.submit(edit_line(self.enter is not None))
+                line = input()  # With GNU readline, Enter does not end it, but Ctrl-O does.
+                columns = os.get_terminal_size(1).columns or 80
+                rows = 1 if self.enter else len(split_rows(line, columns))
+                os.write(1, b"\x1b[%dA\x1b[J" % rows)  # The echo comes instead.
+                self.submit(line)
             while chunk := os.read(0, LONGEST):
                 self.thread_end.sendall(chunk)
         except (EOFError, OSError) as end:
@@ -155,13 +160,10 @@ class Link:
                     self.subscribed_at = time.monotonic() + SETTLING
                 self.last_event[sock] = event
         both = all(last == zmq.EVENT_HANDSHAKE_SUCCEEDED for last in self.last_event.values())
-        self.connected = both and time.monotonic() >= self.subscribed_at
-        if not self.connected:
-            self.retry()
-            return
-        if self.new:
         was_connected = self.connected
-            if self.screen.typing or self.told:
+        self.connected = both and time.monotonic() >= self.subscribed_at
+        if self.connected:
+            if self.new and (self.screen.typing or self.told):
                 self.screen.notice(f"connected to {self.host}")
             self.patience, self.told = NOT_MOVING, False
             self.retry_at = time.monotonic() + RETRY  # libzmq tries first.
@@ -202,13 +204,12 @@ class Outbox:
 
     def __init__(self, user: str | None, link: Link, screen: "Screen") -> None:
         self.user, self.link, self.screen = user, link, screen
-        self.lines: list[bytes] = []
-        self.echoes: list[int] = []  # the hash of each line's echo
+        self.lines: list[tuple[bytes, int]] = []  # each with the hash of its echo
         self.out = 0  # lines that are out
-        self.window = 1  # lines that may be out: one more over a new connection, and then WINDOW
+        self.window = 1  # lines that may be out: WINDOW, once a message proved the subscription
         self.tries = 0  # times that lines were pushed, and no echo came
         self.late = 0.0  # seconds without an echo
-        self.stood_still = 0.0  # seconds in which no more input could be taken
+        self.stood_still = 0.0  # seconds without an echo in which no more was read
         self.lost = 0  # lines that no server shows, and those that were given up
 
     def take(self, line: bytes) -> None:
@@ -222,8 +223,7 @@ class Outbox:
             payload = {"user": self.user, "message": line.decode(errors="replace")}
             body = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         try:
-            self.echoes.append(hash(echo_of(body)))
-            self.lines.append(body)
+            self.lines.append((body, hash(echo_of(body))))
         except ValueError as error:
             self.lost += 1
             if self.screen.typing or self.lost == 1:
@@ -237,40 +237,39 @@ class Outbox:
         A message that comes then proves that the subscription is in effect. Lines that are out are
         pushed again over a new connection of PUSH. If only SUB was away, the server has them.
         """
-        if self.link.push in self.link.new:
-            self.take_back(self.out)
         if self.link.new:
-            self.window, self.late = min(self.out + 1, WINDOW), 0.0
-        self.link.new.clear()
+            self.take_back(self.out if self.link.push in self.link.new else 0)
+            self.window = min(self.out + 1, WINDOW)
+            self.link.new.clear()
         with contextlib.suppress(zmq.Again):
             while self.out < min(self.window, len(self.lines)):
-                self.link.push.send(self.lines[self.out], zmq.NOBLOCK)
+                self.link.push.send(self.lines[self.out][0], zmq.NOBLOCK)
                 self.out += 1
 
     def settle(self, messages: list[tuple[str, str]]) -> None:
-        """Forget the lines whose echoes are among these messages, and the lines before them."""
+        """Forget the lines whose echoes are among these new messages, and the lines before them."""
+        self.window = WINDOW  # They prove the subscription, whosever they are.
         settled = 0
-        if messages:  # They prove the subscription, whosever they are.
-            self.window = WINDOW
-        for echo in (hash(plain) for plain, _ in messages):
+        echoes = [echo for _, echo in self.lines[: self.out]]
+        for plain, _ in messages:
             with contextlib.suppress(ValueError):  # It may not be one of ours.
-                settled = self.echoes.index(echo, settled, self.out) + 1
+                settled = echoes.index(hash(plain), settled) + 1
         if settled:
-            del self.lines[:settled], self.echoes[:settled]
+            del self.lines[:settled]
             self.out -= settled
             self.tries, self.late, self.stood_still = 0, 0.0, 0.0
 
     def take_back(self, count: int) -> None:
-        """Have the last lines that are out count as not pushed, so that they are pushed again.
+        """Take so many of the last lines that are out for not pushed, so that they go again.
 
         After TRIES, the first of these is given up. It may be at fault: a server may hang up at
         each line that is too long for it.
         """
         self.tries += count > 0
         self.out -= count
+        self.late = 0.0
         if self.tries == TRIES:
-            given_up = echo_of(self.lines.pop(self.out))[:80]
-            del self.echoes[self.out]
+            given_up = echo_of(self.lines.pop(self.out)[0])[:80]
             self.tries = 0
             self.lost += 1
             self.screen.notice(f"given up after {TRIES} times without an echo: {given_up}")
@@ -286,11 +285,10 @@ class Outbox:
         before = self.late
         self.late = before + seconds if self.out else 0.0
         if before < LATE <= self.late and self.screen.typing:
-            first = echo_of(self.lines[0])[:80]
+            first = echo_of(self.lines[0][0])[:80]
             self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
         left_out = not reading and not self.tries
         if self.late >= LATE and self.link.connected and (self.window < WINDOW or left_out):
-            self.late = 0.0
             self.take_back(1)
 
     def tell_undelivered(self, all_read: bool) -> int:
@@ -317,8 +315,8 @@ def echo_of(body: bytes) -> str:
     if plain := PLAIN.fullmatch(body):
         return (b"%b> %b" % plain.groups()).decode()
     try:
-        # Only strings matter here. Python refuses integers of many digits, so they may be floats,
-        # and takes NaN and Infinity for numbers, which is not JSON, and which int refuses.
+        # Only strings matter here. Python refuses integers of many digits, so they become floats.
+        # It takes NaN and Infinity, which are not JSON, so int gets them, which refuses them.
         payload = json.loads(body.decode(), parse_int=float, parse_constant=int)
         echo = f"{harmless(payload['user'])}> {harmless(payload['message'])}"
     except (ValueError, RecursionError, LookupError, TypeError):
@@ -372,8 +370,7 @@ class Screen:
 
     def show_messages(self, messages: list[tuple[str, str]]) -> None:
         """Show messages, each given without its colours and with them. Raises OSError."""
-        if messages:
-            self.show([colored if self.color else plain for plain, colored in messages], sys.stdout)
+        self.show([colored if self.color else plain for plain, colored in messages], sys.stdout)
 
     def notice(self, text: str) -> None:
         """Tell the user something that is not part of the chat."""
@@ -407,12 +404,12 @@ def split_rows(text: str, columns: int) -> list[str]:
     """Split text into the rows that it takes on a screen, each with its colour.
 
     Wide characters take two columns. Where terminals differ (emoji joined to one by ZWJ), a row is
-        if glyph[0] == "\x1b":
-            color = glyph
     rather too short than too long.
     """
     rows, room, color = [""], columns, ""
     for glyph in GLYPH.findall(text):
+        if glyph[0] == "\x1b":
+            color = glyph
         if columns_of(glyph) > room:
             rows.append(color)
             room = columns
@@ -432,7 +429,7 @@ def columns_of(glyph: str) -> int:
 
 
 def set_up_readline(keyboard: Keyboard) -> None:
-    """Have readline stop at Ctrl-Z, and submit a line at Enter without an end to its editing.
+    """Have readline stop at Ctrl-Z, and submit a line at Enter while its editing goes on.
 
     By itself, it would move the cursor on to the next row at Enter, and leave the terminal to the
     kernel for a while. A message could come just then, and what is typed ahead be shown twice.
@@ -476,19 +473,8 @@ def suspend(editor: Any) -> None:
     signal.raise_signal(signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, handler)
     editor.rl_prep_terminal(1)
-    os.write(1, b"\r\x1b[J")  # Without a shell, nothing has stopped, and the line is still there.
+    os.write(1, b"\r\x1b[J")  # The line is still there if there is no shell, and so no stop.
     editor.rl_forced_update_display()
-
-
-def edit_line(gnu: bool) -> str:
-    """Return a line typed on a terminal, and clear its rows. Raises EOFError at the end of input.
-
-    With GNU readline, Enter does not come here, but a few other keys do, such as Ctrl-O.
-    """
-    line = input()
-    rows = 1 if gnu else len(split_rows(line, os.get_terminal_size(1).columns or 80))
-    os.write(1, b"\x1b[%dA\x1b[J" % rows)  # The echo comes instead.
-    return line
 
 
 # Start and end.
@@ -562,10 +548,10 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 
     try:
         server_key, _ = zmq.auth.load_certificate(key)
-        own_keys = zmq.curve_keypair()  # This side needs a pair, too, but any will do.
         for sock in (push, sub):
             sock.curve_serverkey = server_key
-            sock.curve_publickey, sock.curve_secretkey = own_keys
+            # This side needs a pair, too, but any will do.
+            sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise OSError(f"--key: cannot use {key}: {error}") from None
 
@@ -587,8 +573,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("host", metavar="HOST", nargs="?", default="localhost", help="the server (%(default)s)")
     add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
-    add("--color", metavar="WHEN", choices=("auto", "always", "never"), default="auto",
-        help="auto (the default: on a terminal), always or never")  # fmt: skip
+    add("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal")
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
     add("--sub-port", metavar="PORT", type=port, default=1338, help="and come back (%(default)s)")
     add("--key", metavar="FILE", help="the server's public key, if it has one: NAME.key")

@@ -36,6 +36,7 @@ FRAMES = {
     "no colour": (b"hello", "hello", "hello"),
     "other colours": (b"a\x1b[1;31mb\x1b[0m", "ab", "a\x1b[1;31mb\x1b[0m"),
     "colour left on": (b"\x1b[31mred", "red", "\x1b[31mred\x1b[0m"),
+    "much for a colour": (b"\x1b[" + b"1;" * 25 + b"m", r"\x1b[" + "1;" * 25 + "m", None),
     "colons": (b"\x1b[38:5:9mred\x1b[0m", "red", "\x1b[38:5:9mred\x1b[0m"),
     "title": (b"\x1b]0;t\x07", r"\x1b]0;t\x07", r"\x1b]0;t\x07"),
     "clipboard": (b"\x1b]52;c;aGk=\x1b\\", r"\x1b]52;c;aGk=\x1b" "\\", None),
@@ -68,6 +69,10 @@ ROWS = {
     "soft hyphens": ("abcdef\xad" * 2, ["abcdef\xadabc", "def\xad"]),
     "joined emoji": ("abcdef👨‍👩‍👧", ["abcdef👨‍", "👩‍👧"]),
     "colours take no room": ("\x1b[36mabcdefghij\x1b[0m", ["\x1b[36mabcdefghij\x1b[0m"]),
+    "colours go on": (
+        "\x1b[1mab\x1b[36mcdefghijkl\x1b[0mm",
+        ["\x1b[1mab\x1b[36mcdefghij", "\x1b[36mkl\x1b[0mm"],
+    ),
 }
 
 
@@ -206,7 +211,7 @@ def test_a_name_makes_a_line_json(
     link = client.Link(context.socket(zmq.PUSH), context.socket(zmq.SUB), "here", screen)
     outbox = client.Outbox(name, link, screen)
     outbox.take(line)
-    assert json.loads(outbox.lines[0]) == body
+    assert json.loads(outbox.lines[0][0]) == body
 
 
 def test_user_makes_valid_json_of_whatever_is_typed(server: Script, run_client: RunClient) -> None:
