@@ -244,7 +244,10 @@ def test_the_same_line_many_times_comes_back_as_often(
 def test_push_never_blocks_while_sub_fills(
     context: zmq.Context[zmq.Socket[bytes]], start: Start
 ) -> None:
-    """A server that takes no line before its reader has taken six messages for the last one."""
+    """A server that takes no line before its reader has taken six messages for the last one.
+
+    No two lines are equal, or else one message could pass for the echo of another line.
+    """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     pull.set(zmq.RCVHWM, 10)
     pub.set(zmq.SNDHWM, 10)
@@ -252,25 +255,26 @@ def test_push_never_blocks_while_sub_fills(
     pub.set(zmq.SNDTIMEO, TIMEOUT * 1_000)
     ports = (pull.bind_to_random_port("tcp://*"), pub.bind_to_random_port("tcp://*"))
     script = start("client.py", *port_options(ports), stdin=subprocess.PIPE)
-    count, message = 3_000, "x" * 10_000  # more than all buffers between them hold
+    # This is more than all buffers between them hold.
+    said = [f"k> {number} {'x' * 10_000}" for number in range(3_000)]
     pipe, out = script.process.stdin, script.process.stdout
     assert pipe
     assert out
-    lines = (body_of("k", message) + b"\n") * count
+    lines = b"".join(body_of("k", message[3:]) + b"\n" for message in said)
     writer = threading.Thread(target=lambda: (pipe.write(lines), pipe.close()))
     shown: set[bytes] = set()
     reader = threading.Thread(target=lambda: shown.update(out))
     writer.start()
     reader.start()
-    for _ in range(count):
+    for message in said:
         assert pull.poll(TIMEOUT * 1_000)
         pull.recv()
         for _ in range(6):
-            pub.send(b"k> " + message.encode())
+            pub.send(message.encode())
     assert script.wait() == 0
     writer.join()
     reader.join()
-    assert shown == {b"k> " + message.encode() + b"\n"}
+    assert shown == {message.encode() + b"\n" for message in said}
 
 
 def test_two_clients_see_each_other(start: Start, server: Script) -> None:
