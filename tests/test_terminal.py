@@ -441,11 +441,12 @@ def test_a_paste_without_a_server_is_not_left_to_the_shell(
     ports = (free_port(), free_port())
     ken = open_terminal(ports, "--user", "ken")
     ken.wait_rows(*rows_of(NO_SERVER))
-    lines = [f"line {number}" for number in range(client.WINDOW + 500)]
+    lines = [f"line {number}" for number in range(client.WINDOW + 50)]
     ken.type("\r".join(lines) + "\r")
     ken.wait_rows(*lines[-ROWS:])  # They were taken, since they are shown.
     start_server(*ports)
-    ken.wait_rows(*(f"ken> {line}" for line in lines))
+    ken.wait_rows(f"ken> {lines[-1]}")
+    assert ken.rows()[-len(lines) :] == [f"ken> {line}" for line in lines]
 
 
 def test_the_server_is_late_goes_away_and_comes_back(
