@@ -235,7 +235,8 @@ class Ending:
     """When to end, once a signal came: at the first silence, so that what had arrived goes out.
 
     A handler that raised could strike between a line's arrival and its sending, and lose it. Each
-    signal starts the wait for a line anew, so further ones of its kind are ignored.
+    signal starts the wait for a line anew, so further ones of its kind are blocked. To ignore them
+    would be too late for one that comes meanwhile, and Python would report that.
     """
 
     def __init__(self) -> None:
@@ -243,7 +244,8 @@ class Ending:
 
     def begin(self, signum: int, _frame: object) -> None:
         """Handle SIGINT and SIGTERM."""
-        signal.signal(signum, signal.SIG_IGN)
+        if hasattr(signal, "pthread_sigmask"):  # It is not there on Windows, nor needed.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signum])
         self.at = min(self.at, time.monotonic() + ENDING)
 
 
