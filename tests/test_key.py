@@ -426,7 +426,7 @@ def client_key(name: str | None, directory: Path) -> Path | None:
 # A raw PUSH and a raw SUB in a process of its own, for a context where handshakes have failed may
 # never end: `stranger.py PULL_PORT PUB_PORT [KEY]`. It prints what it reads.
 STRANGER = """
-import sys, zmq
+import contextlib, sys, zmq
 context = zmq.Context()
 socks = [context.socket(kind) for kind in (zmq.PUSH, zmq.SUB)]
 push, sub = socks
@@ -438,8 +438,9 @@ for sock, port in zip(socks, sys.argv[1:]):
         sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
         sock.curve_serverkey = sys.argv[3].encode()
     sock.connect(f"tcp://127.0.0.1:{port}")
-for number in range(100):
-    push.send(b'{"user": "stranger", "message": "%d"}' % number)
+with contextlib.suppress(zmq.Again):  # It may be turned away meanwhile.
+    for number in range(100):
+        push.send(b'{"user": "stranger", "message": "%d"}' % number, zmq.NOBLOCK)
 for monitor in monitors:
     monitor.poll()
 print("turned away", file=sys.stderr, flush=True)
