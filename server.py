@@ -3,13 +3,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
-"""The chat server: every JSON line PUSHed to it goes out, in colour, to all who SUBscribe.
+"""The chat server: it publishes each line that a client PUSHes to every client that SUBscribes.
 
-In:  one frame, UTF-8 JSON, an object with the strings "user" and "message".
-Out: one frame, UTF-8, `{user}> ESC[36m{message}ESC[0m`.
+In:  one frame a line, UTF-8 JSON: an object with "user" and "message".
+Out: one frame a message, UTF-8: `{user}> ESC[36m{message}ESC[0m`, where ESC[36m is cyan.
 
-The loop is that of the talk's slides 3 to 7. What it calls sees to it that readers who keep up miss
-nothing, that those who stop hardly hold up the others, and that no text does any harm.
+The loop is the talk's, slides 3 to 7. Around it: subscribers that keep up lose nothing, a stalled
+one delays the chat once, and control characters are escaped.
 """
 
 import argparse
@@ -28,311 +28,331 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-LONGEST = 16_384  # bytes: the longest line, in and out
-READER_QUEUE = 2_000  # lines that wait for each reader: 32 MB of the longest
-WRITER_QUEUE = 256  # lines that wait from each writer: 4 MB of the longest
-SUBSCRIPTION = 512  # bytes: the longest subscription
-BATCH = 300  # lines taken at once from a busy PULL
-SILENCE = 0.3  # seconds without a line after which the loop looks around
-ENDING = 2.2  # seconds from a signal in which lines are taken, or readers take what waits
-PATIENCE = 2.0  # seconds to wait for a reader that is full, before it counts as stopped
-LEAST_PATIENCE = 0.05  # seconds to wait even if patience was just used up: it may only be slow
-RECOVERY = 20.0  # seconds in which patience grows back
-VANISHED = 20  # seconds after which a peer that does not answer, or takes nothing, is cut off
+MAX_LINE = 16_384  # bytes in a line, and in a message
+MAX_SUBSCRIPTION = 512  # bytes in the prefix that a client subscribes to
+PULL_HWM = 256  # lines that wait from each client: 4 MB of the longest
+PUB_HWM = 2_000  # messages that wait for each subscriber: 32 MB of the longest
+BATCH = 300  # lines received, then published, in one go
+IDLE = 0.3  # seconds without a line until the loop does other things
+SUBSCRIBER_TIMEOUT = 2.0  # seconds that the chat waits for a slow subscriber
+SHORT_TIMEOUT = 0.05  # seconds that it waits soon after a wait that did not help
+RECOVERY = 20.0  # seconds until it waits SUBSCRIBER_TIMEOUT again
+SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal in which lines are published, and messages sent
+PEER_TIMEOUT = 20  # seconds without an answer until TCP closes a connection
+LOG_INTERVAL = 1.0  # seconds between two reports on stderr
 
 
-def serve(pull: Sock, pub: Sock, ending: "Ending") -> None:
-    """Wait for input, and forward it to all subscribers (slide 3), until it is time to end.
+def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
+    """Wait for input, and forward it to all subscribers (slide 3), until the shutdown.
 
-    What is no chat line is dropped. PULL has to have RCVTIMEO set, and PUB XPUB_NODROP.
+    PULL must have RCVTIMEO set, and PUB XPUB_NODROP: see make_sockets.
     """
-    patience = Patience(pub, ending)
-    dropped = News("dropped lines: {count:,}, the last: {latest}")
-    while time.monotonic() < ending.at:
-        bodies, lines = arrived(pull), []
-        for body, plain in zip(bodies, plain_lines(bodies), strict=True):
-            try:
-                lines.append(plain or chat_line(body))
-            except ValueError as reason:
-                dropped.add(f"{reason}: {body[:60]!r}")
-        for line in lines:
-            try:
-                send(pub, line, zmq.NOBLOCK)
-            except zmq.Again:  # A reader is full.
-                patience.send(line)
-        if not bodies:
-            pub.get(zmq.EVENTS)  # makes libzmq free the queues of readers that have left.
-            if ending.at < math.inf:
-                break  # What had arrived is out.
-        dropped.tell()
-        patience.stopped_readers.tell()
-    dropped.tell(at_once=True)
-    patience.stopped_readers.tell(at_once=True)
+    publisher = Publisher(pub, shutdown, log)
+    while time.monotonic() < shutdown.deadline:
+        lines = receive(pull)
+        publisher.publish(chat_messages(lines, log))
+        if not lines:
+            pub.get(zmq.EVENTS)  # makes libzmq free the queues of subscribers that have left
+            if shutdown.deadline < math.inf:
+                break
 
 
-# What arrives, and what goes out. Three things are done for speed, and give several times the rate:
-# many lines are taken, and then sent, in one go, which wakes libzmq's own thread once for all of
-# them; pyzmq's methods are called without the wrappers that handle str and routing ids; and regular
-# expressions find plain lines, all of those taken at once, so that these need not be parsed.
+# Receive. pyzmq's own recv and send first look at options that are not used here. Without them,
+# and in batches, for which libzmq's I/O thread wakes only once, the server is much faster.
 
-receive = zmq.backend.Socket.recv
+recv = zmq.backend.Socket.recv
 send = zmq.backend.Socket.send
 
-# Nearly every line is plain: printable ASCII without escapes, as json.dumps and JSON.stringify
-# write it. EACH_PLAIN finds the two strings of each line, or two empty ones if it is not plain.
-PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
-EACH_PLAIN = re.compile(rb"^(?:%b|.*)$" % PLAIN.pattern, re.MULTILINE)
 
-CHAT_LINE = f"%b> {Fore.CYAN}%b{Style.RESET_ALL}".encode()
+def receive(pull: Sock) -> list[bytes]:
+    """Return the lines that wait in PULL, at most BATCH; if there are none, wait for one.
 
-
-def arrived(pull: Sock) -> list[bytes]:
-    """Return the lines that PULL holds, BATCH at most, or else the next one to come.
-
-    If none comes within RCVTIMEO, the list is empty.
+    Return an empty list if none comes within RCVTIMEO.
     """
-    bodies: list[bytes] = []
+    lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
-        if not pull.get(zmq.EVENTS):  # Nothing is there yet.
-            return [receive(pull)]
-        while len(bodies) < BATCH:
-            bodies.append(receive(pull, zmq.NOBLOCK))
-    return bodies
+        if not pull.get(zmq.EVENTS):  # To ask takes less time than an exception for each line.
+            return [recv(pull)]
+        while len(lines) < BATCH:
+            lines.append(recv(pull, zmq.NOBLOCK))
+    return lines
 
 
-def plain_lines(bodies: list[bytes]) -> list[bytes]:
-    """Return what chat_line makes of each plain body, and an empty line for each other one."""
-    if len(bodies) == 1:  # This is faster for a single line.
-        plain = PLAIN.fullmatch(bodies[0])
-        return [CHAT_LINE % plain.groups() if plain else b""]
-    found = EACH_PLAIN.findall(b"\n".join(bodies))
-    if len(found) != len(bodies):  # JSON may have line ends. Then none counts as plain.
-        return [b""] * len(bodies)
-    return [CHAT_LINE % strings if strings[0] else b"" for strings in found]
+# Turn lines into messages.
+
+# Characters that a terminal may obey: controls except TAB, line separators, direction overrides,
+# and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
+UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
+
+# A line as json.dumps and JSON.stringify write it, whose strings need no unescaping and no
+# escaping. It finds the two strings of each such line in a text, and two empty ones in each other.
+STRING = rf'"([^"\\\t{UNSAFE}]*)"'
+SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
+
+CYAN, RESET = Fore.CYAN, Style.RESET_ALL
+DROPPED = "dropped lines: {count:,}, the last: {detail}"
+
+# Numbers are kept as they are written. int refuses NaN and Infinity, which are not JSON.
+parse_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=int).decode
 
 
-# What readers see of a line.
+def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
+    """Return the message of each line (slide 3): `user> message`, the message in cyan.
 
-# Python refuses integers of many digits, but numbers are not looked at here, so they may be floats.
-# Python also takes NaN and Infinity for numbers, which is not JSON, and which int refuses.
-parse_json = json.JSONDecoder(parse_int=float, parse_constant=int).decode
+    Lines that have none are dropped, and reported. To parse a line takes several times as long as
+    to find its strings by a regular expression, so only lines that are not simple are parsed.
+    """
+    strings = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
+    if len(strings) != len(lines):  # JSON may have line ends between its parts.
+        strings = [("", "")] * len(lines)
+    messages = []
+    for line, (user, message) in zip(lines, strings, strict=True):
+        if not user:
+            try:
+                user, message = parse(line)
+            except ValueError as error:
+                log.report(DROPPED, f"{error}: {line[:60]!r}")
+                continue
+        messages.append(f"{user}> {CYAN}{message}{RESET}".encode())
+    return messages
 
-# Characters that a terminal could obey, each with the visible form that it is shown in: controls,
-# line separators and direction overrides, isolates, and lone surrogates. Joiners, which emoji and
-# Persian need, and no-break spaces are not among them: they are text.
-CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
-OTHERS = (*range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
-VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in (*CONTROLS, *OTHERS)}
 
+def parse(line: bytes) -> tuple[str, str]:
+    """Return the user and the message of a line, their control characters escaped.
 
-def chat_line(body: bytes) -> bytes:
-    """Return what subscribers see of a PUSHed body (slide 3): `user> message`, the message in cyan.
-
-    Raises ValueError, with the reason, if the body is no chat line.
+    Raises ValueError, with the reason, if the line has none, or they are too long.
     """
     try:
-        payload = parse_json(body.decode())
-        user, message = harmless(payload["user"]), harmless(payload["message"])
+        payload = parse_json(line.decode("utf-8-sig"))
+        user, message = sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        reason = 'not a JSON object with the strings "user" and "message", in UTF-8'
-        raise ValueError(reason) from None
-    line = CHAT_LINE % (user.encode(), message.encode())
-    if len(line) > LONGEST:
-        raise ValueError("too long when its control characters are shown")
-    return line
+        raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
+    if len(f"{user}> {CYAN}{message}{RESET}".encode()) > MAX_LINE:
+        raise ValueError("too long once its control characters are escaped")
+    return user, message
 
 
-def harmless(text: str) -> str:
-    r"""Return text with its control characters in a visible form, such as `\x1b`."""
-    return text if text.isprintable() else text.translate(VISIBLE)  # Nearly all is printable.
+def sanitize(text: str) -> str:
+    r"""Return text with its unsafe characters escaped, such as `\x1b`."""
+    if text.isprintable():  # as nearly all text is
+        return text
+    return UNSAFE_CHARACTER.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
 
 
-# Readers, and how long to wait for them.
+# Publish.
 
 
-class Patience:
-    """The patience with readers that are full.
+class Publisher:
+    """Publishes messages to all subscribers, and limits how long a slow one may delay the chat.
 
-    A wait may take PATIENCE. If the readers do not make room in it, the next one may take only
-    LEAST_PATIENCE, and then ever more, until it is PATIENCE again after RECOVERY. So a reader that
-    stopped holds up the chat once, and many that stop again and again hold it up little each.
+    A subscriber whose queue is full delays it by SUBSCRIBER_TIMEOUT at most. It then misses
+    messages until it has read half of its queue. For RECOVERY seconds from then on, others delay
+    the chat by SHORT_TIMEOUT at most.
     """
 
-    def __init__(self, pub: Sock, ending: "Ending") -> None:
-        self.pub, self.ending = pub, ending
-        self.gave_up_at = -math.inf
-        text = "a reader has stopped reading, going on without it; times: {count:,}"
-        self.stopped_readers = News(text)
+    def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
+        self.pub, self.shutdown, self.log = pub, shutdown, log
+        self.recovered_at = 0.0  # when SUBSCRIBER_TIMEOUT is in force again
 
-    def send(self, line: bytes) -> None:
-        """Wait for readers that are full, as patience allows, and send a line.
+    def publish(self, messages: list[bytes]) -> None:
+        """Send messages (slide 3), and wait where the queue of a subscriber is full."""
+        for message in messages:
+            try:
+                send(self.pub, message, zmq.NOBLOCK)
+            except zmq.Again:
+                self.wait_and_send(message)
 
-        Those that still are full then miss it, and what follows until they have read half of what
-        waits for them: after one send without XPUB_NODROP, libzmq leaves them out until then.
+    def wait_and_send(self, message: bytes) -> None:
+        """Send a message once there is room in all queues, or without those that stay full.
+
+        After one send without XPUB_NODROP, libzmq leaves these out by itself until they have room.
         """
         now = time.monotonic()
-        regained = PATIENCE * (now - self.gave_up_at) / RECOVERY
-        patience = max(LEAST_PATIENCE, min(PATIENCE, regained, self.ending.at - now))
-        self.pub.set(zmq.SNDTIMEO, int(1_000 * patience))
+        timeout = SUBSCRIBER_TIMEOUT if now >= self.recovered_at else SHORT_TIMEOUT
+        timeout = max(SHORT_TIMEOUT, min(timeout, self.shutdown.deadline - now))
+        self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
-            send(self.pub, line)
+            send(self.pub, message)
         except zmq.Again:
             self.pub.set(zmq.XPUB_NODROP, 0)
-            send(self.pub, line)
+            send(self.pub, message)
             self.pub.set(zmq.XPUB_NODROP, 1)
-            self.gave_up_at = time.monotonic()
-            self.stopped_readers.add()
+            self.recovered_at = time.monotonic() + RECOVERY
+            self.log.report("stalled subscribers, times the chat went on without one: {count:,}")
 
 
-# What the operator is told, on stderr.
+# Log.
 
 
-class News:
-    """News of one kind, which may come in floods: it is told in one line a second at most."""
+class Log:
+    """Writes reports to stderr, once a second at most, and never makes the chat wait for it.
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.count = 0
-        self.latest = ""
-        self.quiet_until = 0.0
-
-    def add(self, latest: str = "") -> None:
-        """Count one more."""
-        self.count += 1
-        self.latest = latest
-
-    def tell(self, at_once: bool = False) -> None:
-        """Tell how many there were since the last time, if that was a second ago, or at once."""
-        if self.count and (at_once or time.monotonic() >= self.quiet_until):
-            if say(self.text.format(count=self.count, latest=self.latest)):
-                self.count = 0
-            self.quiet_until = time.monotonic() + 1
-
-
-def say(text: str) -> bool:
-    """Tell the operator something; return False, and do not, if the last text is not out yet.
-
-    A thread writes it, for stderr may be a pipe or a terminal that nobody reads, and the chat is
-    not to stand still for that.
-    """
-    if any(thread.name == "stderr" for thread in threading.enumerate()):
-        return False
-
-    def write() -> None:
-        with contextlib.suppress(OSError):
-            os.write(2, f"server.py: {text}\n".encode(errors="backslashreplace"))
-
-    writer = threading.Thread(target=write, name="stderr", daemon=True)
-    writer.start()
-    writer.join(0.1)
-    return True
-
-
-# Start and end.
-
-
-class Ending:
-    """When to end, once a signal came: at the first silence, so that what had arrived goes out.
-
-    A handler that raised could strike between a line's arrival and its sending, and lose it. Each
-    signal starts the wait for a line anew, so further ones of its kind are blocked. To ignore them
-    would be too late for one that comes meanwhile, and Python would report that.
+    A thread writes, since stderr may be a terminal or a pipe that nobody reads. Reports may come in
+    floods: those of the same text are counted, and written as one.
     """
 
     def __init__(self) -> None:
-        self.at = math.inf  # the time at which the loop ends at the latest, once a signal came
+        self.reports: dict[str, tuple[int, str]] = {}  # by text: how many, and the last detail
+        self.closed = False
+        self.changed = threading.Condition()  # guards both
+        self.thread = threading.Thread(target=self.write, daemon=True)
+        self.thread.start()
 
-    def begin(self, signum: int, _frame: object) -> None:
-        """Handle SIGINT and SIGTERM."""
-        if hasattr(signal, "pthread_sigmask"):  # It is not there on Windows, nor needed.
+    def report(self, text: str, detail: str = "") -> None:
+        """Report something. In text, {count} and {detail} are filled in when it is written."""
+        with self.changed:
+            count, _ = self.reports.get(text, (0, ""))
+            self.reports[text] = count + 1, detail
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Write what is not written yet, unless stderr takes nothing."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        self.thread.join(0.1)
+
+    def write(self) -> None:
+        """Write reports until the log is closed: what the thread does."""
+        while self.reports or not self.closed:
+            with self.changed:
+                self.changed.wait_for(lambda: self.reports or self.closed)
+                reports, self.reports = self.reports, {}
+            for text, (count, detail) in reports.items():
+                line = f"server.py: {text.format(count=count, detail=detail)}\n"
+                with contextlib.suppress(OSError):
+                    os.write(2, line.encode(errors="backslashreplace"))
+            with self.changed:
+                self.changed.wait_for(lambda: self.closed, LOG_INTERVAL)
+
+
+# Start and shut down.
+
+
+class Shutdown:
+    """The time at which the loop ends at the latest: never, until a signal asks to shut down.
+
+    It ends earlier, once no line comes. A handler that raised an exception instead could strike
+    between the receipt of a line and its publication, and lose it.
+    """
+
+    def __init__(self) -> None:
+        self.deadline = math.inf
+
+    def request(self, signum: int, _frame: object) -> None:
+        """Handle a signal. Block more of its kind, each of which would restart pyzmq's waits."""
+        if hasattr(signal, "pthread_sigmask"):  # Windows has none, and does not need it.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signum])
-        self.at = min(self.at, time.monotonic() + ENDING)
+        self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
 
 
-def claim_files() -> None:
-    """Open standard streams that are closed, so that no socket takes their place.
+def handle_signals(shutdown: Shutdown) -> None:
+    """Shut down at SIGINT, SIGTERM, and what Windows sends at Ctrl-Break.
 
-    Raises OSError if there is no room for the files that sockets need, for then libzmq aborts.
+    Where one is ignored, it stays so: a shell script starts `server.py &` with SIGINT ignored, so
+    that Ctrl-C in the script's client does not end its server.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        signum = getattr(signal, name, signal.SIGINT)
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, shutdown.request)
+
+
+def check_files() -> None:
+    """Raise OSError unless 20 more files can be opened: libzmq aborts where it cannot open its own.
+
+    A standard stream that is closed is opened, or a socket would take its number, and get what is
+    written to it.
     """
     for file in [os.open(os.devnull, os.O_RDWR) for _ in range(20)]:
         if file > 2:
             os.close(file)
 
 
-def allow_many_readers() -> None:
-    """Raise the soft limit of open files to the hard one: each reader takes one.
+def allow_many_subscribers() -> None:
+    """Raise the soft limit of open files to the hard one. Each connection takes one.
 
-    Once they run out, libzmq refuses readers in a busy loop.
+    Where there is none left, libzmq refuses connections in a busy loop.
     """
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit.
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard == resource.RLIM_INFINITY:  # macOS says so, and then refuses it.
+        if hard == resource.RLIM_INFINITY:  # macOS says so, but refuses it.
             hard = max(soft, 10_240)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def load_keys(name: str) -> tuple[bytes, bytes]:
-    """Return the keys in NAME.key (public) and NAME.key_secret; make both if neither is there.
+    """Return the keys in NAME.key (public) and NAME.key_secret; make both if neither exists.
 
-    Raises ValueError if they cannot be used.
+    Raises ValueError, with the reason, if they cannot be used.
     """
-    import zmq.auth  # This takes 14 ms, and is not needed without a key.
+    import zmq.auth  # This takes 14 ms, and is only needed here.
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
         if public_file.name == ".key":
-            raise ValueError("a name is needed, such as chat")
+            raise ValueError("it needs a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
-            os.umask(0o077)  # Or else the secret would be there for all to read.
+            os.umask(0o077)  # Nobody else may read the secret key.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
         published, _ = zmq.auth.load_certificate(public_file)
         public, secret = zmq.auth.load_certificate(secret_file)
         if not secret or not published == public == zmq.curve_public(secret):
-            raise ValueError("they do not belong together")
+            raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
-        raise ValueError(f"--key: cannot use {public_file} and its secret: {error}") from None
+        raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return public, secret
 
 
-def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> list[Sock]:
-    """Return PULL and PUB, encrypted if there are keys: then only who has the public one gets in.
+def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
+    """Return PULL and PUB. With keys, they admit only clients that have the public one (RFC 26).
 
-    The high-water marks are never set again: libzmq 4.3.5 may pass them to a freed pipe.
+    All options are set before bind: changing a high-water mark later can make libzmq 4.3.5 use a
+    freed pipe.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
         if keys:
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
-        sock.set(zmq.IPV6, 1)  # as well as IPv4
-        sock.set(zmq.BACKLOG, 1_000)  # A crowd may come at once.
-        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a peer that vanished while nothing was said.
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, VANISHED // 2)
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, VANISHED // 10)
+        sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
+        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a peer that vanished while nothing was sent
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, PEER_TIMEOUT // 2)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, PEER_TIMEOUT // 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 1_000 * VANISHED)  # cuts off a peer that takes nothing.
-    encryption = 33 if keys else 0  # bytes that it adds to a frame (RFC 26)
-    pull.set(zmq.MAXMSGSIZE, LONGEST + encryption)
-    pull.set(zmq.RCVHWM, WRITER_QUEUE)
-    pull.set(zmq.RCVTIMEO, int(1_000 * SILENCE))
-    pub.set(zmq.MAXMSGSIZE, SUBSCRIPTION + encryption)
-    pub.set(zmq.RCVHWM, 1)  # Or else a flood of subscriptions is taken before the next line.
-    pub.set(zmq.SNDHWM, READER_QUEUE)
-    pub.set(zmq.XPUB_NODROP, 1)  # A reader that is full makes send wait, and misses nothing.
-    pub.set(zmq.SNDBUF, 65_536)  # If larger, it is seen too late that a slow reader moves.
-    return [pull, pub]
+        sock.set(zmq.TCP_MAXRT, 1_000 * PEER_TIMEOUT)  # finds a peer that acknowledges nothing
+    encryption = 33 if keys else 0  # bytes that it adds to a frame, and that MAXMSGSIZE counts
+    pull.set(zmq.MAXMSGSIZE, MAX_LINE + encryption)
+    pull.set(zmq.RCVHWM, PULL_HWM)
+    pull.set(zmq.RCVTIMEO, int(1_000 * IDLE))
+    pub.set(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION + encryption)
+    pub.set(zmq.RCVHWM, 1)  # one subscription between two sends: a flood of them delays nothing
+    pub.set(zmq.SNDHWM, PUB_HWM)
+    pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
+    pub.set(zmq.SNDBUF, 65_536)  # A small kernel buffer shows early that a slow subscriber reads.
+    return pull, pub
 
 
 def bind(sock: Sock, address: str, port: int) -> str:
-    """Bind a socket to a TCP port, 0 for any free one; return the endpoint with the real port.
+    """Bind a socket to an address, or a network interface, and a port. Return the real endpoint.
 
-    Raises ZMQError, with the reason.
+    Raises ValueError, with the reason.
     """
-    host = f"[{address}]" if ":" in address else address
-    sock.bind(f"tcp://{host}:{port}")
-    return f"tcp://{host}:{sock.get_string(zmq.LAST_ENDPOINT).rpartition(':')[2]}"
+    address = address.strip("[]")
+    # libzmq finds no IPv4 address of an interface if IPv6 is on, where that has an IPv6 address.
+    sock.set(zmq.IPV6, int(address == "*" or ":" in address))
+    endpoint = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+    try:
+        sock.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise ValueError(
+            f"cannot bind {endpoint}: {zmq.strerror(error.errno)}; see --help"
+        ) from None
+    bound = sock.get_string(zmq.LAST_ENDPOINT)
+    return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
 
 
 def port(text: str) -> int:
@@ -346,41 +366,44 @@ def port(text: str) -> int:
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
-        description="Republish each JSON line that clients push to all who subscribe.",
+        description="Publish each JSON line that a client pushes to every client that subscribes.",
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
     )
     add = parser.add_argument
-    add("--bind", metavar="ADDRESS", default="*", help="where to listen (%(default)s)")
-    add("--pull-port", metavar="PORT", type=port, default=1337, help="lines come in (%(default)s)")
-    add("--pub-port", metavar="PORT", type=port, default=1338, help="and go out (%(default)s)")
+    add("--bind", metavar="ADDRESS", default="*", help="an address or interface (%(default)s: all)")
+    add("--pull-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
+    add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
     add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),
-        help="encrypt, and let in only who has NAME.key; it is made if it is missing")  # fmt: skip
+        help="encrypt, and admit only clients that have NAME.key; made if missing")  # fmt: skip
     return parser.parse_args()
 
 
 def main() -> int:
-    """Make the sockets, serve until told to end, and return the exit status."""
-    ending = Ending()
-    signal.signal(signal.SIGINT, ending.begin)
-    signal.signal(signal.SIGTERM, ending.begin)
+    """Make the sockets, serve until a signal, and return the exit status."""
+    shutdown = Shutdown()
+    handle_signals(shutdown)
     options = parse_options()
-    allow_many_readers()
+    allow_many_subscribers()
+    log = Log()
     try:
-        claim_files()
+        check_files()
         keys = None if options.key is None else load_keys(options.key)
         context = zmq.Context()
         pull, pub = make_sockets(context, keys)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
-    except (OSError, ValueError, zmq.ZMQError) as error:
-        say(f"{error}; see {'ulimit -n' if isinstance(error, OSError) else '--help'}")
+    except (OSError, ValueError) as error:
+        hint = "; raise the limit of open files: ulimit -n" if isinstance(error, OSError) else ""
+        log.report(f"{error}{hint}")
+        log.close()
         return 1
-    say(f"PULL listens on {pull_endpoint}, PUB on {pub_endpoint}")
+    log.report(f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")
     if keys:
-        say(f"the chat is encrypted, and open to those to whom you give {options.key}.key")
-    serve(pull, pub, ending)
-    # Readers have the rest of the time, half a second at least, to take what waits for them.
-    context.destroy(linger=int(1_000 * max(0.5, ending.at - time.monotonic())))
+        log.report(f"the chat is encrypted; give {options.key}.key to everyone you invite")
+    serve(pull, pub, shutdown, log)
+    # Subscribers have the rest of the time, half a second at least, to receive their queues.
+    context.destroy(linger=int(1_000 * max(0.5, shutdown.deadline - time.monotonic())))
+    log.close()
     return 0
 
 
