@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TIMEOUT
+from processes import ROOT, TIMEOUT
 
 SCRIPTS = ("server.py", "client.py")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,0 +1,197 @@
+"""The other ends of the scripts: clients of server.py, and a server for client.py."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import zmq
+from processes import TIMEOUT, free_port, wait_for
+
+Sock = zmq.Socket[bytes]
+Context = zmq.Context[Sock]
+
+
+def line_of(user: str, message: str) -> bytes:
+    """Return the line that client.py makes of what is typed, with --user."""
+    return json.dumps({"user": user, "message": message}).encode()
+
+
+def message_of(user: str, message: str) -> bytes:
+    """Return the message that a server publishes for a line."""
+    return f"{user}> \x1b[36m{message}\x1b[0m".encode()
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    """Give a context; its sockets are closed at the end, and what they hold is dropped."""
+    made: Context = zmq.Context()
+    made.set(zmq.MAX_SOCKETS, 5_000)
+    yield made
+    made.destroy(linger=0)
+
+
+class Peer:
+    """A PUSH and some SUB sockets of a server. All subscriptions are in effect."""
+
+    def __init__(
+        self,
+        context: Context,
+        ports: tuple[int, int],
+        subscribers: int = 1,
+        server_key: bytes | None = None,
+    ) -> None:
+        self.push, *self.subs = (
+            context.socket(kind) for kind in (zmq.PUSH, *[zmq.SUB] * subscribers)
+        )
+        self.sub = self.subs[0]
+        for sock in (self.push, *self.subs):
+            sock.set(zmq.SNDTIMEO, 1_000 * TIMEOUT)  # If the server ends, a test fails.
+            sock.set(zmq.RCVTIMEO, 1_000 * TIMEOUT)
+            if server_key:
+                sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
+                sock.curve_serverkey = server_key
+            if sock is not self.push:
+                sock.set(zmq.SUBSCRIBE, b"")
+            sock.connect(f"tcp://127.0.0.1:{ports[sock is not self.push]}")
+        self._wait_subscribed()
+
+    def _wait_subscribed(self) -> None:
+        """Push lines until each SUB has received one, then read up to the last of them."""
+        count = 0
+
+        def all_received() -> bool:
+            nonlocal count
+            count += 1
+            self.push.send(line_of("join", str(count)))
+            return all(sub.poll(20 if sub is self.sub else 0) for sub in self.subs)
+
+        wait_for(all_received, lambda: "a subscription is not in effect")
+        for sub in self.subs:
+            while sub.recv() != message_of("join", str(count)):
+                pass
+
+    def receive(self, sub: Sock | None = None) -> bytes:
+        """Return the next message; fail if none comes."""
+        sub = sub or self.sub
+        assert sub.poll(1_000 * TIMEOUT), "no message came"
+        return sub.recv()
+
+    def round_trip(self) -> float:
+        """Push a line, and skip all messages before its echo; return the seconds until that."""
+        began = time.monotonic()
+        text = f"round trip {time.monotonic_ns()}"
+        self.push.send(line_of("k", text))
+        while self.receive() != message_of("k", text):
+            pass
+        return time.monotonic() - began
+
+    def chat(self, text: str) -> None:
+        """Push a line; the next message must be its echo, so nobody else's was published."""
+        self.push.send(line_of("k", text))
+        assert self.receive() == message_of("k", text)
+
+    @contextlib.contextmanager
+    def pushing(self, lines: Sequence[bytes]) -> Iterator[None]:
+        """Push lines in a thread."""
+        sender = threading.Thread(target=lambda: [self.push.send(line) for line in lines])
+        sender.start()
+        yield
+        sender.join(TIMEOUT)
+
+
+Join = Callable[..., Peer]
+
+
+@pytest.fixture
+def join(context: Context) -> Join:
+    """Give a function that makes a Peer of the server at (PULL, PUB) ports."""
+
+    def join_it(
+        ports: tuple[int, int], subscribers: int = 1, server_key: bytes | None = None
+    ) -> Peer:
+        return Peer(context, ports, subscribers, server_key)
+
+    return join_it
+
+
+class BareServer:
+    """PULL and PUB, which the test holds: it decides what is received, and what is published.
+
+    Their ports stay the same when one of them is closed and opened again.
+    """
+
+    def __init__(self, context: Context, max_line: int) -> None:
+        self.context, self.max_line = context, max_line
+        self.colors = "\x1b[36m", "\x1b[0m"
+        self.ports = free_port(), free_port()
+        self.open_pull()
+        self.open_pub()
+
+    def open_pull(self) -> None:
+        """Open PULL. It hangs up at each line that is longer than max_line."""
+        self.pull = self.context.socket(zmq.PULL)
+        self.pull.set(zmq.MAXMSGSIZE, self.max_line)
+        bind(self.pull, self.ports[0])
+
+    def open_pub(self) -> None:
+        """Open PUB."""
+        self.pub = self.context.socket(zmq.PUB)
+        self.pub.set(zmq.SNDHWM, 100_000)
+        bind(self.pub, self.ports[1])
+
+    def receive(self, timeout: float = TIMEOUT) -> bytes:
+        """Return the next line; fail if none comes."""
+        assert self.pull.poll(int(1_000 * timeout)), "no line came"
+        return self.pull.recv()
+
+    def receive_all(self, quiet: float = 0.3) -> list[bytes]:
+        """Return the lines that come until none does for a while."""
+        lines = []
+        while self.pull.poll(int(1_000 * quiet)):
+            lines.append(self.pull.recv())
+        return lines
+
+    def echo(self, line: bytes) -> None:
+        """Publish the message of a line."""
+        payload = json.loads(line)
+        on, off = self.colors
+        self.pub.send(f"{payload['user']}> {on}{payload['message']}{off}".encode())
+
+    def answer(self, count: int) -> list[bytes]:
+        """Receive and echo a number of lines; return them."""
+        lines = []
+        for _ in range(count):
+            lines.append(self.receive())
+            self.echo(lines[-1])
+        return lines
+
+
+def bind(sock: Sock, port: int) -> None:
+    """Bind a socket to a port, as soon as it is free."""
+
+    def bound() -> bool:
+        try:
+            sock.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError:  # The socket that had it is still being closed.
+            return False
+        return True
+
+    wait_for(bound, lambda: f"port {port} is not free")
+
+
+MakeBareServer = Callable[..., BareServer]
+
+
+@pytest.fixture
+def make_bare_server(context: Context) -> MakeBareServer:
+    """Give a function that makes a BareServer. Its lines may be limited to some bytes."""
+    return lambda max_line=-1: BareServer(context, max_line)
+
+
+@pytest.fixture
+def bare_server(make_bare_server: MakeBareServer) -> BareServer:
+    """Give a BareServer."""
+    return make_bare_server()

@@ -1,0 +1,274 @@
+"""The two scripts as processes, and what a test does with them."""
+
+import contextlib
+import itertools
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 30  # seconds until a condition counts as failed, on however busy a machine
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = itertools.cycle(random.sample(range(10_000 + WORKER, 32_000, 20), 1_100))
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: it reads /proc")
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: its signals, shell or files")
+
+
+def wait_for(condition: Callable[[], object], state: Callable[[], object]) -> None:
+    """Wait until condition() is true; fail, and show state(), if that takes longer than TIMEOUT."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"timeout; the state is: {state()}"
+        time.sleep(0.005)
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing uses.
+
+    It is not among those that systems give to connections, nor among those of another worker.
+    """
+    while True:
+        number = next(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", number))
+            return number
+
+
+def port_options(ports: tuple[int, int]) -> list[str]:
+    """Return the options that make client.py use a server's (PULL, PUB) ports."""
+    return ["--push-port", str(ports[0]), "--sub-port", str(ports[1])]
+
+
+def server_options(ports: tuple[int, int]) -> list[str]:
+    """Return the options that make server.py use these (PULL, PUB) ports."""
+    return ["--pull-port", str(ports[0]), "--pub-port", str(ports[1])]
+
+
+def python(script: str, *args: object) -> list[str]:
+    """Return the command that runs a script: one of the two, or one with an absolute path."""
+    return [sys.executable, str(ROOT / script), *map(str, args)]
+
+
+def unix_line_ends(data: bytes) -> bytes:
+    """Return what a script printed, with the line ends of the platform as LF."""
+    return data.replace(os.linesep.encode(), b"\n")
+
+
+@dataclass
+class Script:
+    """A script as a process. What it writes to stderr is collected as it comes."""
+
+    process: "subprocess.Popen[bytes]"
+    stderr: str = ""
+    ports: tuple[int, int] = (0, 0)
+    reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr or ():
+            self.stderr += line.decode().replace("\r\n", "\n")
+
+    def wait_stderr(self, pattern: str) -> "re.Match[str]":
+        """Wait until stderr has what matches pattern."""
+        wait_for(lambda: re.search(pattern, self.stderr), lambda: (pattern, self.stderr))
+        match = re.search(pattern, self.stderr)
+        assert match
+        return match
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit status, with all of stderr in `stderr`."""
+        status = self.process.wait(TIMEOUT)
+        self.reader.join(TIMEOUT)
+        return status
+
+    def terminate(self) -> int:
+        """Ask it to end, with SIGTERM; return the exit status."""
+        self.process.terminate()
+        return self.wait()
+
+    def kill(self) -> None:
+        """Kill it, and wait for the end."""
+        self.process.kill()
+        self.wait()
+
+    def status(self, name: str) -> str:
+        """Return a field of /proc/PID/status."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return re.findall(rf"^{name}:\s+(.*)", text, re.MULTILINE)[0]  # type: ignore[no-any-return]
+
+    def memory(self, name: str = "VmHWM") -> float:
+        """Return the memory that it uses (VmRSS), or used at most (VmHWM), in MB."""
+        return int(self.status(name).removesuffix(" kB")) / 1_000
+
+    def catches(self, signum: int) -> bool:
+        """Return whether it handles a signal by now."""
+        with contextlib.suppress(OSError):
+            return bool(int(self.status("SigCgt"), 16) & 1 << signum - 1)
+        return False
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def open_files(self) -> int:
+        """Return how many files it has open. Each connection is one."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+
+# What a script reads, and what it prints.
+
+
+def write(script: Script, data: bytes) -> None:
+    """Write to a script's stdin."""
+    assert script.process.stdin
+    script.process.stdin.write(data)
+    script.process.stdin.flush()
+
+
+def close(script: Script, data: bytes = b"") -> None:
+    """Write the last of a script's stdin. The script may have ended."""
+    assert script.process.stdin
+    with contextlib.suppress(BrokenPipeError):
+        script.process.stdin.write(data)
+        script.process.stdin.close()
+
+
+def read_line(script: Script) -> bytes:
+    """Return the next line of a script's stdout; kill the script if none comes."""
+    assert script.process.stdout
+    timeout = threading.Timer(TIMEOUT, script.process.kill)
+    timeout.start()
+    line = script.process.stdout.readline()
+    timeout.cancel()
+    return unix_line_ends(line)
+
+
+def read_all(script: Script) -> bytes:
+    """Return the rest of a script's stdout."""
+    assert script.process.stdout
+    return unix_line_ends(script.process.stdout.read())
+
+
+# Fixtures.
+
+Start = Callable[..., Script]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Give a function that starts a script; it is killed at the end of the test.
+
+    `before` is a command that runs the command that follows it.
+    """
+    scripts: list[Script] = []
+
+    def start_script(
+        name: str,
+        *args: object,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        before: Sequence[str] = (),
+        cwd: Path | None = None,
+        **environment: str,
+    ) -> Script:
+        process = subprocess.Popen(
+            [*before, *python(name, *args)],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=os.environ | environment,
+        )
+        scripts.append(Script(process))
+        return scripts[-1]
+
+    yield start_script
+    for script in scripts:
+        script.kill()
+        for pipe in (script.process.stdin, script.process.stdout, script.process.stderr):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):  # as a flush at close may say
+                    pipe.close()
+
+
+StartServer = Callable[..., Script]
+
+
+@pytest.fixture
+def start_server(start: Start) -> StartServer:
+    """Give a function that starts server.py on free ports, or on those given.
+
+    It takes more options of server.py, and what `start` takes.
+    """
+
+    def start_it(*options: object, ports: tuple[int, int] | None = None, **how: Any) -> Script:
+        ports = ports or (free_port(), free_port())
+        return wait_bound(start("server.py", *server_options(ports), *options, **how))
+
+    return start_it
+
+
+def wait_bound(script: Script) -> Script:
+    """Wait until a server is bound; set its ports, and return it."""
+    match = script.wait_stderr(r"PULL is bound to tcp://\S+:(\d+), PUB to tcp://\S+:(\d+)\n")
+    script.ports = int(match[1]), int(match[2])
+    return script
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> Script:
+    """Give a running server.py."""
+    return start_server()
+
+
+RunClient = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def run_client() -> RunClient:
+    """Give a function that runs client.py with bytes on stdin until it ends."""
+
+    def run(
+        ports: tuple[int, int], typed: bytes, *args: object
+    ) -> "subprocess.CompletedProcess[bytes]":
+        done = subprocess.run(
+            python("client.py", *port_options(ports), *args),
+            input=typed,
+            capture_output=True,
+            timeout=2 * TIMEOUT,
+        )
+        done.stdout, done.stderr = unix_line_ends(done.stdout), unix_line_ends(done.stderr)
+        return done
+
+    return run
+
+
+def two_people_chat(start: Start, ports: tuple[int, int], *options: object) -> None:
+    """Have two clients of a server see each other live."""
+    people = []
+    for name in ("ann", "ken"):
+        user = ["--user", name, *options]
+        people.append(start("client.py", *port_options(ports), *user, stdin=subprocess.PIPE))
+        write(people[-1], b"here I am\n")
+        assert read_line(people[-1]) == name.encode() + b"> here I am\n"
+    ann, ken = people
+    assert read_line(ann) == b"ken> here I am\n"
+    write(ken, "你好 👨‍👩‍👧\n".encode())
+    assert read_line(ann) == read_line(ken) == "ken> 你好 👨‍👩‍👧\n".encode()
