@@ -73,6 +73,38 @@ def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
+def frame_1_0(body: bytes) -> bytes:
+    """Return the frame of a short line or message in ZMTP 1.0."""
+    return bytes([len(body) + 1, 0]) + body
+
+
+# The handshakes of PUSH and SUB, and the frames, in all versions that libzmq understands.
+OLD_GREETING = b"\xff" + bytes(7) + b"\1\x7f\1"
+DIALECTS = {
+    "ZMTP 1.0": (b"\1\0", b"\1\0", frame_1_0),
+    "ZMTP 2.0": (OLD_GREETING + b"\x08\0\0", OLD_GREETING + b"\2\0\0", frame),
+    "ZMTP 3.0": (
+        greeting(b"NULL", 0) + ready(b"PUSH"),
+        greeting(b"NULL", 0) + ready(b"SUB"),
+        frame,
+    ),
+    "ZMTP 3.1": (GREETING + ready(b"PUSH"), GREETING + ready(b"SUB"), frame),
+}
+
+
+def speak(ports: tuple[int, int], dialect: str, line: bytes) -> tuple[socket.socket, socket.socket]:
+    """Return a PUSH that has sent a line, and a SUB that has asked for all messages."""
+    *handshakes, to_frame = DIALECTS[dialect]
+    socks = []
+    for port, handshake, body in zip(ports, handshakes, (line, b"\1"), strict=True):
+        socks.append(socket.create_connection(("127.0.0.1", port)))
+        with contextlib.suppress(ConnectionError):
+            socks[-1].sendall(handshake)
+            receive_until_quiet(socks[-1], 0.1)  # Only then is the server ready.
+            socks[-1].sendall(to_frame(body))
+    return socks[0], socks[1]
+
+
 def reset(sock: socket.socket) -> None:
     """Break a connection at once."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
