@@ -5,7 +5,8 @@ carries to the other: a thread of the tests would wait for the GIL at each packe
 makes the namespaces, and removes them when its stdin ends, so even if the tests are killed.
 """
 
-import fcntl
+import contextlib
+import ctypes
 import functools
 import json
 import math
@@ -21,9 +22,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import pytest
+
+if sys.platform != "win32":
+    import fcntl
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 MTU = 1_500  # bytes in a packet at most, as the kernel gives it to a TUN device
@@ -40,6 +45,26 @@ class Host(NamedTuple):
         """Return the command that runs argv on this host."""
         return ["ip", "netns", "exec", self.name, *argv]
 
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Have sockets that this thread makes belong to this host."""
+        with (
+            Path(f"/run/netns/{self.name}").open() as there,
+            Path("/proc/thread-self/ns/net").open() as here,
+        ):
+            set_namespace(there.fileno())
+            try:
+                yield
+            finally:
+                set_namespace(here.fileno())
+
+
+def set_namespace(file: int) -> None:
+    """Move this thread to a namespace (Python has os.setns from 3.12 on)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(file, 0):
+        raise OSError(ctypes.get_errno(), "setns")
+
 
 @dataclass(eq=False)
 class Link:
@@ -48,7 +73,7 @@ class Link:
     rate: float | None = None  # bits per second; None or 0: no limit
     delay: float = 0.0  # seconds that a packet travels once it is sent
     loss: float = 0.0  # the share of packets lost, 0 to 1
-    up: bool = True  # if not, packets vanish, those on their way too, and no host is told
+    up: bool = True  # if not, packets vanish, and no host notices
 
 
 class Network(Link):
@@ -97,8 +122,10 @@ class Network(Link):
 
 
 @functools.cache
-def why_not() -> str | None:
+def reason_to_skip() -> str | None:
     """Return why no network can be made here (it takes Linux, root and ip), or None if one can."""
+    if sys.platform != "linux":
+        return "needs Linux: network namespaces"
     try:
         Network().close()
     except OSError as error:
@@ -109,7 +136,7 @@ def why_not() -> str | None:
 @pytest.fixture
 def network() -> Iterator[Network]:
     """Give a network whose link is perfect, to begin with."""
-    if reason := why_not():
+    if reason := reason_to_skip():
         pytest.skip(reason)
     with Network() as made:
         yield made
