@@ -19,7 +19,6 @@ from processes import LINUX, TIMEOUT, Script, StartServer, wait_for
 slow = pytest.mark.slow
 
 STALLED = "stalled subscribers, times the chat went on without one: "
-TAKES_EFFECT = 0.3  # seconds until a raw subscription is surely in effect
 
 
 def numbered(count: int, more: str = "") -> tuple[bytes, bytes]:
@@ -116,7 +115,7 @@ def test_a_slow_subscriber_loses_nothing(server: Script, rate: int, count: int) 
         zmtp.connect(server.ports[0], b"PUSH") as push,
     ):
         sub.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
-        time.sleep(TAKES_EFFECT)
+        time.sleep(zmtp.SUBSCRIPTION_DELAY)
         with sending(push, lines):
             assert read(sub, len(messages), rate * len(messages) / count)[0] == messages
     assert "stalled" not in server.stderr
@@ -128,7 +127,7 @@ def test_a_subscriber_that_rests_loses_nothing(server: Script) -> None:
         zmtp.connect(server.ports[1], b"SUB") as sub,
         zmtp.connect(server.ports[0], b"PUSH") as push,
     ):
-        time.sleep(TAKES_EFFECT)
+        time.sleep(zmtp.SUBSCRIPTION_DELAY)
         data = b""
         with sending(push, lines):
             while len(data) < len(messages):
@@ -174,7 +173,7 @@ def delays(server: Script, stalled: int, seconds: float = 0) -> list[float]:
         for number in range(stalled):
             time.sleep(seconds if number else 0)
             stack.enter_context(zmtp.connect(server.ports[1], b"SUB"))
-            time.sleep(TAKES_EFFECT)
+            time.sleep(zmtp.SUBSCRIPTION_DELAY)
             with sending(push, lines):
                 data, times = read(sub, len(messages))
             assert data == messages
@@ -205,7 +204,7 @@ def test_a_stalled_subscriber_that_reads_again_receives_what_is_new(
         zmtp.connect(server.ports[1], b"SUB") as stalled,
         zmtp.connect(server.ports[0], b"PUSH") as push,
     ):
-        time.sleep(TAKES_EFFECT)
+        time.sleep(zmtp.SUBSCRIPTION_DELAY)
         with sending(push, lines):
             for _ in range(6_000):
                 peer.receive()
@@ -315,7 +314,7 @@ def test_a_vanished_subscriber_is_cut_off(
     with network.client_host.inside():
         sub = zmtp.connect(server.ports[1], b"SUB", network.server_host.address)
     with push, sub:
-        time.sleep(TAKES_EFFECT)
+        time.sleep(zmtp.SUBSCRIPTION_DELAY)
         push.sendall(zmtp.frame(line_of("k", "hello")))
         assert zmtp.receive_until_quiet(sub)[0].endswith(zmtp.frame(message_of("k", "hello")))
         assert server.open_files() == files + 2

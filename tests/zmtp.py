@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 CONNECT_TIMEOUT = 10  # seconds until something listens on the port
+SUBSCRIPTION_DELAY = 0.3  # seconds until a subscription is surely in effect
 
 
 def greeting(mechanism: bytes, minor: int = 1, as_server: int = 0) -> bytes:
@@ -49,7 +50,7 @@ SUBSCRIBE_ALL = frame(b"\1")  # as ZMTP 3.0 does it; 3.1 may use a command
 def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
     """Return a TCP socket after the handshake as a peer of a kind, PUSH or SUB.
 
-    SUB has asked for all messages. Its subscription takes effect a moment later.
+    SUB has asked for all messages, which takes effect within SUBSCRIPTION_DELAY.
     """
     deadline = time.monotonic() + CONNECT_TIMEOUT
     while True:
