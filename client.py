@@ -3,18 +3,23 @@
 # requires-python = ">=3.11"
 # dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
-"""The chat client: PUSHes each line of stdin to the server, and prints what SUB brings.
+"""The chat client: it PUSHes each line of stdin to the server, and prints what SUB receives.
 
 Out: one frame a line, as it was typed; with --user, as JSON `{"user": NAME, "message": line}`.
-In:  one frame a message, UTF-8 text in which colours are obeyed and nothing else is.
+In:  one frame a message, UTF-8. Its colours and TABs reach the terminal, no other control does.
 
-The loop is that of the talk's slides 8 to 14, except that nobody has to press Enter to see what
-was said, and that the echo of a line is its receipt: until it is back, the line is kept.
+The loop is the talk's, slides 8 to 14, except that messages appear without a press of Enter. The
+server publishes each line to everybody, its sender included. That copy, the echo, acknowledges the
+line. Lines without an echo are sent again over the next connection. On a terminal, a line editor
+keeps the line that is being typed below the messages.
 """
 
 import argparse
+import codecs
 import contextlib
+import functools
 import json
+import math
 import os
 import re
 import signal
@@ -23,537 +28,822 @@ import sys
 import threading
 import time
 import unicodedata
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable
+from typing import NoReturn, TextIO
 
 import colorama
 import zmq
 
-with contextlib.suppress(ImportError):  # Windows
+if sys.platform == "win32":
+    import msvcrt
+else:
     import termios
 
 Sock = zmq.Socket[bytes]
+Message = tuple[str, str]  # a message without its colours, and with them
 
-LONGEST = 16_384  # bytes: the longest line that a server takes, and that it publishes
-WINDOW = 1_000  # lines that are out at most; when so many wait, a pipe is not read on
-DRAIN = 200  # messages that SUB holds at most, and that are printed in one go
-TICK = 0.1  # seconds: the longest wait, after which whatever is due is done
-SETTLING = 0.1  # seconds from a handshake until the subscription is in effect, nearly always
-RETRY = 1.0  # seconds until the user is told that there is no server, and between tries to connect
-LATE = 5.0  # seconds without an echo, until the user is told, or a line pushed again
-TRIES = 3  # pushes of a line without an echo, after which it is given up
-NEVER_THERE = 8.0  # seconds to wait, while no more is read, for a server that never was there
-NOT_MOVING = 30.0  # seconds to wait, while no more is read, for the next echo
+MAX_LINE = 16_384  # bytes in a line: the server hangs up at a longer one
+MAX_KEPT = 1_000_000  # bytes of a longer line that are kept, to say how long it is
+WINDOW = 1_000  # lines in flight at most
+SUB_HWM = 200  # messages that wait in SUB at most
+TICK = 0.1  # seconds that the loop waits for something to happen
+SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
+NOTICE_DELAY = 1.0  # seconds without a connection until a notice says so
+RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets connect anew
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice says so
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up
+CONNECT_TIMEOUT = 8.0  # the same, where there never was a connection
 
 
-def chat(keyboard: "Keyboard", link: "Link", outbox: "Outbox", screen: "Screen") -> int:
+def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Screen") -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8), until the input ends.
 
-    Then wait for the last echo. If the reader of stdout has gone, the input ends, too. Return the
-    exit status: 0 if the echo of each line, or of one after it, came back, so that everybody could
-    see it; 1 if not, and the user is told how many. Raises OSError if stdout cannot be written to.
+    Then wait for the last echo, unless none comes in time. Raises OSError if stdout fails.
     """
     now = time.monotonic()
-    while (outbox.lines or not keyboard.over) and outbox.stood_still <= link.patience:
+    while outbox.lines or not stdin.ended:
         # wait for some input
-        reading = (len(outbox.lines) < WINDOW or screen.typing) and not keyboard.over
-        stdin = [keyboard.pipe.fileno()] if reading else []
-        ready, _, _ = zmq.select([link.sub, *link.monitors.values(), *stdin], [], [], TICK)
-        if keyboard.pipe.fileno() in ready:
-            for line in keyboard.lines():
-                outbox.take(line)
+        reading = not stdin.ended and (screen.interactive or len(outbox.lines) < WINDOW)
+        for line in wait(connection, stdin, reading):
+            if problem := outbox.add(line):
+                screen.warn(problem)
+            elif not connection.up or outbox.waited >= ECHO_TIMEOUT:
+                screen.show_typed(line)  # Its echo will not take its place soon.
+
+        # push it
+        if connection.update():
+            outbox.go_back()
+        if connection.up:
+            outbox.push(connection.push)
 
         # dump buffered messages
-        messages: list[tuple[str, str]] = []
-        with contextlib.suppress(zmq.Again):
-            while len(messages) < DRAIN:
-                messages.append(as_text(link.sub.recv(zmq.NOBLOCK)))
-        if messages:
-            try:
-                screen.show_messages(messages)
-            except BrokenPipeError:
-                keyboard.over = True
-            outbox.settle(messages)
-
-        # push what may go, and see what is overdue
-        link.follow()
-        if link.connected:
-            outbox.push_lines()
-        # A round counts for a second at most: the client may have been asleep, not the server.
-        before, now = now, time.monotonic()
-        outbox.pass_time(min(now - before, 1), reading)
-    return outbox.tell_undelivered(all_read=keyboard.over and not keyboard.failed)
-
-
-# What is typed.
-
-
-class Keyboard:
-    """The lines of stdin. A thread reads them, since the line editor waits for nothing else."""
-
-    def __init__(self) -> None:
-        self.pipe, self.thread_end = socket.socketpair()  # Windows cannot wait for a pipe.
-        self.partial = b""  # a line whose end is still to come
-        self.over = False
-        self.failed = False  # stdin could not be read to its end
-        self.enter: object = None  # what GNU readline calls at Enter; None without GNU readline
-
-    def lines(self) -> list[bytes]:
-        """Return the lines that are complete now, without their ends and without empty ones."""
-        chunk = self.pipe.recv(LONGEST)
-        self.over = not chunk
-        *lines, partial = (self.partial + (chunk or b"\n")).split(b"\n")
-        self.partial = partial[: LONGEST + 2]  # This is enough to tell a line that is too long.
-        return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
-
-    # The rest is for the thread.
-
-    def read_stdin(self, editing: bool) -> None:
-        """Pass stdin on. While the chat loop reads no more, sendall waits."""
+        messages = receive(connection.sub)
+        outbox.acknowledge(messages)
         try:
-            while editing:
-                line = input()  # With GNU readline, Enter does not end it, but Ctrl-O does.
-                columns = os.get_terminal_size(1).columns or 80
-                rows = 1 if self.enter else len(split_rows(line, columns))
-                os.write(1, b"\x1b[%dA\x1b[J" % rows)  # The echo comes instead.
-                self.submit(line)
-            while chunk := os.read(0, LONGEST):
-                self.thread_end.sendall(chunk)
-        except (EOFError, OSError) as end:
-            self.failed = isinstance(end, OSError)
+            screen.show_messages(messages)
+        except BrokenPipeError:  # The reader of stdout has left, as after `| head -1`.
+            stdin.ended = True
+
+        # see what is overdue
+        before, now = now, time.monotonic()
+        if connection.up or not reading:
+            # At most a second, since this process may have been stopped for longer.
+            late = outbox.pass_time(min(now - before, 1), reading)
+            if late and screen.interactive:
+                screen.notice(late)
+        if not reading and outbox.waited >= connection.timeout:
+            break
+        if news := connection.news():
+            screen.notice(news)
+        screen.refresh()
+
+
+# Wait for some input.
+
+
+def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
+    """Wait until something happens; return the lines that were typed, unless reading is off."""
+    sources = [stdin.pipe.fileno()] if reading else []
+    ready, _, _ = zmq.select([*connection.sockets, *sources], [], [], TICK)
+    return stdin.lines() if stdin.pipe.fileno() in ready else []
+
+
+class Stdin:
+    """The lines of stdin. A thread reads it, since Windows can wait for sockets alone.
+
+    While the loop does not read on, the thread waits.
+    """
+
+    def __init__(self, source: "Splitter | Editor") -> None:
+        self.source = source
+        self.pipe, self.thread_end = socket.socketpair()
+        self.ended = False
+        self.failed = False  # before its end
+
+    def pass_on(self, read: Callable[[], bytes]) -> None:
+        """Pass on what read returns, until that is nothing: what the thread does."""
+        try:
+            while data := read():
+                self.thread_end.sendall(data)
+        except OSError:
+            self.failed = True
         self.thread_end.close()
 
-    def submit(self, line: str) -> None:
-        """Pass on a line that was typed."""
-        self.thread_end.sendall(line.encode(errors="surrogateescape") + b"\n")
+    def lines(self) -> list[bytes]:
+        """Return the lines that are complete now, without their ends. Leave out empty ones."""
+        lines = self.source.feed(self.pipe.recv(MAX_LINE))
+        self.ended = self.source.ended
+        return [line for line in lines if line]
+
+
+class Splitter:
+    """Splits what is not typed into the line editor into lines."""
+
+    def __init__(self) -> None:
+        self.partial = b""  # a line whose end is still to come
+        self.bom = codecs.BOM_UTF8  # what PowerShell puts in front of the first line
+        self.ended = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that end in data. No data is the end of stdin, and of the last line."""
+        *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
+        self.partial = partial[:MAX_KEPT]
+        self.ended = not data
+        if lines:
+            lines[0] = lines[0].removeprefix(self.bom)
+            self.bom = b""
+        return [line.removesuffix(b"\r") for line in lines]
 
 
 # The connection.
 
 
-class Link:
-    """PUSH and SUB, and what their monitors tell of their connections.
+class Connection:
+    """PUSH and SUB. The connection is up if both are connected and the subscription is in effect.
 
-    Make it before the sockets connect, or else the monitors may miss that.
+    Make it before the sockets connect: a monitor that is made later may miss the first event.
     """
 
-    def __init__(self, push: Sock, sub: Sock, host: str, screen: "Screen") -> None:
-        self.push, self.sub, self.host, self.screen = push, sub, host, screen
+    def __init__(self, push: Sock, sub: Sock, host: str, interactive: bool) -> None:
+        self.push, self.sub, self.host = push, sub, host
+        self.last_event = {push: 0, sub: 0}
         self.monitors = {sock: sock.get_monitor_socket() for sock in (push, sub)}
-        self.last_event = dict.fromkeys((push, sub), 0)
-        self.new: set[Sock] = set()  # sockets with a new connection, until push_lines heeds it
-        self.subscribed_at = 0.0  # when the subscription is in effect, if both are connected
-        self.connected = False  # both sockets are, and the subscription is in effect
-        self.patience = NEVER_THERE  # seconds; NOT_MOVING, once there was a connection
-        self.retry_at = time.monotonic() + RETRY
-        self.told = False  # that there is no connection
+        self.sockets = [sub, *self.monitors.values()]  # to wait for
+        self.up = False
+        self.timeout = (
+            CONNECT_TIMEOUT  # seconds to wait for an echo; changes at the first connection
+        )
+        self.ready_at = 0.0  # when the subscription is in effect, once both are connected
+        self.was_up_at = time.monotonic()  # or the start
+        self.retry_at = self.was_up_at + RETRY_INTERVAL
+        self.reported_up = None if interactive else True  # in a pipe, only trouble is news
 
-    def follow(self) -> None:
-        """Take what the monitors tell; say when a connection comes, and when it goes."""
+    def update(self) -> bool:
+        """Read the monitors; return whether there is a new connection."""
+        now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
-                # The event's number is in the first two bytes: see zmq_socket_monitor(3).
-                event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
-                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self.new.add(sock)
-                    # Meanwhile, the loop prints what SUB still holds from its last connection, or
-                    # else that would be taken for a proof of this one.
-                    self.subscribed_at = time.monotonic() + SETTLING
-                self.last_event[sock] = event
-        both = all(last == zmq.EVENT_HANDSHAKE_SUCCEEDED for last in self.last_event.values())
-        was_connected = self.connected
-        self.connected = both and time.monotonic() >= self.subscribed_at
-        if self.connected:
-            if self.new and (self.screen.typing or self.told):
-                self.screen.notice(f"connected to {self.host}")
-            self.patience, self.told = NOT_MOVING, False
-            self.retry_at = time.monotonic() + RETRY  # libzmq tries first.
-        else:
-            self.retry(was_connected)
+                # By hand, for zmq.utils.monitor imports asyncio: see zmq_socket_monitor(3).
+                self.last_event[sock] = int.from_bytes(
+                    monitor.recv_multipart()[0][:2], sys.byteorder
+                )
+                if self.last_event[sock] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self.ready_at = now + SLOW_JOINER_DELAY
+        self.up = not self.missing() and now >= self.ready_at
+        if self.up:
+            self.timeout = DELIVERY_TIMEOUT
+            self.was_up_at, self.retry_at = now, now + RETRY_INTERVAL
+        elif now >= self.retry_at:
+            self.retry_at = now + RETRY_INTERVAL
+            self.connect_anew()
+        return self.up and not was_up
 
-    def retry(self, was_connected: bool) -> None:
-        """Tell once that there is no connection; connect anew where libzmq does not try again.
+    def missing(self) -> list[Sock]:
+        """Return the sockets that are not connected."""
+        return [s for s, event in self.last_event.items() if event != zmq.EVENT_HANDSHAKE_SUCCEEDED]
 
-        It does not after an error of the protocol, such as a message that is too long, or a key on
-        one side alone. Its last event is then that the connection has gone; where it does try
-        again, more events follow at once.
+    def connect_anew(self) -> None:
+        """Connect the missing sockets anew: libzmq gives up after an error of the protocol.
+
+        Such as a message that is too long, or a key on one side alone.
         """
-        due = time.monotonic() >= self.retry_at
-        if was_connected or (due and not self.told):
-            self.told = True
-            self.screen.notice(f"no server at {self.host}, or one whose --key differs; lines wait")
-        if due:
-            self.retry_at = time.monotonic() + RETRY
-            for sock in self.monitors:
-                if self.last_event[sock] == zmq.EVENT_DISCONNECTED:
-                    endpoint = sock.get_string(zmq.LAST_ENDPOINT)
-                    sock.disconnect(endpoint)
-                    sock.connect(endpoint)
-                    self.last_event[sock] = 0  # or else a try longer than RETRY would be cut
+        for sock in self.missing():
+            endpoint = sock.get_string(zmq.LAST_ENDPOINT)
+            sock.disconnect(endpoint)
+            sock.connect(endpoint)
+
+    def news(self) -> str:
+        """Return what the user should know of the connection, once: that it is up, or down."""
+        if self.up == self.reported_up:
+            return ""
+        if self.up:
+            self.reported_up = True
+            return f"connected to {self.host}"
+        if time.monotonic() < self.was_up_at + NOTICE_DELAY:
+            return ""
+        self.reported_up = False
+        later = "your lines will be sent when it is back"
+        if len(self.missing()) == 1:
+            port = self.missing()[0].get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+            return f"port {port} of {self.host} does not answer; {later}"
+        return f"no server at {self.host} (or its --key differs); {later}"
 
 
-# Lines on their way.
+# Push it.
 
 
 class Outbox:
-    """Lines to be pushed, of which the first ones are out: they wait for their echoes.
+    """The lines that are not acknowledged. The first ones are in flight: pushed, in this order.
 
-    The echoes of a client come back in the order of its lines, so one settles all lines before it.
-    An echo is known by its text alone: the same line, said by someone else of that name, or sent
-    again, passes for it.
+    As in TCP, an echo acknowledges its line and all lines before it, for a connection keeps their
+    order. Over a new connection, all lines go again (go back N).
     """
 
-    def __init__(self, user: str | None, link: Link, screen: "Screen") -> None:
-        self.user, self.link, self.screen = user, link, screen
-        self.lines: list[tuple[bytes, int]] = []  # each with the hash of its echo
-        self.out = 0  # lines that are out
-        self.window = 1  # lines that may be out: WINDOW, once a message proved the subscription
-        self.tries = 0  # times that lines were pushed, and no echo came
-        self.late = 0.0  # seconds without an echo
-        self.stood_still = 0.0  # seconds without an echo in which no more was read
-        self.lost = 0  # lines that no server shows, and those that were given up
+    def __init__(self, user: str | None) -> None:
+        self.user = user
+        self.lines: list[tuple[bytes, int | None]] = []  # frames, each with the hash of its echo
+        self.in_flight = 0
+        self.waited = 0.0  # seconds without an echo in which lines waited for one
+        self.retransmit_at = ECHO_TIMEOUT  # seconds of these after which the newest line goes again
+        self.undelivered = 0  # lines that are not in the list any more, or never were published
 
-    def take(self, line: bytes) -> None:
-        """Take a line to be pushed. If no server shows it, tell the user instead.
+    def add(self, line: bytes) -> str:
+        """Queue a line. Return what is wrong with it, or an empty text.
 
-        In a pipe, only the first such line is told, and in the end how many there were. What was
-        typed is shown here if there will be no echo soon to take its place.
+        A line that the server will drop is queued as well, without an echo to wait for.
         """
-        body = line
+        frame, problem = line, ""
         if self.user is not None:
-            payload = {"user": self.user, "message": line.decode(errors="replace")}
-            body = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
+            text = line.decode(errors="replace")
+            problem = "" if text.encode() == line else "not UTF-8: the server gets \ufffd instead"
+            payload = {"user": self.user, "message": text}
+            frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
+        if len(frame) > MAX_LINE:
+            self.undelivered += 1
+            size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
+            return f"line not sent: it has {size}, and the server takes {MAX_LINE:,}"
         try:
-            self.lines.append((body, hash(echo_of(body))))
+            self.lines.append((frame, hash(echo_of(frame))))
         except ValueError as error:
-            self.lost += 1
-            if self.screen.typing or self.lost == 1:
-                self.screen.notice(f"not sent, {error}: {as_text(line)[0][:80]}")
-        if self.screen.editing and not (self.link.connected and self.late < LATE):
-            self.screen.show_messages([as_text(line)])
+            self.lines.append((frame, None))
+            self.undelivered += 1
+            problem = f"the server will drop this line: {error}: {as_text(line)}"
+        return problem
 
-    def push_lines(self) -> None:
-        """Push lines, until WINDOW are out. Over a new connection, one goes alone first.
-
-        A message that comes then proves that the subscription is in effect. Lines that are out are
-        pushed again over a new connection of PUSH. If only SUB was away, the server has them.
-        """
-        if self.link.new:
-            self.take_back(self.out if self.link.push in self.link.new else 0)
-            self.window = min(self.out + 1, WINDOW)
-            self.link.new.clear()
+    def push(self, push: Sock) -> None:
+        """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
-            while self.out < min(self.window, len(self.lines)):
-                self.link.push.send(self.lines[self.out][0], zmq.NOBLOCK)
-                self.out += 1
+            while self.in_flight < min(WINDOW, len(self.lines)):
+                push.send(self.lines[self.in_flight][0], zmq.NOBLOCK)
+                self.in_flight += 1
+        self.remove(0)
 
-    def settle(self, messages: list[tuple[str, str]]) -> None:
-        """Forget the lines whose echoes are among these new messages, and the lines before them."""
-        self.window = WINDOW  # They prove the subscription, whosever they are.
-        settled = 0
-        echoes = [echo for _, echo in self.lines[: self.out]]
-        for plain, _ in messages:
-            with contextlib.suppress(ValueError):  # It may not be one of ours.
-                settled = echoes.index(hash(plain), settled) + 1
-        if settled:
-            del self.lines[:settled]
-            self.out -= settled
-            self.tries, self.late, self.stood_still = 0, 0.0, 0.0
+    def acknowledge(self, messages: list[Message]) -> None:
+        """Remove the lines whose echoes are among the messages, and all lines before them."""
+        echoes = [echo for _, echo in self.lines[: self.in_flight]]
+        acknowledged = 0
+        for message, _ in messages:
+            with contextlib.suppress(ValueError):  # It may be someone else's.
+                acknowledged = echoes.index(hash(message), acknowledged) + 1
+        if acknowledged:
+            self.remove(acknowledged)
+            self.waited, self.retransmit_at = 0.0, ECHO_TIMEOUT
 
-    def take_back(self, count: int) -> None:
-        """Take so many of the last lines that are out for not pushed, so that they go again.
+    def remove(self, count: int) -> None:
+        """Remove the first lines, and those behind them in flight that have no echo."""
+        while count < self.in_flight and self.lines[count][1] is None:
+            count += 1
+        del self.lines[:count]
+        self.in_flight -= count
 
-        After TRIES, the first of these is given up. It may be at fault: a server may hang up at
-        each line that is too long for it.
+    def go_back(self) -> None:
+        """Have all lines pushed over a new connection: rather twice than not at all."""
+        self.in_flight = 0
+        self.retransmit_at = self.waited + ECHO_TIMEOUT
+
+    def pass_time(self, seconds: float, reading: bool) -> str:
+        """Count time without an echo. Return a notice when there is none for ECHO_TIMEOUT.
+
+        If no more input is read, the newest line goes again then, once. Its echo acknowledges all
+        lines before it, whose echoes this client may have missed. If more input is read, lines in
+        flight are given up after DELIVERY_TIMEOUT: this server's messages may look different.
         """
-        self.tries += count > 0
-        self.out -= count
-        self.late = 0.0
-        if self.tries == TRIES:
-            given_up = echo_of(self.lines.pop(self.out)[0])[:80]
-            self.tries = 0
-            self.lost += 1
-            self.screen.notice(f"given up after {TRIES} times without an echo: {given_up}")
+        if not self.lines:
+            return ""
+        before, self.waited = self.waited, self.waited + seconds
+        if not reading and self.in_flight and self.waited >= self.retransmit_at:
+            echoes = [echo for _, echo in self.lines[: self.in_flight]]
+            self.in_flight = max(n for n, echo in enumerate(echoes) if echo is not None)
+            self.retransmit_at = math.inf
+        if reading and self.waited >= DELIVERY_TIMEOUT:
+            self.undelivered += sum(echo is not None for _, echo in self.lines[: self.in_flight])
+            self.remove(self.in_flight)
+            self.waited = ECHO_TIMEOUT
+        if before < ECHO_TIMEOUT <= self.waited:
+            first = as_text(self.lines[0][0])
+            return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
+        return ""
 
-    def pass_time(self, seconds: float, reading: bool) -> None:
-        """Let time pass. After LATE without an echo, tell the user, if there is one at a terminal.
-
-        Then push the last line again, too, since its echo stands for all before it: at each LATE
-        while no message has proved the subscription; later once, and only while no more is read.
-        The server may have left this client out because nobody read its stdout.
-        """
-        self.stood_still = 0.0 if reading else self.stood_still + seconds
-        before = self.late
-        self.late = before + seconds if self.out else 0.0
-        if before < LATE <= self.late and self.screen.typing:
-            first = echo_of(self.lines[0][0])[:80]
-            self.screen.notice(f"no echo yet; lines: {len(self.lines):,}, the first: {first}")
-        left_out = not reading and not self.tries
-        if self.late >= LATE and self.link.connected and (self.window < WINDOW or left_out):
-            self.take_back(1)
-
-    def tell_undelivered(self, all_read: bool) -> int:
-        """Tell how many lines may not have been seen by everybody; return the exit status."""
-        doubtful = self.lost + len(self.lines)
-        rest = "" if all_read else "; the rest of the input was not read"
-        if doubtful or rest:
-            self.screen.notice(f"lines not known to be delivered: {doubtful:,}{rest}")
-        return int(bool(doubtful or rest))
+    def report(self) -> str:
+        """Return how many lines may not have been delivered, or an empty text if all were."""
+        count = self.undelivered + sum(echo is not None for _, echo in self.lines)
+        return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
-# Nearly every line is printable ASCII without escapes, as json.dumps and JSON.stringify write it.
-# This tells such a line, and finds its two strings, in a third of the time of parsing it.
-PLAIN = re.compile(rb'\{"user": ?"([ !#-[\]-~]*)", ?"message": ?"([ !#-[\]-~]*)"\}')
+def count_lines(count: int) -> str:
+    """Return a number of lines in words."""
+    return "1 line" if count == 1 else f"{count:,} lines"
 
 
-def echo_of(body: bytes) -> str:
-    """Return what a server makes of a chat line (slide 3), without the colour.
+def as_text(frame: bytes) -> str:
+    """Return the start of a frame for a notice."""
+    return frame[:80].decode(errors="replace")
 
-    Raises ValueError, with the reason, if no server shows it.
+
+# What the server makes of a line.
+
+# Characters that a terminal may obey: controls except TAB, line separators, direction overrides,
+# and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
+UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
+
+# A line as json.dumps and JSON.stringify write it, whose strings need no unescaping and no
+# escaping. It finds them in a third of the time that it takes to parse the line.
+STRING = rf'"([^"\\\t{UNSAFE}]*)"'
+SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
+
+# Numbers are kept as they are written. int refuses NaN and Infinity, which are not JSON.
+parse_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=int).decode
+COLORS = len(colorama.Fore.CYAN + colorama.Style.RESET_ALL)
+
+
+def echo_of(frame: bytes) -> str:
+    """Return the message that the server makes of a line (slide 3), without its colour.
+
+    Raises ValueError, with the reason, if it makes none.
     """
-    if len(body) > LONGEST:
-        raise ValueError(f"more than {LONGEST:,} bytes")
-    if plain := PLAIN.fullmatch(body):
-        return (b"%b> %b" % plain.groups()).decode()
     try:
-        # Only strings matter here. Python refuses integers of many digits, so they become floats.
-        # It takes NaN and Infinity, which are not JSON, so int gets them, which refuses them.
-        payload = json.loads(body.decode(), parse_int=float, parse_constant=int)
-        echo = f"{harmless(payload['user'])}> {harmless(payload['message'])}"
-    except (ValueError, RecursionError, LookupError, TypeError):
-        raise ValueError("no chat line in JSON (to just type, use --user)") from None
-    if len(echo.encode()) + len(CYAN + RESET) > LONGEST:
-        raise ValueError(f"more than {LONGEST:,} bytes with its control characters made visible")
+        line = frame.decode("utf-8-sig")
+        if simple := SIMPLE_LINE.fullmatch(line):
+            return f"{simple[1]}> {simple[2]}"
+        payload = parse_json(line)
+        echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        hint = (
+            "write one object a line" if b"{" in frame[:1] else "to just type text, use --user NAME"
+        )
+        raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
+    if len(echo.encode()) + COLORS > MAX_LINE:
+        raise ValueError("too long once its control characters are escaped")
     return echo
 
 
-# Text that a terminal only shows.
-
-CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
-COLOR = re.compile("(\x1b\\[[0-9;:]{0,40}m)")  # at most 40, since each row repeats it
-
-# Characters that a terminal could obey: controls, line separators, direction overrides and
-# isolates, and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are not
-# among them: they are text.
-UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+def sanitize(text: str) -> str:
+    r"""Return text with its unsafe characters escaped, such as `\x1b`."""
+    if text.isprintable():  # as nearly all text is
+        return text
+    return UNSAFE_CHARACTER.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
 
 
-def harmless(text: str) -> str:
-    r"""Return text with its control characters in a visible form, such as `\x1b`."""
-    return UNSAFE.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
+# Dump buffered messages.
+
+COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
 
-def as_text(frame: bytes) -> tuple[str, str]:
-    """Return a frame as text that a terminal only shows: without its colours, and with them."""
+def receive(sub: Sock) -> list[Message]:
+    """Return the messages that SUB holds (slide 8)."""
+    messages: list[Message] = []
+    with contextlib.suppress(zmq.Again):
+        while len(messages) < SUB_HWM:
+            messages.append(sanitize_message(sub.recv(zmq.NOBLOCK)))
+    return messages
+
+
+def sanitize_message(frame: bytes) -> Message:
+    """Return a message without its colours, and with them, everything else escaped."""
     text = frame.decode(errors="replace")
     plain = COLOR.sub("", text)
-    if not plain.isprintable():  # This is rare, and takes long.
-        plain = harmless(plain)
-        text = "".join(part if COLOR.match(part) else harmless(part) for part in COLOR.split(text))
-    if "\x1b" in text and not text.endswith(RESET):
-        text += RESET  # or else it would colour what is typed
+    if not plain.isprintable():
+        plain = sanitize(plain)
+        text = "".join(part if COLOR.match(part) else sanitize(part) for part in COLOR.split(text))
+    if "\x1b" in text and not text.endswith(colorama.Style.RESET_ALL):
+        text += colorama.Style.RESET_ALL  # Colours must not reach what follows.
     return plain, text
 
 
-# The screen.
-
-
 class Screen:
-    """Where the chat goes, stdout, and what is not part of it, stderr.
+    """stdout for messages, stderr for notices. On a terminal, both appear above the typed row.
 
-    If stdin is a terminal, someone may be typing, and what goes to a terminal goes above the typed
-    line. If stdout is a terminal, too, the line is edited there, and gives way to its echo.
+    Whatever is written to the terminal ends with the typed row, and the cursor is in that row.
     """
 
-    def __init__(self, typing: bool, color: bool) -> None:
-        self.typing, self.color = typing, color
-        self.editing = typing and sys.stdout.isatty()
+    def __init__(
+        self, editor: "Editor | None", terminal: "Terminal | None", interactive: bool, color: bool
+    ) -> None:
+        self.editor, self.terminal = editor, terminal  # if a line is edited
+        self.interactive = interactive  # stdin is a terminal
+        self.color = color
+        self.drawn = ("", 0)  # the typed row as it was written last, and the columns of the window
+        self.warned: set[str] = set()  # the kinds of problems that there were
 
-    def show_messages(self, messages: list[tuple[str, str]]) -> None:
-        """Show messages, each given without its colours and with them. Raises OSError."""
-        self.show([colored if self.color else plain for plain, colored in messages], sys.stdout)
+    def show_messages(self, messages: list[Message]) -> None:
+        """Show messages (slide 8). Raises OSError."""
+        if messages:
+            self.write(
+                [colored if self.color else plain for plain, colored in messages], sys.stdout
+            )
+
+    def show_typed(self, line: bytes) -> None:
+        """Show a line that was typed into the editor."""
+        if self.editor:
+            self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
     def notice(self, text: str) -> None:
-        """Tell the user something that is not part of the chat."""
+        """Print a notice, which is not part of the chat."""
         with contextlib.suppress(OSError):
-            self.show([f"client.py: {harmless(text)}"], sys.stderr)
+            self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
-    def show(self, lines: list[str], stream: TextIO) -> None:
-        """Write lines, above the typed line if there may be one. Raises OSError.
+    def warn(self, problem: str) -> None:
+        """Print a notice about a line: on a terminal each, in a pipe the first one of a kind."""
+        kind = problem.partition(":")[0]
+        if self.interactive or kind not in self.warned:
+            self.warned.add(kind)
+            self.notice(problem)
 
-        For each row of the screen that they take, the typed line moves down by one. The cursor
-        keeps its place in it, so that readline, which moves it relatively, goes on undisturbed.
-        All is one write, since readline writes here, too.
-        """
+    def write(self, lines: list[str], stream: TextIO) -> None:
+        """Write lines, on a terminal above the typed row. Raises OSError."""
         text = "".join(f"{line}\n" for line in lines)
-        if self.typing and stream.isatty():
-            columns = os.get_terminal_size(stream.fileno()).columns or 80
-            rows = [row for line in lines for row in split_rows(line, columns)]
-            text = NO_WRAP + "".join(f"{OPEN_ROW}{row}{TO_TYPED}" for row in rows) + WRAP
-        print(text, end="", file=stream, flush=True)
+        if self.editor and stream.isatty():
+            self.drawn = self.editor.row(columns()), columns()
+            text = CLEAR + text + self.drawn[0]
+        stream.write(text)
+        stream.flush()
+
+    def refresh(self) -> None:
+        """Draw the typed row anew if it or the window changed. Stop, if Ctrl-Z was pressed."""
+        if not self.editor or not self.terminal:
+            return
+        if self.terminal.stop_requested:
+            os.write(1, CLEAR.encode())
+            self.terminal.stop()
+            self.drawn = ("", 0)
+        if self.drawn != (self.editor.row(columns()), columns()):
+            self.write([], sys.stdout)
+
+    def close(self, report: str) -> None:
+        """Give the terminal back, and print a last notice, unless nothing can be printed now.
+
+        A thread prints: output may be stopped, as by Ctrl-S, or be a pipe that nobody reads.
+        """
+        if self.terminal:
+            self.terminal.give_back()
+
+        def write() -> None:
+            with contextlib.suppress(OSError):
+                if self.editor and self.editor.line:
+                    os.write(1, b"\n")
+                if report:
+                    os.write(2, f"client.py: {sanitize(report)}\n".encode(errors="replace"))
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(0.1)
 
 
-# Save the cursor; make room below, if this is the last row; insert a row above the typed line.
-OPEN_ROW = "\x1b7\n\x1b[A\x1b[L\r"
-TO_TYPED = "\x1b8\x1b[B"  # restore the cursor, and follow the typed line down
-NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut rows that the terminal finds too long
-
-GLYPH = re.compile("\x1b\\[[0-9;:]*m|.", re.DOTALL)  # a colour or a character
+def columns() -> int:
+    """Return the width of the terminal."""
+    return os.get_terminal_size(1).columns or 80
 
 
-def split_rows(text: str, columns: int) -> list[str]:
-    """Split text into the rows that it takes on a screen, each with its colour.
+# The line editor: keys in, lines out.
 
-    Wide characters take two columns. Where terminals differ (emoji joined to one by ZWJ), a row is
-    rather too short than too long.
+
+class Editor:
+    """The line that is being typed, as a list of characters, and the cursor, an index of it.
+
+    What a person sees as one character is one item of the list, such as a letter with its accents.
     """
-    rows, room, color = [""], columns, ""
-    for glyph in GLYPH.findall(text):
-        if glyph[0] == "\x1b":
-            color = glyph
-        if columns_of(glyph) > room:
-            rows.append(color)
-            room = columns
-        rows[-1] += glyph
-        room -= columns_of(glyph)
-    return rows
+
+    def __init__(self) -> None:
+        self.line: list[str] = []
+        self.cursor = 0
+        self.killed = ""  # what Ctrl-Y inserts
+        self.history: list[str] = []
+        self.place = 0  # of the line in the history; behind its end if the line is new
+        self.draft = ""  # the new line, while an old one is shown
+        self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.partial_key = ""  # a key whose end is still to come
+        self.ended = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take the keys in data; return the lines that were sent. No data is the end of stdin."""
+        self.ended = not data
+        keys = KEY.finditer(self.partial_key + self.decoder.decode(data))
+        self.partial_key = ""
+        lines = []
+        for match in keys:
+            key = match[0]
+            if match["partial"]:
+                self.partial_key = key
+            elif key in ENTER:
+                lines.append(self.enter())
+            elif key == CTRL_D and not self.line:
+                self.ended = True
+                break
+            elif edit := EDITS.get(key):
+                edit(self)
+            elif key[0] == "\t" or key[0] >= " ":
+                self.insert(key)
+        return lines
+
+    def enter(self) -> bytes:
+        """Return the line, and begin a new one."""
+        text = "".join(self.line)
+        if text:
+            self.history.append(text)
+        self.line, self.cursor, self.draft, self.place = [], 0, "", len(self.history)
+        return text.encode(errors="surrogateescape")
+
+    def insert(self, text: str) -> None:
+        """Insert text at the cursor. It may join the character before the cursor."""
+        start = max(self.cursor - 1, 0)
+        inserted = characters("".join(self.line[start : self.cursor]) + text)
+        self.line[start : self.cursor] = inserted
+        self.cursor = start + len(inserted)
+
+    def delete(self, place: int) -> str:
+        """Delete, and return, what is between the cursor and a place in the line."""
+        start, end = sorted((self.cursor, min(max(place, 0), len(self.line))))
+        deleted = "".join(self.line[start:end])
+        del self.line[start:end]
+        self.cursor = start
+        return deleted
+
+    def kill(self, place: int) -> None:
+        """Delete in the same way, for Ctrl-Y to insert it again."""
+        self.killed = self.delete(place) or self.killed
+
+    def move(self, place: int) -> None:
+        """Move the cursor to a place in the line."""
+        self.cursor = min(max(place, 0), len(self.line))
+
+    def recall(self, step: int) -> None:
+        """Show an older line of the history (-1), or a newer one (1). None of them ever changes."""
+        if 0 <= self.place + step <= len(self.history):
+            if self.place == len(self.history):
+                self.draft = "".join(self.line)
+            self.place += step
+            self.line = characters([*self.history, self.draft][self.place])
+            self.cursor = len(self.line)
+
+    def word_start(self, is_part: Callable[[str], bool]) -> int:
+        """Return where the word before the cursor starts."""
+        place = self.cursor
+        while place and not is_part(self.line[place - 1]):
+            place -= 1
+        while place and is_part(self.line[place - 1]):
+            place -= 1
+        return place
+
+    def word_end(self) -> int:
+        """Return where the word behind the cursor ends."""
+        place = self.cursor
+        while place < len(self.line) and not is_letter(self.line[place]):
+            place += 1
+        while place < len(self.line) and is_letter(self.line[place]):
+            place += 1
+        return place
+
+    def row(self, columns: int) -> str:
+        """Return what draws the line in a row of so many columns, with the cursor in its place.
+
+        The terminal notes that place by itself, between the two parts. Terminals differ in the
+        width of some characters, but here widths only choose which part of a long line is shown.
+        """
+        before, after = self.line[: self.cursor], self.line[self.cursor :]
+        ahead = sum(map(width, fit(after, columns // 4)))  # to be seen even if the line is long
+        before = fit(before[::-1], columns - 1 - ahead)[::-1]
+        after = fit(after, columns - sum(map(width, before)))
+        parts = (UNSAFE_CHARACTER.sub("\ufffd", "".join(part)) for part in (before, after))
+        return (NO_WRAP + SAVE_CURSOR.join(parts) + RESTORE_CURSOR + WRAP).replace("\t", " ")
 
 
-def columns_of(glyph: str) -> int:
-    """Return how many columns of a terminal a colour or a character takes."""
-    if glyph[0] == "\x1b" or unicodedata.category(glyph) in ("Mn", "Me"):
-        return int(glyph == "\ufe0f")  # It makes a narrow character an emoji, which is wide.
-    return 2 if unicodedata.east_asian_width(glyph) in "WF" else 1
+def characters(text: str) -> list[str]:
+    """Split text into what a person sees as characters.
 
-
-# The line editor.
-
-
-def set_up_readline(keyboard: Keyboard) -> None:
-    """Have readline stop at Ctrl-Z, and submit a line at Enter while its editing goes on.
-
-    By itself, it would move the cursor on to the next row at Enter, and leave the terminal to the
-    kernel for a while. A message could come just then, and what is typed ahead be shown twice.
-    Raises ImportError, AttributeError or OSError if there is no readline, as on Windows.
+    A mark, a skin tone, a ZWJ, and what is behind a ZWJ belong to the character before them.
     """
-    import ctypes
-    import readline
-
-    libedit = "libedit" in (readline.__doc__ or "")
-    if libedit:
-        readline.parse_and_bind("setty -x -echo")  # What is typed ahead would be shown twice.
-    editor = ctypes.CDLL(readline.__file__)
-    signal.signal(signal.SIGTSTP, lambda *_: suspend(editor))
-    if libedit:  # It lacks what follows.
-        return
-
-    def enter(_count: int, _key: int) -> int:
-        if line := readline.get_line_buffer():
-            readline.add_history(line)
-            keyboard.submit(line)
-        editor.rl_revert_line(1, 0)  # A line of the history stays as it was.
-        editor.rl_end_of_history(1, 0)
-        return int(editor.rl_kill_full_line(1, 0))
-
-    keyboard.enter = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int)(enter)
-    for key in b"\r\n":
-        editor.rl_bind_key(key, keyboard.enter)
-    readline.parse_and_bind("set bell-style none")  # Enter would ring it.
-    readline.parse_and_bind("set horizontal-scroll-mode on")  # A line takes one row.
-    readline.parse_and_bind("set enable-bracketed-paste off")  # Each line of a paste is a line.
+    found: list[str] = []
+    for char in text:
+        is_mark = unicodedata.category(char)[0] == "M" or "\U0001f3fb" <= char <= "\U0001f3ff"
+        if found and (is_mark or "\u200d" in (char, found[-1][-1])):
+            found[-1] += char
+        else:
+            found.append(char)
+    return found
 
 
-def suspend(editor: Any) -> None:
-    """Leave the terminal to the shell, stop, and go on editing after fg.
+def width(character: str) -> int:
+    """Return the columns that a character takes at most."""
+    return sum(
+        # U+FE0F makes the character before it an emoji, which is wide. Other marks take no column.
+        int(char == "\ufe0f")
+        if unicodedata.category(char) in ("Mn", "Me")
+        else 1 + (unicodedata.east_asian_width(char) in "WF")
+        for char in character
+    )
 
-    editor is readline's own library: Python offers none of these functions.
-    """
-    editor.rl_deprep_terminal()
-    put_back()  # libedit leaves the echo off.
-    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGTSTP)
-    signal.signal(signal.SIGTSTP, handler)
-    editor.rl_prep_terminal(1)
-    os.write(1, b"\r\x1b[J")  # The line is still there if there is no shell, and so no stop.
-    editor.rl_forced_update_display()
+
+def fit(line: list[str], columns: int) -> list[str]:
+    """Return the first characters, as many as fit in so many columns."""
+    for place, character in enumerate(line):
+        columns -= width(character)
+        if columns < 0:
+            return line[:place]
+    return line
+
+
+def is_letter(character: str) -> bool:
+    """Return whether a character is part of a word."""
+    return character[0].isalnum()
+
+
+# A key that is incomplete at the end of the data; a key that is an escape sequence (with Alt, ESC
+# stands in front), or a mouse report; text; any other control character.
+KEY = re.compile(
+    r"(?P<partial>\x1b+(?:O|\[(?:M.{0,2}|\[|[0-?]*[ -/]*))?\Z)"
+    r"|\x1b+(?:\[M...|\[\[.|\[[0-?]*[ -/]*[@-~]?|O.|.)"
+    r"|[^\x00-\x08\x0a-\x1f\x7f]+"
+    r"|.",
+    re.DOTALL,
+)
+ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")
+CTRL_D = "\x04"
+KEYS: dict[str, Callable[[Editor], object]] = {
+    "\x1b[D \x1bOD \x02": lambda editor: editor.move(editor.cursor - 1),  # Left, Ctrl-B
+    "\x1b[C \x1bOC \x06": lambda editor: editor.move(editor.cursor + 1),  # Right, Ctrl-F
+    "\x1b[H \x1bOH \x1b[1~ \x1b[7~ \x01": lambda editor: editor.move(0),  # Home, Ctrl-A
+    "\x1b[F \x1bOF \x1b[4~ \x1b[8~ \x05": lambda editor: editor.move(len(editor.line)),  # End
+    "\x1b[1;5D \x1bOd \x1bb": lambda editor: editor.move(editor.word_start(is_letter)),  # Alt-B
+    "\x1b[1;5C \x1bOc \x1bf": lambda editor: editor.move(editor.word_end()),  # Alt-F, Ctrl-Right
+    "\x7f \x08": lambda editor: editor.delete(editor.cursor - 1),  # Backspace
+    f"\x1b[3~ {CTRL_D}": lambda editor: editor.delete(editor.cursor + 1),  # Delete
+    "\x15": lambda editor: editor.kill(0),  # Ctrl-U
+    "\x0b": lambda editor: editor.kill(len(editor.line)),  # Ctrl-K
+    "\x17": lambda editor: editor.kill(
+        editor.word_start(lambda char: not char.isspace())
+    ),  # Ctrl-W
+    "\x1bd": lambda editor: editor.kill(editor.word_end()),  # Alt-D
+    "\x19": lambda editor: editor.insert(editor.killed),  # Ctrl-Y
+    "\x1b[A \x1bOA \x10": lambda editor: editor.recall(-1),  # Up, Ctrl-P
+    "\x1b[B \x1bOB \x0e": lambda editor: editor.recall(1),  # Down, Ctrl-N
+}
+EDITS = {key: edit for keys, edit in KEYS.items() for key in keys.split(" ")}
+
+CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut text that the terminal finds too long for the row
+SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
+
+
+# The terminal.
+
+
+if sys.platform != "win32":
+
+    class Terminal:
+        """The settings of the terminal on stdin: the shell's while this process is stopped."""
+
+        def __init__(self) -> None:
+            self.shells = termios.tcgetattr(0)
+            self.stop_requested = False  # by Ctrl-Z
+            if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+                signal.signal(signal.SIGTSTP, self.request_stop)
+
+        def take(self) -> None:
+            """Have each key passed on as it is pressed, without an echo. Signals stay."""
+            settings = [*self.shells[:6], [*self.shells[6]]]
+            settings[0] &= ~termios.ICRNL
+            settings[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+            settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
+            with contextlib.suppress(termios.error):  # The terminal may be gone.
+                termios.tcsetattr(0, termios.TCSANOW, settings)
+
+        def give_back(self) -> None:
+            """Put the shell's settings back, unless the shell has the terminal, as after Ctrl-Z."""
+            with contextlib.suppress(OSError):  # as under setsid, where no shell can have it
+                if os.tcgetpgrp(0) != os.getpgrp():
+                    return
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSANOW, self.shells)
+
+        def request_stop(self, _signum: int, _frame: object) -> None:
+            """Handle SIGTSTP: have the loop stop this process, since it may be printing now."""
+            self.stop_requested = True
+
+        def stop(self) -> None:
+            """Stop, and take the terminal again after fg."""
+            self.stop_requested = False
+            self.give_back()
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTSTP)
+            signal.signal(signal.SIGTSTP, self.request_stop)
+            self.take()
+
+else:
+    # What follows a NUL or 0xE0 from getwch, and what other terminals send for the key: the arrows,
+    # Home, End, Delete, Ctrl-Left, Ctrl-Right, Alt-B, Alt-F, Alt-D.
+    CONSOLE_KEYS = {
+        "H": "\x1b[A", "P": "\x1b[B", "K": "\x1b[D", "M": "\x1b[C", "G": "\x1b[H", "O": "\x1b[F",
+        "S": "\x1b[3~", "s": "\x1b[1;5D", "t": "\x1b[1;5C", "0": "\x1bb", "!": "\x1bf", " ": "\x1bd"
+    }  # fmt: skip
+
+    def read_console() -> bytes:
+        """Wait for keys in Windows' console, which does not echo them, and return them."""
+        keys = ""
+        while not keys or msvcrt.kbhit():
+            char = msvcrt.getwch()
+            if char == "\0" or (char == "\xe0" and msvcrt.kbhit()):  # 0xE0 alone is the letter à.
+                char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
+            elif char == "\x03":
+                signal.raise_signal(signal.SIGINT)
+            keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input here
+        return keys.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 # Start and end.
 
 
-# The terminal's settings: a thread that is in readline at the end leaves them changed.
-FOUND_SETTINGS = termios.tcgetattr(0) if os.name == "posix" and os.isatty(0) else []
-
-
-def put_back(last: bytes = b"") -> None:
-    """Put back the terminal's settings that were found, and write what is last, if any."""
-    if FOUND_SETTINGS:
-        with contextlib.suppress(OSError, termios.error):  # The terminal may be gone.
-            if os.tcgetpgrp(0) == os.getpgrp():  # Or else it is the shell's, as after Ctrl-Z.
-                termios.tcsetattr(0, termios.TCSANOW, FOUND_SETTINGS)
-                if zmq.select([], [0], [], 0)[1]:  # or else it would wait, as after Ctrl-S
-                    os.write(0, last)
-                # Once more: the thread may just have begun to edit a line.
-                termios.tcsetattr(0, termios.TCSANOW, FOUND_SETTINGS)
-
-
-def leave(signum: int, _frame: object) -> NoReturn:
-    """End at once: handle SIGINT, SIGTERM or SIGQUIT, at whatever moment they come.
-
-    An exception might be raised where nothing can catch it.
-    """
-    put_back(b"\n")  # The shell's prompt is to have a row of its own.
+def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:
+    """End at once, whatever the loop waits for: handle a signal."""
+    screen.close(outbox.report())
     os._exit(128 + signum)
 
 
-def claim_files() -> None:
-    """Open standard streams that are closed, so that no socket takes their place; speak UTF-8.
+def handle_signals(screen: Screen, outbox: Outbox) -> None:
+    """Leave at each signal that asks to. One that is ignored at the start stays ignored."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):
+        signum = getattr(signal, name, signal.SIGINT)
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, functools.partial(leave, screen, outbox))
 
-    Raises OSError if there is no room for the files that sockets need, for then libzmq aborts.
+
+def prepare_files() -> None:
+    """Check that 32 more files can be opened: libzmq aborts where it cannot open its own.
+
+    Standard streams that are closed are opened, or a socket would take their number; they block,
+    whatever another process set; and they speak UTF-8. Raises OSError.
     """
     for file in [os.open(os.devnull, os.O_RDWR) for _ in range(32)]:
         if file > 2:
             os.close(file)
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+    for file in range(3):
+        with contextlib.suppress(OSError, AttributeError):  # Windows
+            os.set_blocking(file, True)
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
 
 
+def make_screen(color: str) -> Screen:
+    """Return the screen, with a line editor if stdin and stdout are a terminal that can show it."""
+    stdout = sys.stdout
+    colorama.just_fix_windows_console()
+    # colorama replaces stdout where the console knows no escape sequences.
+    smart = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
+    auto = smart and os.isatty(1) and not os.environ.get("NO_COLOR")
+    colored = color == "always" or (color == "auto" and auto)
+    editing = smart and os.isatty(0) and os.isatty(1)
+    terminal = Terminal() if editing and sys.platform != "win32" else None
+    return Screen(Editor() if editing else None, terminal, os.isatty(0), colored)
+
+
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
-    """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries but one address of a name.
+    """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries only one address of a name.
 
     With the file of a server's public key, they are encrypted (CURVE, RFC 26). Raises OSError if
-    there is no key in it.
+    that has no key.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
-        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a server that vanished while nothing was said.
+        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a server that vanished while nothing was sent
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # cuts off a server that takes nothing.
+        sock.set(zmq.TCP_MAXRT, 20_000)  # finds a server that acknowledges nothing
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
-    sub.set(zmq.MAXMSGSIZE, 4 * LONGEST)  # Another server may publish longer lines than ours.
-    sub.set(zmq.RCVHWM, DRAIN)
+    sub.set(zmq.MAXMSGSIZE, 4 * MAX_LINE)  # Another server may publish longer messages than ours.
+    sub.set(zmq.RCVHWM, SUB_HWM)
     sub.set(zmq.SUBSCRIBE, b"")
     return push, sub
 
 
 def encrypt(push: Sock, sub: Sock, key: str) -> None:
-    """Encrypt for a server with the public key in a file. Raises OSError."""
-    import zmq.auth  # This takes 14 ms, and is not needed without a key.
+    """Encrypt for a server whose public key is in a file. Raises OSError."""
+    import zmq.auth  # This takes 14 ms, and is only needed here.
 
     try:
         server_key, _ = zmq.auth.load_certificate(key)
         for sock in (push, sub):
             sock.curve_serverkey = server_key
-            # This side needs a pair, too, but any will do.
+            # This side needs a key pair as well, but any will do.
             sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise OSError(f"--key: cannot use {key}: {error}") from None
+
+
+def host(text: str) -> str:
+    """Return the HOST that the command line names. Raises ArgumentTypeError, with advice."""
+    if not text:
+        raise argparse.ArgumentTypeError("HOST is empty")
+    if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):
+        name, _, _ = text.rpartition(":")
+        raise argparse.ArgumentTypeError(f"write {name}, and ports as --push-port and --sub-port")
+    return text
 
 
 def port(text: str) -> int:
@@ -571,7 +861,14 @@ def parse_options() -> argparse.Namespace:
         epilog="example: python client.py localhost --user ken",
     )
     add = parser.add_argument
-    add("host", metavar="HOST", nargs="?", default="localhost", help="the server (%(default)s)")
+    add(
+        "host",
+        metavar="HOST",
+        nargs="?",
+        type=host,
+        default="localhost",
+        help="the server (%(default)s)",
+    )
     add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
     add("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal")
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
@@ -580,47 +877,55 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(options: argparse.Namespace, screen: Screen) -> int:
-    """Make the sockets, chat until the input ends, and return the exit status.
+def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
+    """Make the sockets, and chat until the input ends. Return what may not have been delivered.
 
-    Raises OSError if the key cannot be used, or stdout cannot be written to.
+    Raises ValueError if HOST is none, and OSError if the key cannot be used, or stdout fails.
     """
-    # This context is never freed. To free it might take as long as a name service that hangs.
-    push, sub = make_sockets(zmq.Context.instance(), ":" in options.host, options.key)
-    link = Link(push, sub, options.host, screen)
+    context = zmq.Context()
+    push, sub = make_sockets(context, ":" in options.host, options.key)
+    connection = Connection(push, sub, options.host, screen.interactive)
     try:
         sub.connect(f"tcp://{options.host}:{options.sub_port}")
         push.connect(f"tcp://{options.host}:{options.push_port}")
     except (zmq.ZMQError, UnicodeError):
-        screen.notice(f"not a host name or address: {options.host}")
-        return 2
-    keyboard = Keyboard()
-    if screen.editing:
-        with contextlib.suppress(ImportError, AttributeError, OSError):
-            set_up_readline(keyboard)
-    threading.Thread(target=keyboard.read_stdin, args=(screen.editing,), daemon=True).start()
-    return chat(keyboard, link, Outbox(options.user, link, screen), screen)
+        raise ValueError(f"not a host name or address: {options.host}") from None
+    stdin = Stdin(screen.editor or Splitter())
+    if screen.terminal:
+        screen.terminal.take()
+    read = functools.partial(os.read, 0, MAX_LINE)
+    if sys.platform == "win32" and screen.editor:
+        read = read_console
+    threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
+    chat(stdin, connection, outbox, screen)
+    # Lines without an echo may still be on their way. A name service that hangs takes longer.
+    closing = threading.Thread(target=context.destroy, args=(1_000,), daemon=True)
+    closing.start()
+    closing.join(1)
+    unread = "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
+    return "; ".join(filter(None, (outbox.report(), unread)))
 
 
 def main() -> int:
-    """Be ready for signals, read the options, chat, and return the exit status."""
-    for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGQUIT", signal.SIGINT)):
-        signal.signal(signum, leave)
+    """Read the options, chat, and return the exit status."""
     options = parse_options()
     try:
-        claim_files()
-        colorama.just_fix_windows_console()
-        smart = os.environ.get("TERM") != "dumb"  # knows cursor movements and colours
-        auto = smart and os.isatty(1) and not os.environ.get("NO_COLOR")
-        color = options.color == "always" or (options.color == "auto" and auto)
-        return run(options, Screen(smart and os.isatty(0), color))
+        prepare_files()
     except OSError as error:
-        os.write(2, f"client.py: {error}\n".encode(errors="backslashreplace"))
+        os.write(2, f"client.py: {error}; raise the limit of open files: ulimit -n\n".encode())
         return 1
-    finally:
-        put_back()
+    screen, outbox = make_screen(options.color), Outbox(options.user)
+    handle_signals(screen, outbox)
+    try:
+        report, status = run(options, screen, outbox), 1
+    except ValueError as error:
+        report, status = str(error), 2
+    except OSError as error:
+        report, status = str(error), 1
+    screen.close(report)
+    return status if report else 0
 
 
 if __name__ == "__main__":
-    # Not sys.exit: a thread may be in readline, and a signal may come while Python ends.
+    # Not sys.exit, which would wait for the thread that reads stdin.
     os._exit(main())

@@ -349,7 +349,7 @@ def bind(sock: Sock, address: str, port: int) -> str:
         sock.bind(endpoint)
     except zmq.ZMQError as error:
         raise ValueError(
-            f"cannot bind {endpoint}: {zmq.strerror(error.errno)}; see --help"
+            f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}; see --help"
         ) from None
     bound = sock.get_string(zmq.LAST_ENDPOINT)
     return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
