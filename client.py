@@ -53,6 +53,7 @@ RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets connect 
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice says so
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up
 CONNECT_TIMEOUT = 8.0  # the same, where there never was a connection
+EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED  # what monitors report
 
 
 def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Screen") -> None:
@@ -82,19 +83,15 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         try:
             screen.show_messages(messages)
         except BrokenPipeError:  # The reader of stdout has left, as after `| head -1`.
-            stdin.ended = True
+            stdin.end()
 
-        # see what is overdue
+        # see what is overdue; time in which this process was stopped does not count
         before, now = now, time.monotonic()
         if connection.up or not reading:
-            # At most a second, since this process may have been stopped for longer.
-            late = outbox.pass_time(min(now - before, 1), reading)
-            if late and screen.interactive:
-                screen.notice(late)
+            outbox.pass_time(min(now - before, 1), reading)
         if not reading and outbox.waited >= connection.timeout:
             break
-        if news := connection.news():
-            screen.notice(news)
+        screen.notice(connection.news(), outbox.news() if screen.interactive else "")
         screen.refresh()
 
 
@@ -104,14 +101,16 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
     """Wait until something happens; return the lines that were typed, unless reading is off."""
     sources = [stdin.pipe.fileno()] if reading else []
-    ready, _, _ = zmq.select([*connection.sockets, *sources], [], [], TICK)
+    ready, _, _ = zmq.select(
+        [connection.sub, *connection.monitors.values(), *sources], [], [], TICK
+    )
     return stdin.lines() if stdin.pipe.fileno() in ready else []
 
 
 class Stdin:
-    """The lines of stdin. A thread reads it, since Windows can wait for sockets alone.
+    """The lines of stdin. A thread passes it on, since Windows can wait for sockets only.
 
-    While the loop does not read on, the thread waits.
+    The thread stands still while the loop does not ask for more lines.
     """
 
     def __init__(self, source: "Splitter | Editor") -> None:
@@ -119,6 +118,10 @@ class Stdin:
         self.pipe, self.thread_end = socket.socketpair()
         self.ended = False
         self.failed = False  # before its end
+
+    def end(self) -> None:
+        """Read no more, as at the end of stdin."""
+        self.ended = True
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
         """Pass on what read returns, until that is nothing: what the thread does."""
@@ -159,37 +162,35 @@ class Splitter:
 
 
 class Connection:
-    """PUSH and SUB. The connection is up if both are connected and the subscription is in effect.
+    """PUSH and SUB. It is up while both are connected and the subscription is in effect.
 
     Make it before the sockets connect: a monitor that is made later may miss the first event.
     """
 
     def __init__(self, push: Sock, sub: Sock, host: str, interactive: bool) -> None:
         self.push, self.sub, self.host = push, sub, host
-        self.last_event = {push: 0, sub: 0}
-        self.monitors = {sock: sock.get_monitor_socket() for sock in (push, sub)}
-        self.sockets = [sub, *self.monitors.values()]  # to wait for
-        self.up = False
-        self.timeout = (
-            CONNECT_TIMEOUT  # seconds to wait for an echo; changes at the first connection
-        )
+        self.monitors = {sock: sock.get_monitor_socket(EVENTS) for sock in (push, sub)}
+        self.connected: set[Sock] = set()  # those of the two sockets that are
         self.ready_at = 0.0  # when the subscription is in effect, once both are connected
-        self.was_up_at = time.monotonic()  # or the start
+        self.up = False
+        self.timeout = CONNECT_TIMEOUT  # DELIVERY_TIMEOUT, once the connection was up
+        self.was_up_at = time.monotonic()  # or when it began to connect
         self.retry_at = self.was_up_at + RETRY_INTERVAL
-        self.reported_up = None if interactive else True  # in a pipe, only trouble is news
+        self.reported_up = None if interactive else True  # In a pipe, only trouble is reported.
 
     def update(self) -> bool:
-        """Read the monitors; return whether there is a new connection."""
+        """Read the monitors. Return whether the connection has just come up."""
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
-                # By hand, for zmq.utils.monitor imports asyncio: see zmq_socket_monitor(3).
-                self.last_event[sock] = int.from_bytes(
-                    monitor.recv_multipart()[0][:2], sys.byteorder
-                )
-                if self.last_event[sock] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                # By hand, since zmq.utils.monitor imports asyncio: see zmq_socket_monitor(3).
+                event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self.connected.add(sock)
                     self.ready_at = now + SLOW_JOINER_DELAY
-        self.up = not self.missing() and now >= self.ready_at
+                else:
+                    self.connected.discard(sock)
+        self.up = len(self.connected) == 2 and now >= self.ready_at
         if self.up:
             self.timeout = DELIVERY_TIMEOUT
             self.was_up_at, self.retry_at = now, now + RETRY_INTERVAL
@@ -198,35 +199,30 @@ class Connection:
             self.connect_anew()
         return self.up and not was_up
 
-    def missing(self) -> list[Sock]:
-        """Return the sockets that are not connected."""
-        return [s for s, event in self.last_event.items() if event != zmq.EVENT_HANDSHAKE_SUCCEEDED]
-
     def connect_anew(self) -> None:
-        """Connect the missing sockets anew: libzmq gives up after an error of the protocol.
+        """Connect the sockets that are not connected, in case that libzmq does not try again.
 
-        Such as a message that is too long, or a key on one side alone.
+        It does not after a protocol error: a message that is too long, a key on one side alone.
         """
-        for sock in self.missing():
+        for sock in self.monitors.keys() - self.connected:
             endpoint = sock.get_string(zmq.LAST_ENDPOINT)
             sock.disconnect(endpoint)
             sock.connect(endpoint)
 
     def news(self) -> str:
-        """Return what the user should know of the connection, once: that it is up, or down."""
-        if self.up == self.reported_up:
+        """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
+        recent = time.monotonic() < self.was_up_at + NOTICE_DELAY
+        if self.up == self.reported_up or (recent and not self.up):
             return ""
+        self.reported_up = self.up
         if self.up:
-            self.reported_up = True
             return f"connected to {self.host}"
-        if time.monotonic() < self.was_up_at + NOTICE_DELAY:
-            return ""
-        self.reported_up = False
-        later = "your lines will be sent when it is back"
-        if len(self.missing()) == 1:
-            port = self.missing()[0].get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-            return f"port {port} of {self.host} does not answer; {later}"
-        return f"no server at {self.host} (or its --key differs); {later}"
+        problem = f"no server at {self.host} (or its --key differs)"
+        if self.connected:
+            (missing,) = self.monitors.keys() - self.connected
+            port = missing.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+            problem = f"no answer from port {port} of {self.host}"
+        return f"{problem}; your lines will be sent when it is back"
 
 
 # Push it.
@@ -245,7 +241,8 @@ class Outbox:
         self.in_flight = 0
         self.waited = 0.0  # seconds without an echo in which lines waited for one
         self.retransmit_at = ECHO_TIMEOUT  # seconds of these after which the newest line goes again
-        self.undelivered = 0  # lines that are not in the list any more, or never were published
+        self.undelivered = 0  # lines that were given up, not sent, or that the server will drop
+        self.reported = False  # that there is no echo
 
     def add(self, line: bytes) -> str:
         """Queue a line. Return what is wrong with it, or an empty text.
@@ -301,16 +298,15 @@ class Outbox:
         self.in_flight = 0
         self.retransmit_at = self.waited + ECHO_TIMEOUT
 
-    def pass_time(self, seconds: float, reading: bool) -> str:
-        """Count time without an echo. Return a notice when there is none for ECHO_TIMEOUT.
+    def pass_time(self, seconds: float, reading: bool) -> None:
+        """Count time in which lines wait for an echo, and see what is overdue.
 
-        If no more input is read, the newest line goes again then, once. Its echo acknowledges all
-        lines before it, whose echoes this client may have missed. If more input is read, lines in
-        flight are given up after DELIVERY_TIMEOUT: this server's messages may look different.
+        While no more input is read, the newest line goes again after ECHO_TIMEOUT, once. Its echo
+        acknowledges all lines before it, whose echoes this client may have missed. While more is
+        read, lines in flight are given up after DELIVERY_TIMEOUT, for good: this server may be one
+        whose messages look different.
         """
-        if not self.lines:
-            return ""
-        before, self.waited = self.waited, self.waited + seconds
+        self.waited += seconds if self.lines else 0
         if not reading and self.in_flight and self.waited >= self.retransmit_at:
             echoes = [echo for _, echo in self.lines[: self.in_flight]]
             self.in_flight = max(n for n, echo in enumerate(echoes) if echo is not None)
@@ -319,10 +315,14 @@ class Outbox:
             self.undelivered += sum(echo is not None for _, echo in self.lines[: self.in_flight])
             self.remove(self.in_flight)
             self.waited = ECHO_TIMEOUT
-        if before < ECHO_TIMEOUT <= self.waited:
-            first = as_text(self.lines[0][0])
-            return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
-        return ""
+
+    def news(self) -> str:
+        """Return a notice if there is no echo for ECHO_TIMEOUT, once until there is one."""
+        was_reported, self.reported = self.reported, self.waited >= ECHO_TIMEOUT
+        if was_reported or not self.reported:
+            return ""
+        first = as_text(self.lines[0][0])
+        return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty text if all were."""
@@ -371,9 +371,9 @@ def echo_of(frame: bytes) -> str:
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        hint = (
-            "write one object a line" if b"{" in frame[:1] else "to just type text, use --user NAME"
-        )
+        hint = "to just type text, use --user NAME"
+        if line.startswith("{"):
+            hint = "write the whole object on one line"
         raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
     if len(echo.encode()) + COLORS > MAX_LINE:
         raise ValueError("too long once its control characters are escaped")
@@ -419,31 +419,35 @@ class Screen:
     Whatever is written to the terminal ends with the typed row, and the cursor is in that row.
     """
 
-    def __init__(
-        self, editor: "Editor | None", terminal: "Terminal | None", interactive: bool, color: bool
-    ) -> None:
-        self.editor, self.terminal = editor, terminal  # if a line is edited
-        self.interactive = interactive  # stdin is a terminal
-        self.color = color
-        self.drawn = ("", 0)  # the typed row as it was written last, and the columns of the window
-        self.warned: set[str] = set()  # the kinds of problems that there were
+    def __init__(self, color: str) -> None:
+        stdout = sys.stdout
+        colorama.just_fix_windows_console()
+        # colorama replaces stdout where the console knows no escape sequences.
+        smart = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
+        auto = smart and os.isatty(1) and not os.environ.get("NO_COLOR")
+        self.color = color == "always" or (color == "auto" and auto)
+        self.interactive = os.isatty(0)
+        editing = smart and self.interactive and os.isatty(1)
+        self.editor = Editor() if editing else None
+        self.terminal = Terminal() if editing and sys.platform != "win32" else None
+        self.drawn = ("", 0)  # the typed row as it was drawn last, and the window's columns then
+        self.warned: set[str] = set()  # the kinds of problems that a notice named
 
     def show_messages(self, messages: list[Message]) -> None:
         """Show messages (slide 8). Raises OSError."""
         if messages:
-            self.write(
-                [colored if self.color else plain for plain, colored in messages], sys.stdout
-            )
+            self.write([message[self.color] for message in messages], sys.stdout)
 
     def show_typed(self, line: bytes) -> None:
         """Show a line that was typed into the editor."""
         if self.editor:
             self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
-    def notice(self, text: str) -> None:
-        """Print a notice, which is not part of the chat."""
+    def notice(self, *texts: str) -> None:
+        """Print notices, which are not part of the chat. Leave out empty ones."""
         with contextlib.suppress(OSError):
-            self.write([f"client.py: {sanitize(text)}"], sys.stderr)
+            for text in filter(None, texts):
+                self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
     def warn(self, problem: str) -> None:
         """Print a notice about a line: on a terminal each, in a pipe the first one of a kind."""
@@ -463,13 +467,11 @@ class Screen:
 
     def refresh(self) -> None:
         """Draw the typed row anew if it or the window changed. Stop, if Ctrl-Z was pressed."""
-        if not self.editor or not self.terminal:
-            return
-        if self.terminal.stop_requested:
+        if self.terminal and self.terminal.stop_requested:
             os.write(1, CLEAR.encode())
             self.terminal.stop()
             self.drawn = ("", 0)
-        if self.drawn != (self.editor.row(columns()), columns()):
+        if self.editor and self.drawn != (self.editor.row(columns()), columns()):
             self.write([], sys.stdout)
 
     def close(self, report: str) -> None:
@@ -578,23 +580,11 @@ class Editor:
             self.line = characters([*self.history, self.draft][self.place])
             self.cursor = len(self.line)
 
-    def word_start(self, is_part: Callable[[str], bool]) -> int:
-        """Return where the word before the cursor starts."""
-        place = self.cursor
-        while place and not is_part(self.line[place - 1]):
-            place -= 1
-        while place and is_part(self.line[place - 1]):
-            place -= 1
-        return place
-
-    def word_end(self) -> int:
-        """Return where the word behind the cursor ends."""
-        place = self.cursor
-        while place < len(self.line) and not is_letter(self.line[place]):
-            place += 1
-        while place < len(self.line) and is_letter(self.line[place]):
-            place += 1
-        return place
+    def word(self, step: int, pattern: str = r"\W*\w*") -> int:
+        """Return where the word before the cursor starts (-1), or the one behind it ends (1)."""
+        way = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
+        letters = "".join(character[0] for character in way)
+        return self.cursor + step * len(re.findall(pattern, letters)[0])
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of so many columns, with the cursor in its place.
@@ -645,11 +635,6 @@ def fit(line: list[str], columns: int) -> list[str]:
     return line
 
 
-def is_letter(character: str) -> bool:
-    """Return whether a character is part of a word."""
-    return character[0].isalnum()
-
-
 # A key that is incomplete at the end of the data; a key that is an escape sequence (with Alt, ESC
 # stands in front), or a mouse report; text; any other control character.
 KEY = re.compile(
@@ -666,16 +651,14 @@ KEYS: dict[str, Callable[[Editor], object]] = {
     "\x1b[C \x1bOC \x06": lambda editor: editor.move(editor.cursor + 1),  # Right, Ctrl-F
     "\x1b[H \x1bOH \x1b[1~ \x1b[7~ \x01": lambda editor: editor.move(0),  # Home, Ctrl-A
     "\x1b[F \x1bOF \x1b[4~ \x1b[8~ \x05": lambda editor: editor.move(len(editor.line)),  # End
-    "\x1b[1;5D \x1bOd \x1bb": lambda editor: editor.move(editor.word_start(is_letter)),  # Alt-B
-    "\x1b[1;5C \x1bOc \x1bf": lambda editor: editor.move(editor.word_end()),  # Alt-F, Ctrl-Right
+    "\x1b[1;5D \x1bOd \x1bb": lambda editor: editor.move(editor.word(-1)),  # Alt-B
+    "\x1b[1;5C \x1bOc \x1bf": lambda editor: editor.move(editor.word(1)),  # Alt-F, Ctrl-Right
     "\x7f \x08": lambda editor: editor.delete(editor.cursor - 1),  # Backspace
     f"\x1b[3~ {CTRL_D}": lambda editor: editor.delete(editor.cursor + 1),  # Delete
     "\x15": lambda editor: editor.kill(0),  # Ctrl-U
     "\x0b": lambda editor: editor.kill(len(editor.line)),  # Ctrl-K
-    "\x17": lambda editor: editor.kill(
-        editor.word_start(lambda char: not char.isspace())
-    ),  # Ctrl-W
-    "\x1bd": lambda editor: editor.kill(editor.word_end()),  # Alt-D
+    "\x17": lambda editor: editor.kill(editor.word(-1, r"\s*\S*")),  # Ctrl-W
+    "\x1bd": lambda editor: editor.kill(editor.word(1)),  # Alt-D
     "\x19": lambda editor: editor.insert(editor.killed),  # Ctrl-Y
     "\x1b[A \x1bOA \x10": lambda editor: editor.recall(-1),  # Up, Ctrl-P
     "\x1b[B \x1bOB \x0e": lambda editor: editor.recall(1),  # Down, Ctrl-N
@@ -785,19 +768,6 @@ def prepare_files() -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
 
 
-def make_screen(color: str) -> Screen:
-    """Return the screen, with a line editor if stdin and stdout are a terminal that can show it."""
-    stdout = sys.stdout
-    colorama.just_fix_windows_console()
-    # colorama replaces stdout where the console knows no escape sequences.
-    smart = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
-    auto = smart and os.isatty(1) and not os.environ.get("NO_COLOR")
-    colored = color == "always" or (color == "auto" and auto)
-    editing = smart and os.isatty(0) and os.isatty(1)
-    terminal = Terminal() if editing and sys.platform != "win32" else None
-    return Screen(Editor() if editing else None, terminal, os.isatty(0), colored)
-
-
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
     """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries only one address of a name.
 
@@ -838,11 +808,11 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 
 def host(text: str) -> str:
     """Return the HOST that the command line names. Raises ArgumentTypeError, with advice."""
-    if not text:
-        raise argparse.ArgumentTypeError("HOST is empty")
     if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):
-        name, _, _ = text.rpartition(":")
-        raise argparse.ArgumentTypeError(f"write {name}, and ports as --push-port and --sub-port")
+        advice = f"write {text.rpartition(':')[0]}, and the ports as --push-port and --sub-port"
+        raise argparse.ArgumentTypeError(advice)
+    if not re.fullmatch(r"[a-zA-Z0-9:\[][a-zA-Z0-9.:%_\[\]-]*", text):  # what libzmq takes
+        raise argparse.ArgumentTypeError(f"not a host name or address: {text!r}")
     return text
 
 
@@ -861,14 +831,8 @@ def parse_options() -> argparse.Namespace:
         epilog="example: python client.py localhost --user ken",
     )
     add = parser.add_argument
-    add(
-        "host",
-        metavar="HOST",
-        nargs="?",
-        type=host,
-        default="localhost",
-        help="the server (%(default)s)",
-    )
+    add("host", metavar="HOST", nargs="?", type=host, default="localhost",
+        help="the server (%(default)s)")  # fmt: skip
     add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
     add("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal")
     add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
@@ -880,22 +844,19 @@ def parse_options() -> argparse.Namespace:
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     """Make the sockets, and chat until the input ends. Return what may not have been delivered.
 
-    Raises ValueError if HOST is none, and OSError if the key cannot be used, or stdout fails.
+    Raises OSError if the key cannot be used, or stdout fails.
     """
     context = zmq.Context()
     push, sub = make_sockets(context, ":" in options.host, options.key)
     connection = Connection(push, sub, options.host, screen.interactive)
-    try:
-        sub.connect(f"tcp://{options.host}:{options.sub_port}")
-        push.connect(f"tcp://{options.host}:{options.push_port}")
-    except (zmq.ZMQError, UnicodeError):
-        raise ValueError(f"not a host name or address: {options.host}") from None
-    stdin = Stdin(screen.editor or Splitter())
+    sub.connect(f"tcp://{options.host}:{options.sub_port}")
+    push.connect(f"tcp://{options.host}:{options.push_port}")
+    read = functools.partial(os.read, 0, MAX_LINE)
     if screen.terminal:
         screen.terminal.take()
-    read = functools.partial(os.read, 0, MAX_LINE)
-    if sys.platform == "win32" and screen.editor:
+    elif sys.platform == "win32" and screen.editor:
         read = read_console
+    stdin = Stdin(screen.editor or Splitter())
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     chat(stdin, connection, outbox, screen)
     # Lines without an echo may still be on their way. A name service that hangs takes longer.
@@ -914,16 +875,14 @@ def main() -> int:
     except OSError as error:
         os.write(2, f"client.py: {error}; raise the limit of open files: ulimit -n\n".encode())
         return 1
-    screen, outbox = make_screen(options.color), Outbox(options.user)
+    screen, outbox = Screen(options.color), Outbox(options.user)
     handle_signals(screen, outbox)
     try:
-        report, status = run(options, screen, outbox), 1
-    except ValueError as error:
-        report, status = str(error), 2
+        report = run(options, screen, outbox)
     except OSError as error:
-        report, status = str(error), 1
+        report = str(error)
     screen.close(report)
-    return status if report else 0
+    return int(bool(report))
 
 
 if __name__ == "__main__":
