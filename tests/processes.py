@@ -84,10 +84,13 @@ class Script:
             self.stderr += line.decode().replace("\r\n", "\n")
 
     def wait_stderr(self, pattern: str) -> "re.Match[str]":
-        """Wait until stderr has what matches pattern."""
-        wait_for(lambda: re.search(pattern, self.stderr), lambda: (pattern, self.stderr))
+        """Wait until stderr has what matches pattern; fail if the script ends without it."""
+        wait_for(
+            lambda: not self.reader.is_alive() or re.search(pattern, self.stderr),
+            lambda: (pattern, self.stderr),
+        )
         match = re.search(pattern, self.stderr)
-        assert match
+        assert match, (pattern, self.stderr)
         return match
 
     def wait(self) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import random
 import re
 import shutil
@@ -33,6 +34,8 @@ from processes import (
     two_people_chat,
     write,
 )
+
+import server as server_script
 
 slow = pytest.mark.slow
 
@@ -149,23 +152,40 @@ SERVER_DAMAGE = {
     "key_secret of another": ("key_secret", lambda file: replace(file, "chat.key_secret")),
     "key_secret is public": ("key_secret", lambda file: replace(file, "chat.key")),
 }
-CLIENT_DAMAGE = DAMAGE | {
+CLIENT_DAMAGE = {name: DAMAGE[name] for name in ("missing", "noise", "without keys", "not Z85")} | {
     "not ASCII": lambda file: edit(file, r'c-key = ".{5}', 'c-key = "äöüßÿ'),
     "too long": lambda file: edit(file, r'c-key = "', 'c-key = "aaaaa'),
 }
 
 
 @pytest.mark.parametrize(("suffix", "damage"), SERVER_DAMAGE.values(), ids=SERVER_DAMAGE)
-def test_the_server_refuses_damaged_keys(
-    start: Start, key: Path, suffix: str, damage: Damage
-) -> None:
+def test_damaged_keys_are_refused(key: Path, suffix: str, damage: Damage) -> None:
     damage(key.with_suffix(f".{suffix}"))
     before = contents(key.parent)
+    files = re.escape(f"{key} and {key}_secret")
+    with pytest.raises(ValueError, match=f"^--key: cannot use {files}: .+$"):
+        server_script.load_keys(str(key.with_suffix("")))
+    assert contents(key.parent) == before
+
+
+@pytest.mark.parametrize("name", ["", "missing/chat", "file/chat", "sub/", "x" * 300])
+def test_a_name_that_cannot_be_used_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "umask", lambda mask: mask)
+    with pytest.raises(ValueError, match=r"^--key: cannot use .+$"):
+        server_script.load_keys(name)
+    assert {file.name for file in tmp_path.rglob("*")} == {"sub", "file"}
+
+
+def test_the_server_refuses_keys_in_one_line(start: Start, key: Path) -> None:
+    key.unlink()
     script = start("server.py", "--key", key, *server_options((0, 0)))
     assert script.wait() == 1
-    files = re.escape(f"{key} and {key}_secret")
-    assert re.fullmatch(rf"server\.py: --key: cannot use {files}: .+\n", script.stderr)
-    assert contents(key.parent) == before
+    assert re.fullmatch(r"server\.py: --key: cannot use .+\n", script.stderr)
 
 
 @pytest.mark.parametrize("damage", CLIENT_DAMAGE.values(), ids=CLIENT_DAMAGE)
@@ -176,16 +196,6 @@ def test_the_client_refuses_a_damaged_key(
     done = run_client(server.ports, b"hello\n", "--user", "k", "--key", key)
     assert (done.stdout, done.returncode) == (b"", 1)
     assert re.fullmatch(rb"client\.py: --key: .*chat\.key.*\n", done.stderr)
-
-
-@pytest.mark.parametrize("name", ["", "missing/chat", "file/chat", "sub/", "x" * 300])
-def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, name: str) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "file").touch()
-    script = start("server.py", f"--key={name}", *server_options((0, 0)), cwd=tmp_path)
-    assert script.wait() == 1
-    assert re.fullmatch(r"server\.py: --key: .+\n", script.stderr)
-    assert {file.name for file in tmp_path.rglob("*")} == {"sub", "file"}
 
 
 def test_a_libzmq_without_curve_is_reported(start: Start, tmp_path: Path) -> None:

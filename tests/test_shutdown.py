@@ -24,7 +24,6 @@ slow = pytest.mark.slow
 both_signals = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 
 
-
 # SIGINT or SIGTERM ends the server with status 0: within a second if no line comes, and within
 # three in a flood, whatever subscribers do.
 
@@ -186,7 +185,7 @@ def test_signals_may_come_again_and_again(server: Script, pause: float) -> None:
 
 
 def test_a_second_signal_may_come_at_any_moment(start_server: StartServer) -> None:
-    servers = [start_server() for _ in range(10)]
+    servers = [start_server() for _ in range(6)]
     for server in servers:
         server.process.send_signal(signal.SIGINT)
     for number, server in enumerate(servers):
@@ -250,3 +249,21 @@ def test_sigbreak_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
     shutdown = server_script.Shutdown()
     server_script.handle_signals(shutdown)
     assert handled[signal.SIGUSR1] == shutdown.request
+
+
+# After a server was killed, another one can have its ports at once, and its clients come back.
+
+
+def test_clients_come_back_to_a_server_that_was_started_again(
+    start_server: StartServer, server: Script, join: Join
+) -> None:
+    peer = join(server.ports)
+    server.kill()
+    start_server(ports=server.ports)
+
+    def is_back() -> bool:
+        peer.push.send(line_of("k", "back"))
+        return bool(peer.sub.poll(50))
+
+    wait_for(is_back, lambda: "no connection")
+    assert peer.receive() == message_of("k", "back")

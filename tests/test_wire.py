@@ -227,4 +227,4 @@ def test_every_version_of_the_protocol_is_understood(
     with push, sub:
         assert peer.receive() == message_of("ken", "hello")
         peer.chat("to all")
-        assert zmtp.receive_until_quiet(sub)[0].endswith(frame(message_of("k", "to all")))
+        assert zmtp.receive_until_quiet(sub, 0.1)[0].endswith(frame(message_of("k", "to all")))

@@ -101,7 +101,7 @@ def speak(ports: tuple[int, int], dialect: str, line: bytes) -> tuple[socket.soc
         socks.append(socket.create_connection(("127.0.0.1", port)))
         with contextlib.suppress(ConnectionError):
             socks[-1].sendall(handshake)
-            receive_until_quiet(socks[-1], 0.1)  # Only then is the server ready.
+            receive_until_quiet(socks[-1], 0.05)  # Only then is the server ready.
             socks[-1].sendall(to_frame(body))
     return socks[0], socks[1]
 
