@@ -1,0 +1,170 @@
+"""Draw the picture on top of the README: `python tests/picture.py` writes .github/picture.svg.
+
+The real server and two real clients play a short session on two terminals. The picture shows what
+both screens hold at its end: characters, colours and cursors.
+"""
+
+import contextlib
+import itertools
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from html import escape
+
+import pyte
+import terminal
+from processes import ROOT, Script, free_port, port_options, python, server_options, wait_bound
+
+COLUMNS, ROWS = 58, 14  # of each terminal
+PICTURE = ROOT / ".github" / "picture.svg"
+
+# Pixels. A cell is as wide as the characters of most monospace fonts: 0.6 times the font size.
+FONT_SIZE, WIDE_FONT_SIZE, CELL, LINE = 15, 17, 9, 21
+PADDING, BAR, RADIUS, GAP, MARGIN = 15, 34, 10, 18, 1
+WIDTH, HEIGHT = COLUMNS * CELL + 2 * PADDING, BAR + ROWS * LINE + 2 * PADDING
+
+# The window is lighter than a dark page, and has a border.
+FILL, BAR_FILL, BORDER, BUTTON, TITLE = "#1c212b", "#2a303c", "#444c5a", "#596273", "#aab3c0"
+COLORS = {"default": "#dde2e9", "cyan": "#4fd3dc"}
+FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+
+CONNECTED = "client.py: connected to localhost"
+TYPED_MEANWHILE = "did you miss anything?"
+HALF_TYPED = "and what if you write to me while I am typ"
+
+
+# The session.
+
+
+@contextlib.contextmanager
+def serve(ports: tuple[int, int]) -> Iterator[None]:
+    """Run server.py."""
+    command = python("server.py", *server_options(ports))
+    server = Script(subprocess.Popen(command, stderr=subprocess.PIPE))
+    try:
+        wait_bound(server)
+        yield
+    finally:
+        server.terminate()
+
+
+@contextlib.contextmanager
+def join(user: str, ports: tuple[int, int]) -> Iterator[terminal.Terminal]:
+    """Run client.py on a terminal. Wait until it is connected."""
+    command = python("client.py", "localhost", "--user", user, *port_options(ports))
+    window = terminal.Terminal(*command, "--color", "always", columns=COLUMNS, rows=ROWS)
+    try:
+        window.wait_rows(CONNECTED)
+        yield window
+    finally:
+        window.close()
+
+
+def play() -> str:
+    """Have two people chat, and the server restart meanwhile. Return the picture."""
+    ports = free_port(), free_port()
+    with contextlib.ExitStack() as stack:
+        with serve(ports):
+            ken, ann = (stack.enter_context(join(user, ports)) for user in ("ken", "ann"))
+
+            def say(user: str, text: str, *typed: str) -> None:
+                (ken if user == "ken" else ann).type(f"{text}\r")
+                ken.wait_rows(f"{user}> {text}", *typed)
+                ann.wait_rows(f"{user}> {text}")
+
+            say("ken", "good morning, anyone up?")
+            say("ann", "おはよう、ken 👋")
+            say("ken", "и по-русски можно?")
+            say("ann", "конечно, всё дойдёт")
+            say("ken", "great! restarting the server, hold on")
+
+        for window in (ken, ann):
+            window.wait_text("noserveratlocalhost.*whenitisback$")
+        ken.type(f"{TYPED_MEANWHILE}\r")
+        ken.wait_rows(TYPED_MEANWHILE)
+        # A message reaches only those who are connected: ann has to be the first to come back.
+        ken.process.send_signal(signal.SIGSTOP)
+
+        with serve(ports):
+            ann.wait_rows(CONNECTED)
+            ken.process.send_signal(signal.SIGCONT)
+            for window in (ken, ann):
+                window.wait_rows(CONNECTED, f"ken> {TYPED_MEANWHILE}")
+            say("ann", "not a line: yours came once the server was back")
+            ken.type(HALF_TYPED)
+            ken.wait_rows(HALF_TYPED)
+            say("ann", "do not mind me, just keep typing", HALF_TYPED)
+            ken.wait_cursor(HALF_TYPED, len(HALF_TYPED))
+            ann.wait_cursor("", 0)
+            return draw({"ken": ken.screen, "ann": ann.screen})
+
+
+# The picture.
+
+
+def draw(screens: dict[str, pyte.Screen]) -> str:
+    """Draw titled windows side by side, as SVG."""
+    width, height = len(screens) * (WIDTH + GAP) - GAP + 2 * MARGIN, HEIGHT + 2 * MARGIN
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        f' viewBox="0 0 {width} {height}" font-family="{FONTS}" font-size="{FONT_SIZE}">',
+        f"<title>The terminals of {' and '.join(screens)}, who chat</title>",
+    ]
+    for n, (title, screen) in enumerate(screens.items()):
+        lines.append(f'<g transform="translate({MARGIN + n * (WIDTH + GAP)} {MARGIN})">')
+        lines += [*draw_frame(title), *draw_screen(screen), "</g>"]
+    return "\n".join([*lines, "</svg>\n"])
+
+
+def draw_frame(title: str) -> Iterator[str]:
+    """Draw a window without its content."""
+    frame = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="{RADIUS}"'
+    corner = f"A{RADIUS} {RADIUS} 0 0 1"
+    yield f'{frame} fill="{FILL}"/>'
+    yield (
+        f'<path d="M0 {BAR}V{RADIUS}{corner} {RADIUS} 0H{WIDTH - RADIUS}{corner} {WIDTH} {RADIUS}'
+        f'V{BAR}Z" fill="{BAR_FILL}"/>'
+    )
+    yield f'{frame} fill="none" stroke="{BORDER}"/>'
+    for n in range(3):
+        yield f'<circle cx="{PADDING + 6 + n * 20}" cy="{BAR // 2}" r="6" fill="{BUTTON}"/>'
+    yield (
+        f'<text x="{WIDTH // 2}" y="{BAR // 2 + 5}" text-anchor="middle" font-weight="bold"'
+        f' fill="{TITLE}">{escape(title)}</text>'
+    )
+
+
+def draw_screen(screen: pyte.Screen) -> Iterator[str]:
+    """Draw the cursor and the rows."""
+    top, cursor = BAR + PADDING, screen.cursor
+    yield (
+        f'<rect x="{PADDING + cursor.x * CELL}" y="{top + cursor.y * LINE + 1}"'
+        f' width="{CELL}" height="{LINE - 2}" fill="{COLORS["default"]}"/>'
+    )
+    for y in range(ROWS):
+        yield from draw_row(screen.buffer[y], top + y * LINE + FONT_SIZE)
+
+
+def draw_row(row: Mapping[int, pyte.screens.Char], baseline: int) -> Iterator[str]:
+    """Draw a row word by word: its columns stay aligned in a font of any width.
+
+    A wide character, which has an empty cell behind it, is a word, and is drawn amid its two cells.
+    """
+
+    def word(x: int) -> tuple[str, bool, int]:
+        return row[x].fg, row[x].data == " ", 0 if row[x + 1].data else x + 1
+
+    columns = [x for x in range(COLUMNS) if row[x].data]
+    for (color, is_space, middle), cells in itertools.groupby(columns, word):
+        first, *others = cells
+        place = f'x="{PADDING + first * CELL}" textLength="{(1 + len(others)) * CELL}"'
+        if middle:
+            x = PADDING + middle * CELL
+            place = f'x="{x}" text-anchor="middle" font-size="{WIDE_FONT_SIZE}"'
+        if not is_space:
+            text = escape("".join(row[x].data for x in (first, *others)))
+            yield f'<text {place} y="{baseline}" fill="{COLORS[color]}">{text}</text>'
+
+
+if __name__ == "__main__":
+    PICTURE.write_text(play(), encoding="utf-8")
