@@ -1,26 +1,35 @@
-"""Measure this server and client beside what they are compared with: `python tests/benchmark.py`.
+"""Measure the chat beside other programs, and print Markdown tables: `python tests/benchmark.py`.
 
-The load comes from plain TCP sockets that speak ZMTP 3.1 by themselves: lines are put together
-beforehand and messages only counted, at most 2,000 times a second, so that on two cores nearly all
-the time is the servers'. One reader of each run keeps what it receives, and its order is checked.
+The load is light, so that two cores work for the programs nearly all the time. It is one process
+with plain TCP sockets: a thread sends bytes that were made beforehand, and a loop counts bytes,
+2,000 times a second at most. One reader's bytes are kept, to check the order of the lines.
 
-Rates are lines per second from the first one sent to the last one delivered. Latency is that of a
-single line, from sending it to its arrival at the reader that connected last. The servers take
-turns at it, a few lines each, while all of them run.
+All programs get the same lines, each in its own protocol: ZMTP, or that of NATS, of Redis, or MQTT
+with QoS 0. NATS, Redis and Mosquitto take part where they are installed, with their default limits.
+This server and the plain port of the talk parse each line and publish its message. All others pass
+the line on as it is.
 
-What a key costs is compared apart, by ready-made peers, since the plain sockets encrypt nothing.
-These take most of the time themselves at one reader, so compare their rates with each other alone.
+- Lines per second: from the first line sent to the last one delivered. Lost lines do not count.
+- Lost: the share of all deliveries that did not come.
+- Latency: of a line sent alone, until all readers have it. The programs take turns at this.
 
-Machines are noisy, so the programs take turns for several rounds. Each figure is the median of the
-rounds, what was lost and the memory are the worst of them, and a comparison is the median of the
-ratios of one round each.
+The programs take turns for several rounds; one reader of two that never reads is tried once. A
+figure is the median of the rounds; the loss, the memory and the longest wait are the worst of them.
+In parentheses: the first row's figure as a multiple of that one, the median of the rounds' ratios.
+Compare figures of one run only, since a machine is faster at one time than at another.
 """
 
+import argparse
 import contextlib
+import functools
 import itertools
+import json
+import operator
 import os
 import re
+import resource
 import selectors
+import shutil
 import socket
 import statistics
 import subprocess
@@ -29,455 +38,384 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import zmq
 import zmq.auth
+import zmtp
 
 HERE = Path(__file__).parent
+ASCII = b'{"user": "kenneth", "message": "this is line %08d of very many"}'
+LETTERS = '{"user": "zoé", "message": "voilà la ligne %08d, ещё одна строка"}'.encode()
+LINES = {1: 1_000_000, 10: 300_000, 100: 50_000, 1_000: 6_000}  # by the number of readers
+STALLED_LINES = 600_000  # sent to two readers, one of which never reads
+CLIENT_LINES = 200_000  # piped through a client
+TURNS = 20  # at the latency
+REST = 0.0005  # seconds between two looks at the readers, each of which interrupts the programs
+SETTLE = 0.5  # seconds until the last subscription is in effect
+QUIET = 1.0  # seconds without a byte after which no more is expected
+START_TIMEOUT = 10  # seconds until a program listens
+DISCARD = getattr(
+    socket, "MSG_TRUNC", 0
+)  # Linux then counts what a socket has, and copies nothing.
+
+Hello = tuple[bytes, bytes, bytes]  # what to say first, the answer, and what to say after it
+Encode = Callable[[bytes], bytes]
+
+
+# The programs.
+
+
+class Program(NamedTuple):
+    """A program, and how to speak to it."""
+
+    command: list[str]  # {0} and {1} are the ports of writers and readers, {0} alone is for both
+    writer: Hello
+    reader: Hello
+    sent: Encode  # a line as a writer sends it
+    received: Encode  # a line as a reader gets it
+    share: float = 1.0  # of the lines that the others are sent, since it is slow
+
+
+def message(line: bytes) -> bytes:
+    """Return the frame of the message that the chat makes of a line."""
+    payload = json.loads(line)
+    return zmtp.frame(f"{payload['user']}> \x1b[36m{payload['message']}\x1b[0m".encode())
+
+
+def zmq_program(received: Encode, script: str, *args: str) -> Program:
+    """Return a program that is a script here, with PULL and PUB."""
+    push, sub = (zmtp.GREETING + zmtp.ready(kind) for kind in (b"PUSH", b"SUB"))
+    return Program(
+        [sys.executable, str(HERE / script), *args],
+        (push, b"PULL", b""),
+        (sub, b"PUB", zmtp.SUBSCRIBE_ALL),
+        zmtp.frame,
+        received,
+    )
+
+
+def mqtt(line: bytes) -> bytes:
+    """Return the packet of a line of up to 121 bytes."""
+    return bytes([0x30, 6 + len(line)]) + b"\0\4chat" + line
+
+
+MQTT_CONNECT = b"\x10\x0c\0\4MQTT\4\2\0\0\0\0"
+NATS_CONNECT = b'CONNECT {"verbose":false}\r\n'
+OURS, LOOP, FORWARDER = "this server", "bare pyzmq loop", "libzmq's forwarder"
 PROGRAMS = {
-    "this server": [str(HERE.parent / "server.py"), "--pull-port={0}", "--pub-port={1}"],
-    "version 1.0": [],  # filled in by version_1
-    "plain port": [str(HERE / "plain.py"), "server", "{0}", "{1}"],
-    "raw forwarder": [str(HERE / "plain.py"), "forwarder", "{0}", "{1}"],
+    OURS: zmq_program(message, "../server.py", "--pull-port={0}", "--pub-port={1}"),
+    "plain port": zmq_program(message, "reference.py", "server", "{0}", "{1}")._replace(share=0.2),
+    LOOP: zmq_program(zmtp.frame, "reference.py", "loop", "{0}", "{1}"),
+    FORWARDER: zmq_program(zmtp.frame, "reference.py", "forwarder", "{0}", "{1}"),
+    "NATS": Program(
+        ["nats-server", "--addr=127.0.0.1", "--port={0}"],
+        (NATS_CONNECT + b"PING\r\n", b"PONG", b""),
+        (NATS_CONNECT + b"SUB chat 1\r\nPING\r\n", b"PONG", b""),
+        lambda line: b"PUB chat %d\r\n%b\r\n" % (len(line), line),
+        lambda line: b"MSG chat 1 %d\r\n%b\r\n" % (len(line), line),
+    ),
+    "Redis": Program(
+        ["redis-server", "--bind", "127.0.0.1", "--port", "{0}", "--save", ""],
+        (b"PING\r\n", b"PONG", b"CLIENT REPLY OFF\r\n"),
+        (b"SUBSCRIBE chat\r\n", b":1\r\n", b""),
+        lambda line: b"*3\r\n$7\r\nPUBLISH\r\n$4\r\nchat\r\n$%d\r\n%b\r\n" % (len(line), line),
+        lambda line: b"*3\r\n$7\r\nmessage\r\n$4\r\nchat\r\n$%d\r\n%b\r\n" % (len(line), line),
+    ),
+    "Mosquitto": Program(
+        ["mosquitto", "-p", "{0}"],
+        (MQTT_CONNECT, b"\x20\2\0\0", b""),
+        (MQTT_CONNECT + b"\x82\x09\0\1\0\4chat\0", b"\x90\3\0\1\0", b""),
+        mqtt,
+        mqtt,
+        share=0.02,
+    ),
 }
-VERSION_1 = "25ff3cf:server.py"  # in git: the server of version 1.0
-LINES = {1: 1_500_000, 10: 600_000, 100: 60_000}  # by the number of readers
-ROUNDS = 5
-TURNS = 20  # in which the latency is measured
-REST = 0.0005  # seconds between two looks at the readers: not at each packet, which interrupts much
-STALLED_LINES = 600_000  # with one reader of two that never reads
-GREETING = b"\xff" + bytes(8) + b"\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
-KEY_LINES = {1: 100_000, 10: 20_000}  # with a key and without, by the number of readers
-QUIET = 1.0  # seconds without a message after which no more is expected
-
-Command = list[str]
 
 
-def progress(text: str) -> None:
-    """Say on stderr what is being measured."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def version_1() -> Iterator[None]:
-    """Have the server of version 1.0 among the programs, if git has it."""
-    shown = None
-    with contextlib.suppress(OSError):
-        command = ["git", "-C", str(HERE), "show", VERSION_1]
-        shown = subprocess.run(command, capture_output=True)
-    if not shown or shown.returncode:
-        progress(f"version 1.0 is left out: git does not have {VERSION_1}")
-        del PROGRAMS["version 1.0"]
-        yield
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        script = Path(directory, "server.py")
-        script.write_bytes(shown.stdout)
-        PROGRAMS["version 1.0"] = [str(script), "--pull-port={0}", "--pub-port={1}"]
-        yield
-
-
-def zmtp_connect(port: int, kind: bytes) -> socket.socket:
-    """Return a TCP socket that has shaken hands as a ZMTP peer of a kind, PUSH or SUB."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            sock = socket.create_connection(("127.0.0.1", port))
-            break
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+def connect(port: int, hello: Hello) -> socket.socket:
+    """Return a socket after the hello."""
+    first, answer, second = hello
+    sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    ready = b"\5READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
-    sock.sendall(GREETING + b"\4" + bytes([len(ready)]) + ready)
+    sock.sendall(first)
     heard = b""
-    while not re.search(b"READY.*P(ULL|UB)", heard, re.DOTALL):
+    while answer not in heard:
         heard += sock.recv(1_000)
-    if kind == b"SUB":
-        sock.sendall(b"\0\1\1")  # subscribed to everything
+    sock.sendall(second)
     return sock
 
 
-def frame(body: bytes) -> bytes:
-    """Return a ZMTP frame."""
-    size = bytes([0, len(body)]) if len(body) < 256 else b"\2" + len(body).to_bytes(8, "big")
-    return size + body
-
-
-def line(number: int) -> bytes:
-    """Return the frame of a line."""
-    return frame(b'{"user": "kenneth", "message": "this is line %08d of very many"}' % number)
-
-
-def message(number: int, program: str) -> bytes:
-    """Return the frame of what a program makes of it. All are of one size."""
-    if program == "raw forwarder":
-        return line(number)
-    return frame(b"kenneth> \x1b[36mthis is line %08d of very many\x1b[0m" % number)
-
-
 @contextlib.contextmanager
-def running(program: str) -> Iterator[tuple["subprocess.Popen[bytes]", int, int]]:
-    """Run a server on free ports; give its process and the (PULL, PUB) ports."""
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        ports = one.getsockname()[1], two.getsockname()[1]
-    command = [sys.executable, *(part.format(*ports) for part in PROGRAMS[program])]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+def running(command: list[str]) -> Iterator[tuple[int, list[int]]]:
+    """Run a program on free ports; give its process id and the ports of writers and readers."""
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
+        ports = [sock.getsockname()[1] for sock in (one, other)]
+    argv = [part.format(*ports) for part in command]
+    used = ports if "{1}" in " ".join(command) else ports[:1]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(argv, stdin=null, stdout=null, stderr=null) as process:
         try:
-            yield process, *ports
+            deadline = time.monotonic() + START_TIMEOUT
+            for port in used:
+                while socket.socket().connect_ex(("127.0.0.1", port)):
+                    if time.monotonic() > deadline:
+                        sys.exit(f"does not listen: {' '.join(argv)}")
+                    time.sleep(0.01)
+            yield process.pid, [used[0], used[-1]]
         finally:
             process.kill()
 
 
-def peak_memory(pid: int) -> float | None:
-    """Return the most memory that a process has used, in MB, where the system tells."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-        return int(found[1]) / 1_000 if found else None
-    return None
+class Chat(NamedTuple):
+    """A running program, and who is connected to it."""
 
-
-@dataclass
-class Delivery:
-    """What readers got of a number of lines."""
-
-    seconds: float
-    counts: list[int]
-    in_order: bool
-    longest_gap: float  # seconds in which the first reader got nothing
-
-
-def deliver(
-    push: socket.socket, readers: list[socket.socket], lines: bytes, count: int, program: str
-) -> Delivery:
-    """Send lines, and count what the readers get until all have all, or all is quiet."""
-    size = len(message(0, program))
-    selector = selectors.DefaultSelector()
-    for number, reader in enumerate(readers):
-        selector.register(reader, selectors.EVENT_READ, number)
-    sender = threading.Thread(target=push.sendall, args=(lines,))
-    received = [0] * len(readers)
-    kept = bytearray()
-    buffer = memoryview(bytearray(1 << 20))
-    full = 0
-    longest_gap = 0.0
-    began = last = last_of_first = time.perf_counter()
-    sender.start()
-    while full < len(readers):
-        time.sleep(REST)
-        ready = selector.select(QUIET)
-        if not ready and not sender.is_alive():
-            break
-        for key, _ in ready:
-            got = key.fileobj.recv_into(buffer)  # type: ignore[union-attr]
-            last = time.perf_counter()
-            if key.data == 0:
-                kept += buffer[:got]
-                longest_gap = max(longest_gap, last - last_of_first)
-                last_of_first = last
-            was_full = received[key.data] >= count * size
-            received[key.data] += got
-            full += received[key.data] >= count * size and not was_full
-    sender.join()
-    numbers = [int(digits) for digits in re.findall(rb"line (\d{8}) of", kept)]
-    in_order = all(one < other for one, other in itertools.pairwise(numbers))
-    counts = [min(got // size, count) for got in received]
-    return Delivery(last - began, counts, in_order, longest_gap)
-
-
-def latencies(push: socket.socket, readers: list[socket.socket], samples: int) -> list[float]:
-    """Return how long single lines took to reach the last reader, in seconds."""
-    times = []
-    for number in range(samples):
-        began = time.perf_counter()
-        push.sendall(line(number))
-        readers[-1].recv(1_000)
-        times.append(time.perf_counter() - began)
-        for reader in readers[:-1]:
-            reader.recv(1_000)
-    return times
-
-
-@dataclass
-class Result:
-    """A row of the table."""
-
-    rate: float
-    delivered: float  # per second
-    lost: float  # of all deliveries
-    median: float  # of the latency, seconds
-    worst: float  # its 99th percentile
-    memory: float | None
-
-
-@dataclass
-class Peers:
-    """A running server, and who is connected to it."""
-
+    program: Program
     pid: int
-    push: socket.socket
+    writer: socket.socket
     readers: list[socket.socket]
+
+    def peak_memory(self) -> float:
+        """Return the most memory that the program has used, in MB; NaN where no /proc tells."""
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{self.pid}/status").read_text()
+            return int(status.partition("VmHWM:")[2].split()[0]) / 1_000
+        return float("nan")
 
 
 @contextlib.contextmanager
-def talking(program: str, readers: int) -> Iterator[Peers]:
-    """Run a server, and give it with a writer and a number of readers."""
-    with running(program) as (process, pull_port, pub_port), contextlib.ExitStack() as stack:
-        subs = [stack.enter_context(zmtp_connect(pub_port, b"SUB")) for _ in range(readers)]
-        push = stack.enter_context(zmtp_connect(pull_port, b"PUSH"))
-        yield Peers(process.pid, push, subs)
+def chatting(name: str, readers: int) -> Iterator[Chat]:
+    """Run a program, and give it with a writer and a number of readers."""
+    program = PROGRAMS[name]
+    with running(program.command) as (pid, ports), contextlib.ExitStack() as stack:
+        writer = stack.enter_context(connect(ports[0], program.writer))
+        subs = [stack.enter_context(connect(ports[1], program.reader)) for _ in range(readers)]
+        yield Chat(program, pid, writer, subs)
 
 
-def measure(readers: int, lines: bytes) -> dict[str, Result]:
-    """Measure the servers, by program, with a number of readers each."""
-    count = LINES[readers]
-    sent = lines[: count * len(line(0))]
-    few = 150 // (2 + readers // 10)
-    results = {}
-    with contextlib.ExitStack() as stack:
-        peers = {program: stack.enter_context(talking(program, readers)) for program in PROGRAMS}
-        time.sleep(0.5)  # for the last subscription to take effect
-        samples: dict[str, list[float]] = {program: [] for program in PROGRAMS}
-        for program in TURNS * list(PROGRAMS):
-            samples[program] += latencies(peers[program].push, peers[program].readers, few)
-        for program, its in peers.items():
-            result = deliver(its.push, its.readers, sent, count, program)
-            if not result.in_order:
-                sys.exit(f"{program}: messages out of order")
-            delivered = sum(result.counts)
-            results[program] = Result(
-                rate=count / result.seconds,
-                delivered=delivered / result.seconds,
-                lost=1 - delivered / (count * readers),
-                median=statistics.median(samples[program]),
-                worst=statistics.quantiles(samples[program], n=100)[-1],
-                memory=peak_memory(its.pid),
-            )
-    return results
+# Measure.
+
+RATE, LOST, MEMORY = "lines per second", "lost", "memory, MB"
+LATENCY, LATENCY_99 = "latency, median, ms", "latency, 99 %, ms"
+WAIT = "longest wait, s"  # of the first reader
+FORMATS = {RATE: ",.0f", LOST: ".2%", LATENCY: ".2f", LATENCY_99: ".2f", MEMORY: ".0f", WAIT: ".2f"}
+Figures = dict[str, float]  # by these names
+Results = dict[tuple[str, int], list[Figures]]  # of all rounds, by program and number of readers
 
 
-def measure_stalled(program: str, lines: bytes, count: int) -> tuple[Delivery, float | None]:
-    """Measure what one reader gets while another never reads."""
-    with talking(program, 2) as peers:
-        time.sleep(0.5)  # for the last subscription to take effect
-        sent = lines[: count * len(line(0))]
-        result = deliver(peers.push, peers.readers[:1], sent, count, program)
-        return result, peak_memory(peers.pid)
+@functools.cache
+def bytes_to_send(encode: Encode, text: bytes) -> memoryview:
+    """Return the most lines that are ever sent. All are of one size."""
+    return memoryview(b"".join(encode(text % number) for number in range(max(LINES.values()))))
 
 
-def client_seconds(ports: tuple[int, int], typed: bytes) -> float:
-    """Return how long client.py takes for what is typed, to the last echo."""
-    options = [f"--push-port={ports[0]}", f"--sub-port={ports[1]}"]
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "client.py"), *options],
-        input=typed,
-        capture_output=True,
-        check=True,
-    )
-    if done.stdout.count(b"\n") != typed.count(b"\n"):
-        sys.exit("client.py: not all lines came back")
-    return time.perf_counter() - began
-
-
-def measure_clients(count: int) -> tuple[float, float, int]:
-    """Return the round trips per second of client.py and of the plain loop, and what that lost."""
-    typed = b"".join(line(number)[2:] + b"\n" for number in range(count))
-    with running("this server") as (_, *ports):
-        pair = ports[0], ports[1]
-        zmtp_connect(pair[1], b"SUB").close()  # it is there
-        ours = statistics.median(
-            client_seconds(pair, typed) - client_seconds(pair, typed[: typed.index(b"\n") + 1])
-            for _ in range(3)
-        )
-        rates = []
-        for _ in range(3):
-            plain = subprocess.run(
-                [sys.executable, str(HERE / "plain.py"), "client", *map(str, pair)],
-                input=typed,
-                capture_output=True,
-                check=True,
-            )
-            back, seconds = plain.stderr.split()
-            rates.append((int(back) / float(seconds), count - int(back)))
-    rate, lost = sorted(rates)[1]
-    return count / ours, rate, lost
-
-
-def row(*cells: object) -> str:
-    """Return a row of a Markdown table."""
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def measure_servers(lines: bytes) -> dict[tuple[str, int], list[Result]]:
-    """Return the results of all rounds, by program and number of readers."""
-    results: dict[tuple[str, int], list[Result]] = {}
-    for readers, number in itertools.product(LINES, range(ROUNDS)):
-        progress(f"{readers} readers, round {number + 1} of {ROUNDS} ...")
-        for program, result in measure(readers, lines).items():
-            results.setdefault((program, readers), []).append(result)
-    return results
-
-
-def print_servers(results: dict[tuple[str, int], list[Result]]) -> None:
-    """Print the table of the servers."""
-    print(row("server", "readers", "lines/s", "delivered/s", "lost", "median", "99 %", "memory"))
-    print(row("---", *["---:"] * 7))
-    for (program, readers), rounds in results.items():
-        memory = [result.memory for result in rounds if result.memory]
-        print(
-            row(
-                program,
-                readers,
-                f"{statistics.median(result.rate for result in rounds):,.0f}",
-                f"{statistics.median(result.delivered for result in rounds):,.0f}",
-                f"{max(result.lost for result in rounds):.1%}",
-                f"{statistics.median(result.median for result in rounds) * 1_000:.2f} ms",
-                f"{statistics.median(result.worst for result in rounds) * 1_000:.2f} ms",
-                f"{max(memory):.0f} MB" if memory else "?",
-            )
-        )
-    print()
-
-
-def print_comparisons(results: dict[tuple[str, int], list[Result]]) -> None:
-    """Print how this server compares with the others."""
-    figures: dict[str, Callable[[Result], float]] = {
-        "lines/s": lambda result: result.rate,
-        "median latency": lambda result: result.median,
-    }
-    print(row("this server, compared with", *(f"{readers} readers" for readers in LINES)))
-    print(row("---", *["---:"] * len(LINES)))
-    for other in PROGRAMS:
-        if other == "this server":
-            continue
-        for name, figure in figures.items():
-            ratios = []
-            for readers in LINES:
-                pairs = zip(results["this server", readers], results[other, readers], strict=True)
-                ratios.append(statistics.median(figure(our) / figure(its) for our, its in pairs))
-            print(row(f"{other}, {name}", *(f"{ratio:.2f}" for ratio in ratios)))
-    print()
-
-
-def print_stalled(lines: bytes) -> None:
-    """Measure one reader while another never reads, and print the table."""
-    count = STALLED_LINES
-    print(row("one reader of two never reads", "the other lost", "its longest wait", "memory"))
-    print(row("---", *["---:"] * 3))
-    for program in PROGRAMS:
-        progress(f"{program}, one reader of two never reads ...")
-        stalled, memory = measure_stalled(program, lines, count)
-        lost = 1 - sum(stalled.counts) / count
-        used = f"{memory:.0f} MB" if memory else "?"
-        print(row(program, f"{lost:.1%}", f"{stalled.longest_gap:.2f} s", used))
-    print()
-
-
-def print_clients(count: int) -> None:
-    """Measure the clients, and print the table."""
-    progress(f"clients, {count:,} lines piped ...")
-    ours, plain, plain_lost = measure_clients(count)
-    print(row(f"client, {count:,} lines piped", "round trips/s", "lost"))
-    print(row("---", "---:", "---:"))
-    print(row("client.py", f"{ours:,.0f}", 0))
-    print(row("plain loop", f"{plain:,.0f}", f"{plain_lost:,}"))
-    print(row("ratio", f"{ours / plain:.2f}", ""))
-
-
-def measure_key(directory: str | None, readers: int, count: int) -> tuple[float, float]:
-    """Return the lines per second by ready-made peers, and the share that the first reader lost.
-
-    The other readers keep only the latest message, so that Python hardly has to look at them.
-    Given a directory, the server has a key in it, and the peers have its public half.
-    """
-    program = "this server" if directory is None else "with a key"
-    context = zmq.Context()
-    push, first, *others = (context.socket(kind) for kind in [zmq.PUSH, *[zmq.SUB] * readers])
-    with running(program) as (_, pull_port, pub_port):
-        for sock in (push, first, *others):
-            if directory is not None:
-                sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
-                sock.curve_serverkey = zmq.auth.load_certificate(f"{directory}/chat.key")[0]
-            if sock is not push:
-                sock.set(zmq.RCVHWM, 0)
-                sock.set(zmq.CONFLATE, int(sock is not first))
-                sock.set(zmq.SUBSCRIBE, b"")
-            sock.connect(f"tcp://127.0.0.1:{pull_port if sock is push else pub_port}")
-        while not all(sub.poll(10) for sub in (first, *others)):
-            push.send(line(0)[2:])
-        for sub in (first, *others):
-            while sub.poll(300):
-                sub.recv()
-        bodies = [line(number)[2:] for number in range(1, count + 1)]
-        final = message(count, program)[2:]
-        sent = got = 0
-        began = last = time.perf_counter()
-        while (got < count or others) and last > time.perf_counter() - QUIET:
-            before = sent + got + readers - len(others)
-            with contextlib.suppress(zmq.Again):
-                for body in bodies[sent : sent + 300]:
-                    push.send(body, zmq.NOBLOCK)
-                    sent += 1
-            with contextlib.suppress(zmq.Again):
-                for _ in range(300):
-                    first.recv(zmq.NOBLOCK)
-                    got += 1
-            if got == count:
-                others = [sub for sub in others if not sub.poll(0) or sub.recv() != final]
-            if sent + got + readers - len(others) > before:
+def deliver(chat: Chat, readers: int, text: bytes, count: int) -> Figures:
+    """Send lines, and count what the first readers get until they have all, or all is quiet."""
+    lines = bytes_to_send(chat.program.sent, text)[: count * len(chat.program.sent(text % 0))]
+    size = len(chat.program.received(text % 0))
+    received = [0] * readers  # bytes
+    kept = bytearray()
+    buffer = memoryview(bytearray(1 << 20))
+    wait = 0.0
+    with selectors.DefaultSelector() as selector:
+        for number, reader in enumerate(chat.readers[:readers]):
+            selector.register(reader, selectors.EVENT_READ, number)
+        began = last = last_of_first = time.perf_counter()
+        sender = threading.Thread(target=chat.writer.sendall, args=(lines,), daemon=True)
+        sender.start()
+        while sender.is_alive() or min(received) < count * size:
+            time.sleep(REST)
+            ready = selector.select(QUIET)
+            if not ready and not sender.is_alive():
+                break
+            for key, _ in ready:
+                flags = DISCARD if key.data else 0
+                got = key.fileobj.recv_into(buffer, 0, flags)  # type: ignore[union-attr]
                 last = time.perf_counter()
-            else:
-                first.poll(1)
-    context.destroy(linger=0)
-    if others:
-        sys.exit(f"{program}: readers that did not get the last line: {len(others)}")
-    return count / (last - began), 1 - got / count
+                received[key.data] += got
+                if not got:  # The program hung up.
+                    selector.unregister(key.fileobj)
+                elif key.data == 0:
+                    kept += buffer[:got]
+                    wait = max(wait, last - last_of_first)
+                    last_of_first = last
+    numbers = re.findall(rb"\d{8}", kept)
+    if any(map(operator.ge, numbers, numbers[1:])):
+        sys.exit("lines came out of order")
+    # Rounded, since NATS sends a PING to each reader.
+    delivered = sum(round(got / size) for got in received) / readers
+    return {
+        RATE: delivered / (last - began),
+        LOST: 1 - delivered / count,
+        MEMORY: chat.peak_memory(),
+        WAIT: wait,
+    }
 
 
-def print_keys() -> None:
-    """Measure this server with a key and without, in turns, and print the table."""
-    print(row("this server, ready-made peers", "readers", "lines/s", "lost", "ratio"))
-    print(row("---", *["---:"] * 4))
-    with tempfile.TemporaryDirectory() as directory:
-        zmq.auth.create_certificates(directory, "chat")
-        PROGRAMS["with a key"] = [*PROGRAMS["this server"], f"--key={directory}/chat"]
-        for readers, count in KEY_LINES.items():
-            progress(f"this server with a key and without, {readers} readers ...")
-            plain, keyed = zip(
-                *(
-                    (measure_key(None, readers, count), measure_key(directory, readers, count))
-                    for _ in range(ROUNDS)
-                ),
-                strict=True,
-            )
-            ratio = statistics.median(k[0] / p[0] for k, p in zip(keyed, plain, strict=True))
-            for name, rounds in (("without a key", plain), ("with a key", keyed)):
-                rate = statistics.median(rate for rate, _ in rounds)
-                lost = max(lost for _, lost in rounds)
-                shown = f"{ratio:.2f}" if rounds is keyed else ""
-                print(row(name, readers, f"{rate:,.0f}", f"{lost:.1%}", shown))
-        del PROGRAMS["with a key"]
-    print()
+def latencies(chat: Chat, text: bytes, samples: int) -> list[float]:
+    """Return how long single lines took to reach all readers, in milliseconds."""
+    times = []
+    for number in range(samples):
+        began = time.perf_counter()
+        chat.writer.sendall(chat.program.sent(text % number))
+        for reader in reversed(chat.readers):  # The last one usually gets it last.
+            while b"%08d" % number not in reader.recv(1_000):
+                pass
+        times.append(1_000 * (time.perf_counter() - began))
+    return times
+
+
+def measure(results: Results, names: list[str], text: bytes, readers: int) -> None:
+    """Measure programs in one round, with a number of readers each."""
+    with contextlib.ExitStack() as stack:
+        chats = {name: stack.enter_context(chatting(name, readers)) for name in names}
+        time.sleep(SETTLE)
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for name in TURNS * names:
+            times[name] += latencies(chats[name], text, max(1, 50 // (1 + readers // 10)))
+        for name, chat in chats.items():
+            figures = deliver(chat, readers, text, int(LINES[readers] * chat.program.share))
+            figures[LATENCY] = statistics.median(times[name])
+            figures[LATENCY_99] = statistics.quantiles(times[name], n=100)[-1]
+            results.setdefault((name, readers), []).append(figures)
+
+
+def measure_stalled(results: Results, names: list[str]) -> None:
+    """Measure what programs deliver to one reader while another never reads."""
+    for name in names:
+        with chatting(name, 2) as chat:
+            time.sleep(SETTLE)
+            figures = deliver(chat, 1, ASCII, int(STALLED_LINES * chat.program.share))
+            results.setdefault((name, 2), []).append(figures)
+
+
+def run(
+    typed: bytes, script: str, *args: str
+) -> tuple[float, "subprocess.CompletedProcess[bytes]"]:
+    """Run a script with something on stdin; return how long that took, and what it printed."""
+    began = time.perf_counter()
+    command = [sys.executable, str(HERE / script), *args]
+    done = subprocess.run(command, input=typed, capture_output=True, check=True)
+    return time.perf_counter() - began, done
+
+
+def measure_clients(results: Results, key: str) -> None:
+    """Measure in one round how many lines the clients take there and back, once started."""
+    typed = [ASCII % number + b"\n" for number in range(CLIENT_LINES)]
+    everything = b"".join(typed)
+    for name, options in {"client.py": [], "client.py with a key": [f"--key={key}"]}.items():
+        with running([*PROGRAMS[OURS].command, *options]) as (_, ports):
+            argv = ["../client.py", f"--push-port={ports[0]}", f"--sub-port={ports[1]}", *options]
+            start, _ = run(typed[0], *argv)
+            whole, done = run(everything, *argv)
+            lost = 1 - done.stdout.count(b"\n") / CLIENT_LINES
+            figures = {RATE: CLIENT_LINES / (whole - start), LOST: lost}
+            results.setdefault((name, 1), []).append(figures)
+    with running(PROGRAMS[OURS].command) as (_, ports):
+        _, done = run(everything, "reference.py", "client", *map(str, ports))
+        count, seconds = map(float, done.stderr.split())
+        figures = {RATE: count / seconds, LOST: 1 - count / CLIENT_LINES}
+        results.setdefault(("the talk's loop", 1), []).append(figures)
+
+
+# Print and draw.
+
+
+def cell(results: Results, name: str, readers: int, figure: str) -> str:
+    """Return a cell of a table. The first program is what the others are compared with."""
+    first = next(iter(results))[0]
+    firsts, its = ([f[figure] for f in results[program, readers]] for program in (first, name))
+    value = max(its) if figure in (LOST, MEMORY, WAIT) else statistics.median(its)
+    if name == first or figure not in (RATE, LATENCY):
+        return format(value, FORMATS[figure])
+    ratio = statistics.median(a / b for a, b in zip(firsts, its, strict=True))
+    return f"{value:{FORMATS[figure]}} ({ratio:.2f})"
+
+
+def print_table(title: str, results: Results, columns: dict[str, tuple[int, str]]) -> None:
+    """Print a table of what was measured. A heading stands for a number of readers and a figure."""
+    if not results:
+        return
+    print(f"| {title} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name in dict.fromkeys(name for name, _ in results):
+        cells = [cell(results, name, *column) for column in columns.values()]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(flush=True)
+
+
+def draw(results: Results, file: Path) -> None:
+    """Draw what all readers get in a second, in colours that are read on white and on black."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
+
+    plt.rcParams["svg.hashsalt"] = "chart"  # The same figures make the same file.
+    grey = "#868e96"
+    colours = {OURS: "#e8590c", "NATS": "#3b8eea", "Redis": "#2f9e6a", "Mosquitto": "#a87be8"}
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="tight")
+    for name, colour in (colours | {FORWARDER: grey}).items():
+        rates = {
+            readers: readers * statistics.median(figures[RATE] for figures in rounds)
+            for (program, readers), rounds in results.items()
+            if program == name
+        }
+        width = 3 if name == OURS else 1.5
+        axes.loglog(list(rates), list(rates.values()), "o-", color=colour, lw=width, label=name)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_locator(NullLocator())
+    axes.set_title("messages delivered per second, by the number of readers", color=grey)
+    axes.tick_params(colors=grey)
+    axes.spines[:].set_color(grey)
+    axes.grid(color=grey, alpha=0.25)
+    axes.legend(frameon=False, labelcolor="linecolor")
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
 
 
 def main() -> None:
-    """Measure everything, and print the tables."""
+    """Measure what the options ask for, and print it."""
+    parser = argparse.ArgumentParser(description="Measure the chat beside other programs.")
+    add = parser.add_argument
+    parts = ["servers", "letters", "stalled", "clients"]
+    add("--only", metavar="NAME", nargs="+", choices=parts, default=parts, help=", ".join(parts))
+    add("--readers", metavar="N", type=int, nargs="+", choices=LINES, default=list(LINES))
+    add("--rounds", metavar="N", type=int, default=5, help="default: %(default)s")
+    add("--chart", metavar="FILE", type=Path, help="draw the servers' rates as SVG, by matplotlib")
+    options = parser.parse_args()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for 1,000 readers of each program
+    names = [name for name, program in PROGRAMS.items() if shutil.which(program.command[0])]
     began = time.monotonic()
-    lines = b"".join(map(line, range(max(STALLED_LINES, *LINES.values()))))
-    with version_1():
-        results = measure_servers(lines)
-        print_servers(results)
-        print_comparisons(results)
-        print_stalled(lines)
-    print_keys()
-    print_clients(200_000)
-    progress(f"({time.monotonic() - began:.0f} s on {os.cpu_count()} cores)")
+    servers, letters, stalled, clients = (Results() for _ in parts)
+    with tempfile.TemporaryDirectory() as directory:
+        zmq.auth.create_certificates(directory, "chat")
+        for number, part in itertools.product(range(options.rounds), options.only):
+            print(
+                f"round {number + 1} of {options.rounds}: {part} ...", file=sys.stderr, flush=True
+            )
+            for readers in options.readers:
+                if part == "servers":
+                    measure(servers, names, ASCII, readers)
+                elif part == "letters" and readers <= 100:
+                    measure(letters, [OURS, LOOP], LETTERS, readers)
+            if part == "clients":
+                measure_clients(clients, f"{directory}/chat.key")
+            elif part == "stalled" and number == 0:
+                measure_stalled(stalled, names)
+    for text, results, figures in (
+        ("", servers, (RATE, LOST, LATENCY, LATENCY_99, MEMORY)),
+        (" beyond ASCII", letters, (RATE, LOST)),
+    ):
+        columns = dict.fromkeys(readers for _, readers in results)
+        for figure in figures:
+            table = {f"{readers:,}": (readers, figure) for readers in columns}
+            print_table(f"{figure}{text}, by readers", results, table)
+    table = {figure: (2, figure) for figure in (LOST, WAIT, MEMORY)}
+    print_table("one reader of two never reads", stalled, table)
+    table = {figure: (1, figure) for figure in (RATE, LOST)}
+    print_table(f"{CLIENT_LINES:,} lines piped through", clients, table)
+    if options.chart:
+        draw(servers, options.chart)
+    print(f"({time.monotonic() - began:.0f} s on {os.cpu_count()} cores)", file=sys.stderr)
 
 
 if __name__ == "__main__":
