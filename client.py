@@ -5,13 +5,15 @@
 # ///
 """The chat client: it PUSHes each line of stdin to the server, and prints what SUB receives.
 
-Out: one frame a line, as it was typed; with --user, as JSON `{"user": NAME, "message": line}`.
-In:  one frame a message, UTF-8. Its colours and TABs reach the terminal, no other control does.
+A line is what a client pushes. A message is what the server makes of it, and publishes.
 
-The loop is the talk's, slides 8 to 14, except that messages appear without a press of Enter. The
-server publishes each line to everybody, its sender included. That copy, the echo, acknowledges the
-line. Lines without an echo are sent again over the next connection. On a terminal, a line editor
-keeps the line that is being typed below the messages.
+Out: each line is one frame, as it was typed; with --user, JSON: {"user": NAME, "message": line}.
+In:  each message is one frame, UTF-8. Only its colours and TABs reach the terminal as they are.
+
+The loop is the talk's, slides 8 to 14, but messages appear without a press of Enter. The server
+publishes a line to everybody, its sender included. The sender's copy, the echo, acknowledges the
+line. Without it, the client sends the line again over the next connection, so that it may appear
+twice. On a terminal, a line editor keeps the line that is being typed below the messages.
 """
 
 import argparse
@@ -29,7 +31,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 import colorama
 import zmq
@@ -40,36 +42,36 @@ else:
     import termios
 
 Sock = zmq.Socket[bytes]
-Message = tuple[str, str]  # a message without its colours, and with them
 
-MAX_LINE = 16_384  # bytes in a line: the server hangs up at a longer one
-MAX_KEPT = 1_000_000  # bytes of a longer line that are kept, to say how long it is
-WINDOW = 1_000  # lines in flight at most
-SUB_HWM = 200  # messages that wait in SUB at most
-TICK = 0.1  # seconds that the loop waits for something to happen
+MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
+MAX_KEPT = 1_000_000  # bytes of a longer line that are kept, to report its size
+WINDOW = 1_000  # lines in flight; a pipe is not read further while so many wait
+SUB_HWM = 200  # messages that wait in SUB
+TICK = 0.1  # seconds: the longest wait for something to happen
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice says so
 RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets connect anew
-ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice says so
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up
-CONNECT_TIMEOUT = 8.0  # the same, where there never was a connection
-EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED  # what monitors report
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice says so, or a line is sent again
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
+CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
+MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Screen") -> None:
-    """Wait for some input, push it, and print what SUB holds (slide 8), until the input ends.
+    """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    Then wait for the last echo, unless none comes in time. Raises OSError if stdout fails.
+    End when the input has ended and each line has its echo, or when echoes do not come in time.
+    Raises OSError if stdout fails.
     """
     now = time.monotonic()
     while outbox.lines or not stdin.ended:
-        # wait for some input
+        # wait for some input; a pipe is not read while the window is full
         reading = not stdin.ended and (screen.interactive or len(outbox.lines) < WINDOW)
         for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
-                screen.warn(problem)
+                screen.print_problem(problem)
             elif not connection.up or outbox.waited >= ECHO_TIMEOUT:
-                screen.show_typed(line)  # Its echo will not take its place soon.
+                screen.print_typed(line)  # now, since its echo may take long
 
         # push it
         if connection.update():
@@ -81,17 +83,16 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
         try:
-            screen.show_messages(messages)
+            screen.print_messages(messages)
         except BrokenPipeError:  # The reader of stdout has left, as after `| head -1`.
-            stdin.end()
+            stdin.stop()
 
-        # see what is overdue; time in which this process was stopped does not count
+        # see whether an echo is overdue
         before, now = now, time.monotonic()
-        if connection.up or not reading:
-            outbox.pass_time(min(now - before, 1), reading)
-        if not reading and outbox.waited >= connection.timeout:
+        if not check_echoes(outbox, connection, reading, now - before):
             break
-        screen.notice(connection.news(), outbox.news() if screen.interactive else "")
+        screen.print_notice(connection.new_notice())
+        screen.print_notice(outbox.new_notice() if screen.interactive else "")
         screen.refresh()
 
 
@@ -99,32 +100,28 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 
 
 def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
-    """Wait until something happens; return the lines that were typed, unless reading is off."""
+    """Wait until something happens. Return the lines that have been typed, if reading."""
     sources = [stdin.pipe.fileno()] if reading else []
-    ready, _, _ = zmq.select(
-        [connection.sub, *connection.monitors.values(), *sources], [], [], TICK
-    )
-    return stdin.lines() if stdin.pipe.fileno() in ready else []
+    sockets = [connection.sub, *connection.monitors.values()]
+    ready, _, _ = zmq.select([*sockets, *sources], [], [], TICK)
+    return stdin.read_lines() if stdin.pipe.fileno() in ready else []
 
 
 class Stdin:
-    """The lines of stdin. A thread passes it on, since Windows can wait for sockets only.
+    """The lines of stdin. A thread reads it, since on Windows zmq.select takes only sockets.
 
-    The thread stands still while the loop does not ask for more lines.
+    The thread passes everything on through a pair of sockets, in order. It blocks when they are
+    full, until the loop reads on.
     """
 
-    def __init__(self, source: "Splitter | Editor") -> None:
-        self.source = source
+    def __init__(self, splitter: "Splitter | Editor") -> None:
+        self.splitter = splitter  # makes lines of what the thread passes on
         self.pipe, self.thread_end = socket.socketpair()
-        self.ended = False
-        self.failed = False  # before its end
-
-    def end(self) -> None:
-        """Read no more, as at the end of stdin."""
-        self.ended = True
+        self.ended = False  # No more lines come.
+        self.failed = False  # stdin could not be read to its end.
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
-        """Pass on what read returns, until that is nothing: what the thread does."""
+        """Pass on what read returns, until it returns nothing: what the thread does."""
         try:
             while data := read():
                 self.thread_end.sendall(data)
@@ -132,30 +129,31 @@ class Stdin:
             self.failed = True
         self.thread_end.close()
 
-    def lines(self) -> list[bytes]:
+    def read_lines(self) -> list[bytes]:
         """Return the lines that are complete now, without their ends. Leave out empty ones."""
-        lines = self.source.feed(self.pipe.recv(MAX_LINE))
-        self.ended = self.source.ended
+        lines, self.ended = self.splitter.feed(self.pipe.recv(MAX_LINE))
         return [line for line in lines if line]
+
+    def stop(self) -> None:
+        """Read no more, as at the end of stdin."""
+        self.ended = True
 
 
 class Splitter:
-    """Splits what is not typed into the line editor into lines."""
+    """Splits a pipe, a file, or what a terminal passes on after Enter, into lines."""
 
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
         self.bom = codecs.BOM_UTF8  # what PowerShell puts in front of the first line
-        self.ended = False
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the lines that end in data. No data is the end of stdin, and of the last line."""
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """Return the lines that end in data, and whether stdin ends: then there is no data."""
         *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
         self.partial = partial[:MAX_KEPT]
-        self.ended = not data
         if lines:
             lines[0] = lines[0].removeprefix(self.bom)
             self.bom = b""
-        return [line.removesuffix(b"\r") for line in lines]
+        return [line.removesuffix(b"\r") for line in lines], not data
 
 
 # The connection.
@@ -169,21 +167,27 @@ class Connection:
 
     def __init__(self, push: Sock, sub: Sock, host: str, interactive: bool) -> None:
         self.push, self.sub, self.host = push, sub, host
-        self.monitors = {sock: sock.get_monitor_socket(EVENTS) for sock in (push, sub)}
-        self.connected: set[Sock] = set()  # those of the two sockets that are
-        self.ready_at = 0.0  # when the subscription is in effect, once both are connected
+        self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
+        self.connected: set[Sock] = set()  # which of the two sockets are connected
+        self.ready_at = 0.0  # when the subscription is in effect, after the last handshake
         self.up = False
-        self.timeout = CONNECT_TIMEOUT  # DELIVERY_TIMEOUT, once the connection was up
-        self.was_up_at = time.monotonic()  # or when it began to connect
-        self.retry_at = self.was_up_at + RETRY_INTERVAL
-        self.reported_up = None if interactive else True  # In a pipe, only trouble is reported.
+        self.ever_up = False
+        self.last_up_at = time.monotonic()  # or the start
+        self.retry_at = self.last_up_at + RETRY_INTERVAL
+        # What the last notice said: None if there was none. In a pipe, the first connection is no
+        # news.
+        self.noticed_up = None if interactive else True
 
     def update(self) -> bool:
-        """Read the monitors. Return whether the connection has just come up."""
+        """Read the monitors. Return whether the connection has just come up.
+
+        Even if it was down for a moment only, it is down until the new subscription is in effect.
+        """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
-                # By hand, since zmq.utils.monitor imports asyncio: see zmq_socket_monitor(3).
+                # zmq.utils.monitor could parse this, but imports asyncio, which takes 55 ms: see
+                # zmq_socket_monitor(3).
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.connected.add(sock)
@@ -192,29 +196,29 @@ class Connection:
                     self.connected.discard(sock)
         self.up = len(self.connected) == 2 and now >= self.ready_at
         if self.up:
-            self.timeout = DELIVERY_TIMEOUT
-            self.was_up_at, self.retry_at = now, now + RETRY_INTERVAL
+            self.ever_up = True
+            self.last_up_at, self.retry_at = now, now + RETRY_INTERVAL
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
             self.connect_anew()
         return self.up and not was_up
 
     def connect_anew(self) -> None:
-        """Connect the sockets that are not connected, in case that libzmq does not try again.
+        """Connect the sockets that are not connected, in case libzmq has given up.
 
-        It does not after a protocol error: a message that is too long, a key on one side alone.
+        It does so after a protocol error: a message that is too long, or a key on one side only.
         """
         for sock in self.monitors.keys() - self.connected:
             endpoint = sock.get_string(zmq.LAST_ENDPOINT)
             sock.disconnect(endpoint)
             sock.connect(endpoint)
 
-    def news(self) -> str:
+    def new_notice(self) -> str:
         """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
-        recent = time.monotonic() < self.was_up_at + NOTICE_DELAY
-        if self.up == self.reported_up or (recent and not self.up):
+        recent = time.monotonic() < self.last_up_at + NOTICE_DELAY
+        if self.up == self.noticed_up or (recent and not self.up):
             return ""
-        self.reported_up = self.up
+        self.noticed_up = self.up
         if self.up:
             return f"connected to {self.host}"
         problem = f"no server at {self.host} (or its --key differs)"
@@ -228,26 +232,36 @@ class Connection:
 # Push it.
 
 
+class Line(NamedTuple):
+    """A line as it is pushed, and the hash of its echo; the echo itself would take more memory."""
+
+    frame: bytes
+    echo: int | None  # None if the server will drop the line
+
+
 class Outbox:
     """The lines that are not acknowledged. The first ones are in flight: pushed, in this order.
 
-    As in TCP, an echo acknowledges its line and all lines before it, for a connection keeps their
-    order. Over a new connection, all lines go again (go back N).
+    As in TCP, an echo acknowledges its line and all lines before it, since a connection keeps their
+    order. Over a new connection, all lines go again (go-back-N). An echo is known by its text, so
+    an equal line by someone of the same name passes for it.
+
+    The first line in flight has an echo: a line without one is done once those before it are.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.lines: list[tuple[bytes, int | None]] = []  # frames, each with the hash of its echo
+        self.lines: list[Line] = []
         self.in_flight = 0
-        self.waited = 0.0  # seconds without an echo in which lines waited for one
-        self.retransmit_at = ECHO_TIMEOUT  # seconds of these after which the newest line goes again
+        self.waited = 0.0  # seconds in which lines waited, since the last acknowledgement
+        self.retransmit_after = ECHO_TIMEOUT  # the same, when the newest line in flight goes again
         self.undelivered = 0  # lines that were given up, not sent, or that the server will drop
-        self.reported = False  # that there is no echo
+        self.noticed_delay = False
 
     def add(self, line: bytes) -> str:
-        """Queue a line. Return what is wrong with it, or an empty text.
+        """Queue a line. Return the problem with it, or an empty text.
 
-        A line that the server will drop is queued as well, without an echo to wait for.
+        A line that our server will drop is queued as well: another server may want it.
         """
         frame, problem = line, ""
         if self.user is not None:
@@ -260,35 +274,36 @@ class Outbox:
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return f"line not sent: it has {size}, and the server takes {MAX_LINE:,}"
         try:
-            self.lines.append((frame, hash(echo_of(frame))))
+            self.lines.append(Line(frame, hash(echo_of(frame))))
         except ValueError as error:
-            self.lines.append((frame, None))
+            self.lines.append(Line(frame, None))
             self.undelivered += 1
-            problem = f"the server will drop this line: {error}: {as_text(line)}"
+            problem = f"the server will drop this line: {error}: {excerpt(line)}"
         return problem
 
     def push(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.in_flight < min(WINDOW, len(self.lines)):
-                push.send(self.lines[self.in_flight][0], zmq.NOBLOCK)
+                push.send(self.lines[self.in_flight].frame, zmq.NOBLOCK)
                 self.in_flight += 1
+                self.retransmit_after = self.waited + ECHO_TIMEOUT
         self.remove(0)
 
-    def acknowledge(self, messages: list[Message]) -> None:
+    def acknowledge(self, messages: list["Message"]) -> None:
         """Remove the lines whose echoes are among the messages, and all lines before them."""
-        echoes = [echo for _, echo in self.lines[: self.in_flight]]
+        echoes = [line.echo for line in self.lines[: self.in_flight]]
         acknowledged = 0
-        for message, _ in messages:
-            with contextlib.suppress(ValueError):  # It may be someone else's.
-                acknowledged = echoes.index(hash(message), acknowledged) + 1
+        for message in messages:
+            with contextlib.suppress(ValueError):  # It may be no echo of ours.
+                acknowledged = echoes.index(hash(message.plain), acknowledged) + 1
         if acknowledged:
             self.remove(acknowledged)
-            self.waited, self.retransmit_at = 0.0, ECHO_TIMEOUT
+            self.waited, self.retransmit_after = 0.0, ECHO_TIMEOUT
 
     def remove(self, count: int) -> None:
-        """Remove the first lines, and those behind them in flight that have no echo."""
-        while count < self.in_flight and self.lines[count][1] is None:
+        """Remove the first lines, and the lines without an echo that then are first in flight."""
+        while count < self.in_flight and self.lines[count].echo is None:
             count += 1
         del self.lines[:count]
         self.in_flight -= count
@@ -296,38 +311,58 @@ class Outbox:
     def go_back(self) -> None:
         """Have all lines pushed over a new connection: rather twice than not at all."""
         self.in_flight = 0
-        self.retransmit_at = self.waited + ECHO_TIMEOUT
 
-    def pass_time(self, seconds: float, reading: bool) -> None:
-        """Count time in which lines wait for an echo, and see what is overdue.
-
-        While no more input is read, the newest line goes again after ECHO_TIMEOUT, once. Its echo
-        acknowledges all lines before it, whose echoes this client may have missed. While more is
-        read, lines in flight are given up after DELIVERY_TIMEOUT, for good: this server may be one
-        whose messages look different.
-        """
+    def pass_time(self, seconds: float) -> None:
+        """Count time, if lines wait for an echo."""
         self.waited += seconds if self.lines else 0
-        if not reading and self.in_flight and self.waited >= self.retransmit_at:
-            echoes = [echo for _, echo in self.lines[: self.in_flight]]
-            self.in_flight = max(n for n, echo in enumerate(echoes) if echo is not None)
-            self.retransmit_at = math.inf
-        if reading and self.waited >= DELIVERY_TIMEOUT:
-            self.undelivered += sum(echo is not None for _, echo in self.lines[: self.in_flight])
-            self.remove(self.in_flight)
-            self.waited = ECHO_TIMEOUT
 
-    def news(self) -> str:
-        """Return a notice if there is no echo for ECHO_TIMEOUT, once until there is one."""
-        was_reported, self.reported = self.reported, self.waited >= ECHO_TIMEOUT
-        if was_reported or not self.reported:
+    def retransmit(self, push: Sock) -> None:
+        """Push the newest line in flight again, once.
+
+        Its echo acknowledges all lines before it. This client may have missed their echoes: its
+        subscription came late, or the server went on without it while nobody read its stdout.
+        """
+        in_flight = self.lines[: self.in_flight]
+        with contextlib.suppress(zmq.Again, IndexError):  # IndexError: nothing is in flight.
+            push.send([line.frame for line in in_flight if line.echo is not None][-1], zmq.NOBLOCK)
+            self.retransmit_after = math.inf
+
+    def give_up(self) -> None:
+        """Give up the lines in flight: never send them again. Another echo is overdue at once."""
+        self.undelivered += sum(line.echo is not None for line in self.lines[: self.in_flight])
+        self.remove(self.in_flight)
+        self.waited = ECHO_TIMEOUT
+
+    def new_notice(self) -> str:
+        """Return a notice if an echo has become overdue."""
+        noticed, self.noticed_delay = self.noticed_delay, self.waited >= ECHO_TIMEOUT
+        if noticed or not self.noticed_delay:
             return ""
-        first = as_text(self.lines[0][0])
+        first = excerpt(self.lines[0].frame)
         return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty text if all were."""
-        count = self.undelivered + sum(echo is not None for _, echo in self.lines)
+        count = self.undelivered + sum(line.echo is not None for line in self.lines)
         return f"{count_lines(count)} may not have been delivered" if count else ""
+
+
+def check_echoes(outbox: Outbox, connection: Connection, reading: bool, seconds: float) -> bool:
+    """Count seconds without an echo, and do what is due. Return whether to go on.
+
+    While more input is read, lines are given up after DELIVERY_TIMEOUT, but the chat goes on: this
+    may be a server whose messages look different. When no more is read, the newest line goes again
+    after ECHO_TIMEOUT, and after DELIVERY_TIMEOUT it is time to end.
+    """
+    if connection.up or not reading:
+        outbox.pass_time(min(seconds, 1))  # More means that this process was stopped.
+    if reading:
+        if outbox.waited >= DELIVERY_TIMEOUT:
+            outbox.give_up()
+        return True
+    if connection.up and outbox.waited >= outbox.retransmit_after:
+        outbox.retransmit(connection.push)
+    return outbox.waited < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
 def count_lines(count: int) -> str:
@@ -335,26 +370,26 @@ def count_lines(count: int) -> str:
     return "1 line" if count == 1 else f"{count:,} lines"
 
 
-def as_text(frame: bytes) -> str:
-    """Return the start of a frame for a notice."""
+def excerpt(frame: bytes) -> str:
+    """Return the start of a line, to show it in a notice."""
     return frame[:80].decode(errors="replace")
 
 
-# What the server makes of a line.
+# What the server makes of a line. server.py has the same rules; this script works without it.
 
 # Characters that a terminal may obey: controls except TAB, line separators, direction overrides,
 # and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 
-# A line as json.dumps and JSON.stringify write it, whose strings need no unescaping and no
-# escaping. It finds them in a third of the time that it takes to parse the line.
+# A line as json.dumps and JSON.stringify write it, in which nothing has to be unescaped or escaped.
+# Finding its two strings takes a third of the time of parsing it.
 STRING = rf'"([^"\\\t{UNSAFE}]*)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
-# Numbers are kept as they are written. int refuses NaN and Infinity, which are not JSON.
+# A number is text, as it was written. int("NaN") raises ValueError, since that is not JSON.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=int).decode
-COLORS = len(colorama.Fore.CYAN + colorama.Style.RESET_ALL)
+COLOR_BYTES = len(colorama.Fore.CYAN + colorama.Style.RESET_ALL)
 
 
 def echo_of(frame: bytes) -> str:
@@ -375,7 +410,7 @@ def echo_of(frame: bytes) -> str:
         if line.startswith("{"):
             hint = "write the whole object on one line"
         raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
-    if len(echo.encode()) + COLORS > MAX_LINE:
+    if len(echo.encode()) + COLOR_BYTES > MAX_LINE:
         raise ValueError("too long once its control characters are escaped")
     return echo
 
@@ -388,6 +423,14 @@ def sanitize(text: str) -> str:
 
 
 # Dump buffered messages.
+
+
+class Message(NamedTuple):
+    """A message, in which everything that a terminal may obey is escaped."""
+
+    plain: str  # without its colours
+    colored: str
+
 
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
@@ -402,7 +445,7 @@ def receive(sub: Sock) -> list[Message]:
 
 
 def sanitize_message(frame: bytes) -> Message:
-    """Return a message without its colours, and with them, everything else escaped."""
+    """Return a message from a frame, which may come from any server."""
     text = frame.decode(errors="replace")
     plain = COLOR.sub("", text)
     if not plain.isprintable():
@@ -410,93 +453,93 @@ def sanitize_message(frame: bytes) -> Message:
         text = "".join(part if COLOR.match(part) else sanitize(part) for part in COLOR.split(text))
     if "\x1b" in text and not text.endswith(colorama.Style.RESET_ALL):
         text += colorama.Style.RESET_ALL  # Colours must not reach what follows.
-    return plain, text
+    return Message(plain, text)
 
 
 class Screen:
     """stdout for messages, stderr for notices. On a terminal, both appear above the typed row.
 
-    Whatever is written to the terminal ends with the typed row, and the cursor is in that row.
+    If a line is edited, whatever is written to the terminal ends with the typed row.
     """
 
     def __init__(self, color: str) -> None:
         stdout = sys.stdout
-        colorama.just_fix_windows_console()
-        # colorama replaces stdout where the console knows no escape sequences.
-        smart = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
-        auto = smart and os.isatty(1) and not os.environ.get("NO_COLOR")
+        colorama.just_fix_windows_console()  # replaces stdout if the console has no escape codes
+        has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
+        auto = has_escapes and os.isatty(1) and not os.environ.get("NO_COLOR")
         self.color = color == "always" or (color == "auto" and auto)
-        self.interactive = os.isatty(0)
-        editing = smart and self.interactive and os.isatty(1)
+        self.interactive = os.isatty(0)  # Somebody types.
+        editing = self.interactive and os.isatty(1) and has_escapes
         self.editor = Editor() if editing else None
         self.terminal = Terminal() if editing and sys.platform != "win32" else None
-        self.drawn = ("", 0)  # the typed row as it was drawn last, and the window's columns then
-        self.warned: set[str] = set()  # the kinds of problems that a notice named
+        self.drawn = ("", 0)  # the typed row as it was drawn last, and the width of the window then
+        self.problems: set[str] = set()  # the kinds of problems that were printed
 
-    def show_messages(self, messages: list[Message]) -> None:
-        """Show messages (slide 8). Raises OSError."""
+    def print_messages(self, messages: list[Message]) -> None:
+        """Print messages (slide 8). Raises OSError."""
         if messages:
-            self.write([message[self.color] for message in messages], sys.stdout)
+            self.write([m.colored if self.color else m.plain for m in messages], sys.stdout)
 
-    def show_typed(self, line: bytes) -> None:
-        """Show a line that was typed into the editor."""
+    def print_typed(self, line: bytes) -> None:
+        """Print a line that disappeared from the typed row when it was sent."""
         if self.editor:
             self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
-    def notice(self, *texts: str) -> None:
-        """Print notices, which are not part of the chat. Leave out empty ones."""
-        with contextlib.suppress(OSError):
-            for text in filter(None, texts):
+    def print_problem(self, problem: str) -> None:
+        """Print a problem with a line. In a pipe, print only the first one of a kind."""
+        kind = problem.partition(":")[0]
+        if self.interactive or kind not in self.problems:
+            self.problems.add(kind)
+            self.print_notice(problem)
+
+    def print_notice(self, text: str) -> None:
+        """Print a notice, if there is one: what is not part of the chat."""
+        if text:
+            with contextlib.suppress(OSError):
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
-    def warn(self, problem: str) -> None:
-        """Print a notice about a line: on a terminal each, in a pipe the first one of a kind."""
-        kind = problem.partition(":")[0]
-        if self.interactive or kind not in self.warned:
-            self.warned.add(kind)
-            self.notice(problem)
-
     def write(self, lines: list[str], stream: TextIO) -> None:
-        """Write lines, on a terminal above the typed row. Raises OSError."""
+        """Write lines, above the typed row if there is one. Raises OSError."""
         text = "".join(f"{line}\n" for line in lines)
         if self.editor and stream.isatty():
-            self.drawn = self.editor.row(columns()), columns()
+            self.drawn = typed_row(self.editor)
             text = CLEAR + text + self.drawn[0]
         stream.write(text)
         stream.flush()
 
     def refresh(self) -> None:
-        """Draw the typed row anew if it or the window changed. Stop, if Ctrl-Z was pressed."""
+        """Draw the typed row if it or the window has changed. Stop, if Ctrl-Z was pressed."""
         if self.terminal and self.terminal.stop_requested:
             os.write(1, CLEAR.encode())
             self.terminal.stop()
             self.drawn = ("", 0)
-        if self.editor and self.drawn != (self.editor.row(columns()), columns()):
+        if self.editor and self.drawn != typed_row(self.editor):
             self.write([], sys.stdout)
 
     def close(self, report: str) -> None:
-        """Give the terminal back, and print a last notice, unless nothing can be printed now.
+        """Give the terminal back, and print a last notice. Wait for 0.1 seconds at most.
 
-        A thread prints: output may be stopped, as by Ctrl-S, or be a pipe that nobody reads.
+        A thread prints, since the terminal may be stopped by Ctrl-S, and nobody may read a pipe.
         """
         if self.terminal:
             self.terminal.give_back()
 
-        def write() -> None:
+        def print_last() -> None:
             with contextlib.suppress(OSError):
                 if self.editor and self.editor.line:
                     os.write(1, b"\n")
                 if report:
                     os.write(2, f"client.py: {sanitize(report)}\n".encode(errors="replace"))
 
-        writer = threading.Thread(target=write, daemon=True)
-        writer.start()
-        writer.join(0.1)
+        printer = threading.Thread(target=print_last, daemon=True)
+        printer.start()
+        printer.join(0.1)
 
 
-def columns() -> int:
-    """Return the width of the terminal."""
-    return os.get_terminal_size(1).columns or 80
+def typed_row(editor: "Editor") -> tuple[str, int]:
+    """Return what draws the typed row now, and the width of the window in columns."""
+    columns = os.get_terminal_size(1).columns or 80
+    return editor.row(columns), columns
 
 
 # The line editor: keys in, lines out.
@@ -505,7 +548,7 @@ def columns() -> int:
 class Editor:
     """The line that is being typed, as a list of characters, and the cursor, an index of it.
 
-    What a person sees as one character is one item of the list, such as a letter with its accents.
+    What a person sees as one character is one item of the list: a letter with its accents, say.
     """
 
     def __init__(self) -> None:
@@ -513,15 +556,16 @@ class Editor:
         self.cursor = 0
         self.killed = ""  # what Ctrl-Y inserts
         self.history: list[str] = []
-        self.place = 0  # of the line in the history; behind its end if the line is new
-        self.draft = ""  # the new line, while an old one is shown
+        self.history_index = 0  # of the line; len(history) while the line is a new one
+        self.draft = ""  # the new line, while a line of the history is shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
-        self.ended = False
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take the keys in data; return the lines that were sent. No data is the end of stdin."""
-        self.ended = not data
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """Press the keys in data. Return the lines that were sent, and whether stdin ends.
+
+        It ends at Ctrl-D in an empty line, or when there is no data.
+        """
         keys = KEY.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
         lines = []
@@ -532,20 +576,19 @@ class Editor:
             elif key in ENTER:
                 lines.append(self.enter())
             elif key == CTRL_D and not self.line:
-                self.ended = True
-                break
+                return lines, True
             elif edit := EDITS.get(key):
                 edit(self)
             elif key[0] == "\t" or key[0] >= " ":
                 self.insert(key)
-        return lines
+        return lines, not data
 
     def enter(self) -> bytes:
-        """Return the line, and begin a new one."""
+        """Return the line, add it to the history, and begin a new one."""
         text = "".join(self.line)
         if text:
             self.history.append(text)
-        self.line, self.cursor, self.draft, self.place = [], 0, "", len(self.history)
+        self.line, self.cursor, self.history_index = [], 0, len(self.history)
         return text.encode(errors="surrogateescape")
 
     def insert(self, text: str) -> None:
@@ -555,49 +598,51 @@ class Editor:
         self.line[start : self.cursor] = inserted
         self.cursor = start + len(inserted)
 
-    def delete(self, place: int) -> str:
-        """Delete, and return, what is between the cursor and a place in the line."""
-        start, end = sorted((self.cursor, min(max(place, 0), len(self.line))))
+    def delete(self, index: int) -> str:
+        """Delete what is between the cursor and an index of the line. Return it."""
+        start, end = sorted((self.cursor, min(max(index, 0), len(self.line))))
         deleted = "".join(self.line[start:end])
         del self.line[start:end]
         self.cursor = start
         return deleted
 
-    def kill(self, place: int) -> None:
-        """Delete in the same way, for Ctrl-Y to insert it again."""
-        self.killed = self.delete(place) or self.killed
+    def kill(self, index: int) -> None:
+        """Delete in the same way, and keep the text for Ctrl-Y."""
+        self.killed = self.delete(index) or self.killed
 
-    def move(self, place: int) -> None:
-        """Move the cursor to a place in the line."""
-        self.cursor = min(max(place, 0), len(self.line))
+    def move(self, index: int) -> None:
+        """Move the cursor to an index of the line."""
+        self.cursor = min(max(index, 0), len(self.line))
 
     def recall(self, step: int) -> None:
-        """Show an older line of the history (-1), or a newer one (1). None of them ever changes."""
-        if 0 <= self.place + step <= len(self.history):
-            if self.place == len(self.history):
+        """Show an older line of the history (-1), or a newer one (1).
+
+        The history keeps each line as it was sent. Changes of one that is shown are lost.
+        """
+        if 0 <= self.history_index + step <= len(self.history):
+            if self.history_index == len(self.history):
                 self.draft = "".join(self.line)
-            self.place += step
-            self.line = characters([*self.history, self.draft][self.place])
+            self.history_index += step
+            self.line = characters([*self.history, self.draft][self.history_index])
             self.cursor = len(self.line)
 
     def word(self, step: int, pattern: str = r"\W*\w*") -> int:
-        """Return where the word before the cursor starts (-1), or the one behind it ends (1)."""
-        way = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        letters = "".join(character[0] for character in way)
-        return self.cursor + step * len(re.findall(pattern, letters)[0])
+        """Return where the word before the cursor starts (-1), or the next one ends (1)."""
+        ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
+        first_letters = "".join(character[0] for character in ahead)
+        return self.cursor + step * len(re.findall(pattern, first_letters)[0])
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of so many columns, with the cursor in its place.
 
-        The terminal notes that place by itself, between the two parts. Terminals differ in the
-        width of some characters, but here widths only choose which part of a long line is shown.
+        Terminals differ in the width of some characters. So the terminal itself saves the cursor,
+        between the two parts. Widths only choose which part of a long line is shown.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
-        ahead = sum(map(width, fit(after, columns // 4)))  # to be seen even if the line is long
-        before = fit(before[::-1], columns - 1 - ahead)[::-1]
+        right = sum(map(width, fit(after, columns // 4)))  # columns to show behind the cursor
+        before = fit(before[::-1], columns - 1 - right)[::-1]
         after = fit(after, columns - sum(map(width, before)))
-        parts = (UNSAFE_CHARACTER.sub("\ufffd", "".join(part)) for part in (before, after))
-        return (NO_WRAP + SAVE_CURSOR.join(parts) + RESTORE_CURSOR + WRAP).replace("\t", " ")
+        return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
 
 def characters(text: str) -> list[str]:
@@ -615,28 +660,31 @@ def characters(text: str) -> list[str]:
     return found
 
 
+def visible(line: list[str]) -> str:
+    """Return a line with a visible character for each that a terminal may obey."""
+    return UNSAFE_CHARACTER.sub("\ufffd", "".join(line).replace("\t", " "))
+
+
 def width(character: str) -> int:
-    """Return the columns that a character takes at most."""
-    return sum(
-        # U+FE0F makes the character before it an emoji, which is wide. Other marks take no column.
-        int(char == "\ufe0f")
-        if unicodedata.category(char) in ("Mn", "Me")
-        else 1 + (unicodedata.east_asian_width(char) in "WF")
-        for char in character
-    )
+    """Return the columns that a character takes, rather too many than too few."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in character)
+    marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)
+    emoji = character.count("\ufe0f")  # It makes a narrow character an emoji, which is wide.
+    return len(character) - marks + wide + emoji
 
 
 def fit(line: list[str], columns: int) -> list[str]:
-    """Return the first characters, as many as fit in so many columns."""
-    for place, character in enumerate(line):
+    """Return the start of a line, as much as fits in so many columns."""
+    for index, character in enumerate(line):
         columns -= width(character)
         if columns < 0:
-            return line[:place]
+            return line[:index]
     return line
 
 
-# A key that is incomplete at the end of the data; a key that is an escape sequence (with Alt, ESC
-# stands in front), or a mouse report; text; any other control character.
+# In this order: a key whose end is still to come; an escape sequence, which is a key or a report of
+# the mouse (ESC [ M and three bytes; ESC [ [ and one is a key of the Linux console), or a key with
+# Alt; text; any other control character.
 KEY = re.compile(
     r"(?P<partial>\x1b+(?:O|\[(?:M.{0,2}|\[|[0-?]*[ -/]*))?\Z)"
     r"|\x1b+(?:\[M...|\[\[.|\[[0-?]*[ -/]*[@-~]?|O.|.)"
@@ -644,29 +692,29 @@ KEY = re.compile(
     r"|.",
     re.DOTALL,
 )
-ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")
+ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
 CTRL_D = "\x04"
 KEYS: dict[str, Callable[[Editor], object]] = {
-    "\x1b[D \x1bOD \x02": lambda editor: editor.move(editor.cursor - 1),  # Left, Ctrl-B
-    "\x1b[C \x1bOC \x06": lambda editor: editor.move(editor.cursor + 1),  # Right, Ctrl-F
-    "\x1b[H \x1bOH \x1b[1~ \x1b[7~ \x01": lambda editor: editor.move(0),  # Home, Ctrl-A
-    "\x1b[F \x1bOF \x1b[4~ \x1b[8~ \x05": lambda editor: editor.move(len(editor.line)),  # End
-    "\x1b[1;5D \x1bOd \x1bb": lambda editor: editor.move(editor.word(-1)),  # Alt-B
-    "\x1b[1;5C \x1bOc \x1bf": lambda editor: editor.move(editor.word(1)),  # Alt-F, Ctrl-Right
-    "\x7f \x08": lambda editor: editor.delete(editor.cursor - 1),  # Backspace
-    f"\x1b[3~ {CTRL_D}": lambda editor: editor.delete(editor.cursor + 1),  # Delete
-    "\x15": lambda editor: editor.kill(0),  # Ctrl-U
-    "\x0b": lambda editor: editor.kill(len(editor.line)),  # Ctrl-K
-    "\x17": lambda editor: editor.kill(editor.word(-1, r"\s*\S*")),  # Ctrl-W
-    "\x1bd": lambda editor: editor.kill(editor.word(1)),  # Alt-D
-    "\x19": lambda editor: editor.insert(editor.killed),  # Ctrl-Y
-    "\x1b[A \x1bOA \x10": lambda editor: editor.recall(-1),  # Up, Ctrl-P
-    "\x1b[B \x1bOB \x0e": lambda editor: editor.recall(1),  # Down, Ctrl-N
+    "\x1b[D \x1bOD \x02": lambda e: e.move(e.cursor - 1),  # Left, Ctrl-B
+    "\x1b[C \x1bOC \x06": lambda e: e.move(e.cursor + 1),  # Right, Ctrl-F
+    "\x1b[H \x1bOH \x1b[1~ \x1b[7~ \x01": lambda e: e.move(0),  # Home, Ctrl-A
+    "\x1b[F \x1bOF \x1b[4~ \x1b[8~ \x05": lambda e: e.move(len(e.line)),  # End, Ctrl-E
+    "\x1b[1;5D \x1bOd \x1bb": lambda e: e.move(e.word(-1)),  # Ctrl-Left, Alt-B
+    "\x1b[1;5C \x1bOc \x1bf": lambda e: e.move(e.word(1)),  # Ctrl-Right, Alt-F
+    "\x7f \x08": lambda e: e.delete(e.cursor - 1),  # Backspace, Ctrl-H
+    f"\x1b[3~ {CTRL_D}": lambda e: e.delete(e.cursor + 1),  # Delete, Ctrl-D
+    "\x15": lambda e: e.kill(0),  # Ctrl-U
+    "\x0b": lambda e: e.kill(len(e.line)),  # Ctrl-K
+    "\x17": lambda e: e.kill(e.word(-1, r"\s*\S*")),  # Ctrl-W
+    "\x1bd": lambda e: e.kill(e.word(1)),  # Alt-D
+    "\x19": lambda e: e.insert(e.killed),  # Ctrl-Y
+    "\x1b[A \x1bOA \x10": lambda e: e.recall(-1),  # Up, Ctrl-P
+    "\x1b[B \x1bOB \x0e": lambda e: e.recall(1),  # Down, Ctrl-N
 }
 EDITS = {key: edit for keys, edit in KEYS.items() for key in keys.split(" ")}
 
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
-NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut text that the terminal finds too long for the row
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text that is too long for the row is cut, or wrapped
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 
 
@@ -676,17 +724,17 @@ SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 if sys.platform != "win32":
 
     class Terminal:
-        """The settings of the terminal on stdin: the shell's while this process is stopped."""
+        """The settings of the terminal: the shell's, whenever this process does not run."""
 
         def __init__(self) -> None:
-            self.shells = termios.tcgetattr(0)
+            self.shell_settings = termios.tcgetattr(0)
             self.stop_requested = False  # by Ctrl-Z
             if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
                 signal.signal(signal.SIGTSTP, self.request_stop)
 
         def take(self) -> None:
-            """Have each key passed on as it is pressed, without an echo. Signals stay."""
-            settings = [*self.shells[:6], [*self.shells[6]]]
+            """Have each key passed on at once, and not shown. Ctrl-C still sends SIGINT."""
+            settings = [*self.shell_settings[:6], [*self.shell_settings[6]]]
             settings[0] &= ~termios.ICRNL
             settings[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
@@ -694,15 +742,18 @@ if sys.platform != "win32":
                 termios.tcsetattr(0, termios.TCSANOW, settings)
 
         def give_back(self) -> None:
-            """Put the shell's settings back, unless the shell has the terminal, as after Ctrl-Z."""
-            with contextlib.suppress(OSError):  # as under setsid, where no shell can have it
+            """Put the shell's settings back.
+
+            While it is stopped, this process has to leave the terminal alone: the shell has it.
+            """
+            with contextlib.suppress(OSError):  # Under setsid, no shell can have it.
                 if os.tcgetpgrp(0) != os.getpgrp():
                     return
             with contextlib.suppress(termios.error):
-                termios.tcsetattr(0, termios.TCSANOW, self.shells)
+                termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
 
         def request_stop(self, _signum: int, _frame: object) -> None:
-            """Handle SIGTSTP: have the loop stop this process, since it may be printing now."""
+            """Handle SIGTSTP: have the loop stop this process, which may be printing just now."""
             self.stop_requested = True
 
         def stop(self) -> None:
@@ -739,24 +790,25 @@ else:
 
 
 def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:
-    """End at once, whatever the loop waits for: handle a signal."""
+    """Handle a signal: end at once, whatever the loop is waiting for."""
     screen.close(outbox.report())
     os._exit(128 + signum)
 
 
 def handle_signals(screen: Screen, outbox: Outbox) -> None:
-    """Leave at each signal that asks to. One that is ignored at the start stays ignored."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):
-        signum = getattr(signal, name, signal.SIGINT)
-        if signal.getsignal(signum) != signal.SIG_IGN:
+    """Leave at each signal that ends programs. One that is ignored at the start stays ignored."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):  # SIGBREAK: Windows
+        signum = getattr(signal, name, None)
+        if signum and signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, functools.partial(leave, screen, outbox))
 
 
 def prepare_files() -> None:
-    """Check that 32 more files can be opened: libzmq aborts where it cannot open its own.
+    """Make the standard streams usable, and check that 32 more files can be opened.
 
-    Standard streams that are closed are opened, or a socket would take their number; they block,
-    whatever another process set; and they speak UTF-8. Raises OSError.
+    If a stream is closed, /dev/null takes its place, since a socket would get its number otherwise.
+    Another process may have set a stream to O_NONBLOCK. libzmq aborts where it cannot open files.
+    Raises OSError.
     """
     for file in [os.open(os.devnull, os.O_RDWR) for _ in range(32)]:
         if file > 2:
@@ -771,15 +823,14 @@ def prepare_files() -> None:
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
     """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries only one address of a name.
 
-    With the file of a server's public key, they are encrypted (CURVE, RFC 26). Raises OSError if
-    that has no key.
+    They are encrypted if the file of a server's public key is given. Raises OSError if it has none.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
         sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a server that vanished while nothing was sent
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds; with 5 probes, 20 in all
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_MAXRT, 20_000)  # finds a server that acknowledges nothing
@@ -793,7 +844,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
 
 
 def encrypt(push: Sock, sub: Sock, key: str) -> None:
-    """Encrypt for a server whose public key is in a file. Raises OSError."""
+    """Encrypt for the server whose public key is in a file (CURVE, RFC 26). Raises OSError."""
     import zmq.auth  # This takes 14 ms, and is only needed here.
 
     try:
@@ -842,7 +893,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
-    """Make the sockets, and chat until the input ends. Return what may not have been delivered.
+    """Make the sockets, and chat. Return what may not have been delivered, or an empty text.
 
     Raises OSError if the key cannot be used, or stdout fails.
     """
@@ -859,7 +910,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     stdin = Stdin(screen.editor or Splitter())
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     chat(stdin, connection, outbox, screen)
-    # Lines without an echo may still be on their way. A name service that hangs takes longer.
+    # Lines without an echo may still be on their way. A thread waits for them, since destroy hangs
+    # while a name service does.
     closing = threading.Thread(target=context.destroy, args=(1_000,), daemon=True)
     closing.start()
     closing.join(1)
@@ -879,7 +931,7 @@ def main() -> int:
     handle_signals(screen, outbox)
     try:
         report = run(options, screen, outbox)
-    except OSError as error:
+    except (OSError, zmq.ZMQError) as error:
         report = str(error)
     screen.close(report)
     return int(bool(report))
