@@ -1,6 +1,7 @@
 """README, "Options": where the scripts bind and connect, and what they refuse."""
 
 import contextlib
+import os
 import re
 import socket
 import subprocess
@@ -10,7 +11,18 @@ import pytest
 import zmtp
 from network import Network
 from peers import line_of, message_of
-from processes import Script, Start, StartServer, free_port, server_options
+from processes import (
+    RunClient,
+    Script,
+    Start,
+    StartServer,
+    close,
+    free_port,
+    port_options,
+    python,
+    server_options,
+)
+from terminal import Open
 
 # The server binds to an address, or to a network interface, and says where.
 
@@ -130,19 +142,99 @@ def test_two_servers_cannot_have_the_same_ports(start: Start, server: Script) ->
     assert script.stderr.startswith(f"server.py: cannot bind tcp://*:{server.ports[0]}: ")
 
 
-# Wrong usage is status 2, and a hint.
+# The client takes the name or the address of the server's host.
 
-WRONG = {
-    "not a number": ["--pull-port", "many"],
-    "too large": ["--pub-port", "65536"],
-    "negative": ["--pull-port", "-1"],
-    "unknown": ["--nosuch"],
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "[::1]"])
+def test_the_client_connects_to_a_host(start: Start, server: Script, host: str) -> None:
+    ports = port_options(server.ports)
+    script = start("client.py", host, *ports, "--user", "k", stdin=subprocess.PIPE)
+    close(script, b"hi\n")
+    assert script.wait() == 0
+    assert script.stderr == ""
+
+
+HOST_NAMES = [b"caf\xe9", "café".encode(), b"a..b", b"x" * 300, b"-", b"tcp://host", b"a b", b" "]
+
+
+@pytest.mark.parametrize("host", HOST_NAMES)
+def test_any_bytes_may_be_a_host_name(start: Start, host: bytes) -> None:
+    ports = port_options((free_port(), free_port()))
+    script = start("client.py", *ports, "--", os.fsdecode(host), stdin=subprocess.PIPE)
+    script.wait_stderr(r"client\.py: .*(no server at|not a host name or address: ).*\n")
+    close(script)
+    assert script.wait() in (0, 2)
+    assert "Traceback" not in script.stderr
+
+
+# Messages keep their colours on a terminal, unless NO_COLOR is set or it is dumb. --color says
+# otherwise.
+
+PLAIN, CYAN = b"k> hi", b"k> \x1b[36mhi\x1b[0m"
+COLORS = {  # options, the environment, and what comes out in a pipe and on a terminal
+    "default": ([], {}, PLAIN, CYAN),
+    "auto": (["--color", "auto"], {}, PLAIN, CYAN),
+    "NO_COLOR": ([], {"NO_COLOR": "1"}, PLAIN, PLAIN),
+    "an empty NO_COLOR": ([], {"NO_COLOR": ""}, PLAIN, CYAN),
+    "dumb": ([], {"TERM": "dumb"}, PLAIN, PLAIN),
+    "never": (["--color", "never"], {}, PLAIN, PLAIN),
+    "always": (["--color", "always"], {}, CYAN, CYAN),
+    "always, NO_COLOR": (["--color", "always"], {"NO_COLOR": "1"}, CYAN, CYAN),
+    "always, dumb": (["--color", "always"], {"TERM": "dumb"}, CYAN, CYAN),
 }
 
 
-@pytest.mark.parametrize("options", WRONG.values(), ids=WRONG)
-def test_wrong_usage_of_the_server_is_status_2(start: Start, options: list[str]) -> None:
-    script = start("server.py", *options)
+@pytest.mark.parametrize(
+    ("options", "environment", "pipe", "terminal"), COLORS.values(), ids=COLORS
+)
+def test_colour(
+    server: Script,
+    run_client: RunClient,
+    open_terminal: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    environment: dict[str, str],
+    pipe: bytes,
+    terminal: bytes,
+) -> None:
+    """In a pipe and on a terminal."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run_client(server.ports, b"hi", "--user", "k", *options).stdout == pipe + b"\n"
+    command = python("client.py", *port_options(server.ports), "--user", "k", *options)
+    shown = open_terminal(*command, environment=environment)
+    shown.wait_text("connectedtolocalhost")
+    shown.type("hi\r")
+    shown.wait_text("k>hi")
+    assert terminal + b"\r\n" in shown.received
+
+
+# Wrong usage is status 2, and a hint.
+
+PORTS = "and the ports as --push-port and --sub-port"
+WRONG = {  # what is given, and the end of the last line on stderr
+    "the server's port, not a number": ("server.py --pull-port many", "value: 'many'"),
+    "the server's port, too large": ("server.py --pub-port 65536", "value: '65536'"),
+    "the server's port, negative": ("server.py --pull-port -1", "value: '-1'"),
+    "the server's, unknown": ("server.py --nosuch", "arguments: --nosuch"),
+    "the client's port, none": ("client.py --push-port 0", "value: '0'"),
+    "the client's port, too large": ("client.py --sub-port 65536", "value: '65536'"),
+    "the client's, unknown": ("client.py --nosuch", "arguments: --nosuch"),
+    "two hosts": ("client.py a b", "arguments: b"),
+    "a colour": ("client.py --color perhaps", "(choose from 'auto', 'always', 'never')"),
+    "a port in HOST": ("client.py localhost:1337", f"write localhost, {PORTS}"),
+    "a port in an address": ("client.py 127.0.0.1:1337", f"write 127.0.0.1, {PORTS}"),
+    "a port in an IPv6 address": ("client.py [::1]:1337", f"write [::1], {PORTS}"),
+    "no host": ("client.py ", "not a host name or address: ''"),
+    "a path": ("client.py /tmp", "not a host name or address: '/tmp'"),
+}
+
+
+@pytest.mark.parametrize(("command", "problem"), WRONG.values(), ids=WRONG)
+def test_wrong_usage_is_status_2(start: Start, command: str, problem: str) -> None:
+    script = start(*command.split(" "), stdin=subprocess.PIPE)
     assert script.wait() == 2
-    assert "usage: server.py" in script.stderr
+    assert "usage: " in script.stderr
+    assert script.stderr.endswith(f"{problem}\n")
     assert "Traceback" not in script.stderr
