@@ -5,11 +5,13 @@
 # ///
 """The chat server: it publishes each line that a client PUSHes to every client that SUBscribes.
 
-In:  one frame a line, UTF-8 JSON: an object with "user" and "message".
-Out: one frame a message, UTF-8: `{user}> ESC[36m{message}ESC[0m`, where ESC[36m is cyan.
+A line is what a client pushes. A message is what the server makes of it, and publishes.
 
-The loop is the talk's, slides 3 to 7. Around it: subscribers that keep up lose nothing, a stalled
-one delays the chat once, and control characters are escaped.
+In:  each line is one frame, UTF-8 JSON: an object with "user" and "message".
+Out: each message is one frame, UTF-8: {user}> ESC[36m{message}ESC[0m, where ESC[36m is cyan.
+
+The loop is the talk's, slides 3 to 7. What it calls makes sure that subscribers that keep up lose
+nothing, that a stalled one delays the chat only briefly, and that control characters are escaped.
 """
 
 import argparse
@@ -32,14 +34,15 @@ MAX_LINE = 16_384  # bytes in a line, and in a message
 MAX_SUBSCRIPTION = 512  # bytes in the prefix that a client subscribes to
 PULL_HWM = 256  # lines that wait from each client: 4 MB of the longest
 PUB_HWM = 2_000  # messages that wait for each subscriber: 32 MB of the longest
-BATCH = 300  # lines received, then published, in one go
-IDLE = 0.3  # seconds without a line until the loop does other things
-SUBSCRIBER_TIMEOUT = 2.0  # seconds that the chat waits for a slow subscriber
-SHORT_TIMEOUT = 0.05  # seconds that it waits soon after a wait that did not help
-RECOVERY = 20.0  # seconds until it waits SUBSCRIBER_TIMEOUT again
-SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal in which lines are published, and messages sent
+BATCH = 300  # lines, of all clients, that are received and then published in one go
+IDLE_TIMEOUT = 0.3  # seconds without a line until the loop looks around
+SUBSCRIBER_TIMEOUT = 2.0  # seconds that a slow subscriber may delay the chat
+IMPATIENT_TIMEOUT = 0.05  # the same, soon after a subscriber used all of that time
+IMPATIENT_TIME = 20.0  # seconds for which that is so
+SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal until the loop ends, even if lines keep coming
 PEER_TIMEOUT = 20  # seconds without an answer until TCP closes a connection
-LOG_INTERVAL = 1.0  # seconds between two reports on stderr
+LOG_INTERVAL = 1.0  # seconds between two writes to stderr
+CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -52,26 +55,28 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         lines = receive(pull)
         publisher.publish(chat_messages(lines, log))
         if not lines:
-            pub.get(zmq.EVENTS)  # makes libzmq free the queues of subscribers that have left
-            if shutdown.deadline < math.inf:
+            if shutdown.requested:
                 break
+            # As long as nothing is sent, only this makes libzmq free the queues of subscribers that
+            # have left.
+            pub.get(zmq.EVENTS)
 
 
-# Receive. pyzmq's own recv and send first look at options that are not used here. Without them,
-# and in batches, for which libzmq's I/O thread wakes only once, the server is much faster.
+# Receive. Two things make the server some three times as fast: batches, for which libzmq's I/O
+# thread wakes only once, and pyzmq's compiled recv and send without their Python wrappers.
 
 recv = zmq.backend.Socket.recv
 send = zmq.backend.Socket.send
 
 
 def receive(pull: Sock) -> list[bytes]:
-    """Return the lines that wait in PULL, at most BATCH; if there are none, wait for one.
+    """Return the lines that wait in PULL, at most BATCH. If there are none, wait for one.
 
     Return an empty list if none comes within RCVTIMEO.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
-        if not pull.get(zmq.EVENTS):  # To ask takes less time than an exception for each line.
+        if not pull.get(zmq.EVENTS):  # Asking first is cheaper than an exception for each line.
             return [recv(pull)]
         while len(lines) < BATCH:
             lines.append(recv(pull, zmq.NOBLOCK))
@@ -85,26 +90,25 @@ def receive(pull: Sock) -> list[bytes]:
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 
-# A line as json.dumps and JSON.stringify write it, whose strings need no unescaping and no
-# escaping. It finds the two strings of each such line in a text, and two empty ones in each other.
+# A line as json.dumps and JSON.stringify write it, in which nothing has to be unescaped or escaped.
+# The pattern finds its two strings. In any other line, it finds two empty strings. (A TAB is safe,
+# but in JSON it has to be written as an escape.)
 STRING = rf'"([^"\\\t{UNSAFE}]*)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
 
-CYAN, RESET = Fore.CYAN, Style.RESET_ALL
-DROPPED = "dropped lines: {count:,}, the last: {detail}"
-
-# Numbers are kept as they are written. int refuses NaN and Infinity, which are not JSON.
+# A number is text, as it was written. int("NaN") raises ValueError, since that is not JSON.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=int).decode
 
 
 def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """Return the message of each line (slide 3): `user> message`, the message in cyan.
 
-    Lines that have none are dropped, and reported. To parse a line takes several times as long as
-    to find its strings by a regular expression, so only lines that are not simple are parsed.
+    A line that has no message is dropped and reported. Parsing takes five times as long as finding
+    the two strings of a simple line, which is done for all lines at once, so the other lines alone
+    are parsed.
     """
     strings = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(strings) != len(lines):  # JSON may have line ends between its parts.
+    if len(strings) != len(lines):  # A line has line ends in it, as JSON may. Parse all lines.
         strings = [("", "")] * len(lines)
     messages = []
     for line, (user, message) in zip(lines, strings, strict=True):
@@ -112,16 +116,16 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
             try:
                 user, message = parse(line)
             except ValueError as error:
-                log.report(DROPPED, f"{error}: {line[:60]!r}")
+                log.report("dropped a line", f"{error}: {line[:60]!r}")
                 continue
         messages.append(f"{user}> {CYAN}{message}{RESET}".encode())
     return messages
 
 
 def parse(line: bytes) -> tuple[str, str]:
-    """Return the user and the message of a line, their control characters escaped.
+    """Return the user and the message of a line, sanitized.
 
-    Raises ValueError, with the reason, if the line has none, or they are too long.
+    Raises ValueError, with the reason, if the line has no message, or its message is too long.
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))
@@ -144,16 +148,16 @@ def sanitize(text: str) -> str:
 
 
 class Publisher:
-    """Publishes messages to all subscribers, and limits how long a slow one may delay the chat.
+    """Publishes messages, and limits how long slow subscribers may delay the chat.
 
-    A subscriber whose queue is full delays it by SUBSCRIBER_TIMEOUT at most. It then misses
-    messages until it has read half of its queue. For RECOVERY seconds from then on, others delay
-    the chat by SHORT_TIMEOUT at most.
+    A subscriber whose queue is full delays it by SUBSCRIBER_TIMEOUT at most. Then the chat goes on
+    without it until it has read half of its queue. For IMPATIENT_TIME from then on, any full queue
+    delays the chat by IMPATIENT_TIMEOUT at most.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.recovered_at = 0.0  # when SUBSCRIBER_TIMEOUT is in force again
+        self.impatient_until = 0.0  # on the monotonic clock
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), and wait where the queue of a subscriber is full."""
@@ -164,63 +168,63 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send a message once there is room in all queues, or without those that stay full.
-
-        After one send without XPUB_NODROP, libzmq leaves these out by itself until they have room.
-        """
+        """Send a message as soon as all queues have room, or without waiting any longer."""
         now = time.monotonic()
-        timeout = SUBSCRIBER_TIMEOUT if now >= self.recovered_at else SHORT_TIMEOUT
-        timeout = max(SHORT_TIMEOUT, min(timeout, self.shutdown.deadline - now))
+        timeout = IMPATIENT_TIMEOUT if now < self.impatient_until else SUBSCRIBER_TIMEOUT
+        if now + timeout > self.shutdown.deadline:
+            timeout = max(IMPATIENT_TIMEOUT, self.shutdown.deadline - now)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             send(self.pub, message)
         except zmq.Again:
+            # Sent once without NODROP, libzmq leaves full queues out until they are half empty.
             self.pub.set(zmq.XPUB_NODROP, 0)
             send(self.pub, message)
             self.pub.set(zmq.XPUB_NODROP, 1)
-            self.recovered_at = time.monotonic() + RECOVERY
-            self.log.report("stalled subscribers, times the chat went on without one: {count:,}")
+            self.impatient_until = time.monotonic() + IMPATIENT_TIME
+            self.log.report("a subscriber stalled: the chat goes on without it")
 
 
 # Log.
 
 
 class Log:
-    """Writes reports to stderr, once a second at most, and never makes the chat wait for it.
+    """Writes reports to stderr, once in LOG_INTERVAL, and never makes the chat wait for it.
 
-    A thread writes, since stderr may be a terminal or a pipe that nobody reads. Reports may come in
-    floods: those of the same text are counted, and written as one.
+    A thread writes: stderr may be a terminal or a pipe that nobody reads. Reports may come in
+    floods: those of the same text are counted, and written as one, with the last detail.
     """
 
     def __init__(self) -> None:
-        self.reports: dict[str, tuple[int, str]] = {}  # by text: how many, and the last detail
-        self.closed = False
-        self.changed = threading.Condition()  # guards both
-        self.thread = threading.Thread(target=self.write, daemon=True)
+        self.reports: dict[str, tuple[int, str]] = {}  # text: (count, last detail)
+        self.closed = False  # No more reports come.
+        self.changed = threading.Condition()  # of reports or closed; its lock guards both
+        self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def report(self, text: str, detail: str = "") -> None:
-        """Report something. In text, {count} and {detail} are filled in when it is written."""
+        """Have a report written."""
         with self.changed:
             count, _ = self.reports.get(text, (0, ""))
             self.reports[text] = count + 1, detail
             self.changed.notify()
 
     def close(self) -> None:
-        """Write what is not written yet, unless stderr takes nothing."""
+        """Have the last reports written, unless stderr takes nothing."""
         with self.changed:
             self.closed = True
             self.changed.notify()
         self.thread.join(0.1)
 
-    def write(self) -> None:
+    def run(self) -> None:
         """Write reports until the log is closed: what the thread does."""
         while self.reports or not self.closed:
             with self.changed:
                 self.changed.wait_for(lambda: self.reports or self.closed)
                 reports, self.reports = self.reports, {}
             for text, (count, detail) in reports.items():
-                line = f"server.py: {text.format(count=count, detail=detail)}\n"
+                times = f" ({count:,} times)" if count > 1 else ""
+                line = f"server.py: {text}{times}{': ' * bool(detail)}{detail}\n"
                 with contextlib.suppress(OSError):
                     os.write(2, line.encode(errors="backslashreplace"))
             with self.changed:
@@ -231,39 +235,45 @@ class Log:
 
 
 class Shutdown:
-    """The time at which the loop ends at the latest: never, until a signal asks to shut down.
+    """Whether a signal asked to shut down, and the time at which the loop then ends at the latest.
 
-    It ends earlier, once no line comes. A handler that raised an exception instead could strike
-    between the receipt of a line and its publication, and lose it.
+    The signal's handler raises no exception: that could strike between the receipt of a line and
+    its publication, and lose the line.
     """
 
     def __init__(self) -> None:
+        self.requested = False
         self.deadline = math.inf
 
     def request(self, signum: int, _frame: object) -> None:
-        """Handle a signal. Block more of its kind, each of which would restart pyzmq's waits."""
-        if hasattr(signal, "pthread_sigmask"):  # Windows has none, and does not need it.
+        """Handle a signal.
+
+        pyzmq starts its waits anew after each signal, so more of the kind are blocked: a key that
+        is held down would keep it waiting. On Windows no signal interrupts a wait.
+        """
+        if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, [signum])
-        self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
+        if not self.requested:
+            self.requested, self.deadline = True, time.monotonic() + SHUTDOWN_TIMEOUT
 
 
 def handle_signals(shutdown: Shutdown) -> None:
-    """Shut down at SIGINT, SIGTERM, and what Windows sends at Ctrl-Break.
+    """Shut down at each signal that ends programs. One that is ignored at the start stays ignored.
 
-    Where one is ignored, it stays so: a shell script starts `server.py &` with SIGINT ignored, so
-    that Ctrl-C in the script's client does not end its server.
+    A shell script that runs `server.py &` has it ignore SIGINT, so that Ctrl-C ends the script's
+    client and not its server.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        signum = getattr(signal, name, signal.SIGINT)
-        if signal.getsignal(signum) != signal.SIG_IGN:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
+        signum = getattr(signal, name, None)
+        if signum and signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, shutdown.request)
 
 
-def check_files() -> None:
-    """Raise OSError unless 20 more files can be opened: libzmq aborts where it cannot open its own.
+def prepare_files() -> None:
+    """Check that 20 more files can be opened, since libzmq aborts where it cannot open its own.
 
-    A standard stream that is closed is opened, or a socket would take its number, and get what is
-    written to it.
+    If a standard stream is closed, /dev/null takes its place, since a socket would get its number
+    otherwise. Raises OSError.
     """
     for file in [os.open(os.devnull, os.O_RDWR) for _ in range(20)]:
         if file > 2:
@@ -271,7 +281,7 @@ def check_files() -> None:
 
 
 def allow_many_subscribers() -> None:
-    """Raise the soft limit of open files to the hard one. Each connection takes one.
+    """Raise the soft limit of open files to the hard one. Each connection takes a file.
 
     Where there is none left, libzmq refuses connections in a busy loop.
     """
@@ -279,9 +289,9 @@ def allow_many_subscribers() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard == resource.RLIM_INFINITY:  # macOS says so, but refuses it.
-            hard = max(soft, 10_240)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        # macOS says that it has no limit, but refuses more than this.
+        most = max(soft, 10_240) if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def load_keys(name: str) -> tuple[bytes, bytes]:
@@ -298,9 +308,9 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
-        published, _ = zmq.auth.load_certificate(public_file)
+        public_in_file, _ = zmq.auth.load_certificate(public_file)
         public, secret = zmq.auth.load_certificate(secret_file)
-        if not secret or not published == public == zmq.curve_public(secret):
+        if not secret or not public_in_file == public == zmq.curve_public(secret):
             raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
@@ -308,7 +318,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
 
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they admit only clients that have the public one (RFC 26).
+    """Return PULL and PUB. With keys (CURVE, RFC 26), they admit only clients with the public one.
 
     All options are set before bind: changing a high-water mark later can make libzmq 4.3.5 use a
     freed pipe.
@@ -319,38 +329,38 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a peer that vanished while nothing was sent
+        # TCP finds a peer that vanished: by probes while nothing is sent, or else by TCP_MAXRT.
+        sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, PEER_TIMEOUT // 2)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, PEER_TIMEOUT // 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 1_000 * PEER_TIMEOUT)  # finds a peer that acknowledges nothing
+        sock.set(zmq.TCP_MAXRT, 1_000 * PEER_TIMEOUT)
     encryption = 33 if keys else 0  # bytes that it adds to a frame, and that MAXMSGSIZE counts
     pull.set(zmq.MAXMSGSIZE, MAX_LINE + encryption)
     pull.set(zmq.RCVHWM, PULL_HWM)
-    pull.set(zmq.RCVTIMEO, int(1_000 * IDLE))
+    pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
     pub.set(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION + encryption)
-    pub.set(zmq.RCVHWM, 1)  # one subscription between two sends: a flood of them delays nothing
+    # Take one subscription between two sends, so that a flood of them cannot delay messages.
+    pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    pub.set(zmq.SNDBUF, 65_536)  # A small kernel buffer shows early that a slow subscriber reads.
+    pub.set(zmq.SNDBUF, 65_536)  # A small kernel buffer shows early that a subscriber reads.
     return pull, pub
 
 
-def bind(sock: Sock, address: str, port: int) -> str:
-    """Bind a socket to an address, or a network interface, and a port. Return the real endpoint.
+def bind(sock: Sock, address: str, port_number: int) -> str:
+    """Bind a socket to an address, or to a network interface. Return the endpoint that is bound.
 
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # libzmq finds no IPv4 address of an interface if IPv6 is on, where that has an IPv6 address.
+    # With IPv6 on, libzmq binds an interface that has an IPv6 address to that one only.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
-    endpoint = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+    endpoint = f"tcp://{f'[{address}]' if ':' in address else address}:{port_number}"
     try:
         sock.bind(endpoint)
     except zmq.ZMQError as error:
-        raise ValueError(
-            f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}; see --help"
-        ) from None
+        raise ValueError(f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}") from None
     bound = sock.get_string(zmq.LAST_ENDPOINT)
     return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
 
@@ -386,20 +396,22 @@ def main() -> int:
     allow_many_subscribers()
     log = Log()
     try:
-        check_files()
+        prepare_files()
         keys = None if options.key is None else load_keys(options.key)
         context = zmq.Context()
         pull, pub = make_sockets(context, keys)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
     except (OSError, ValueError) as error:
-        hint = "; raise the limit of open files: ulimit -n" if isinstance(error, OSError) else ""
-        log.report(f"{error}{hint}")
+        is_limit = isinstance(error, OSError)
+        log.report(
+            f"{error}; {'raise the limit of open files: ulimit -n' if is_limit else 'see --help'}"
+        )
         log.close()
         return 1
     log.report(f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")
     if keys:
-        log.report(f"the chat is encrypted; give {options.key}.key to everyone you invite")
+        log.report(f"the chat is encrypted; give {options.key}.key to those you invite")
     serve(pull, pub, shutdown, log)
     # Subscribers have the rest of the time, half a second at least, to receive their queues.
     context.destroy(linger=int(1_000 * max(0.5, shutdown.deadline - time.monotonic())))
@@ -408,5 +420,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit, which gives signals back their default action: the next one would kill this.
+    # Not sys.exit: while Python shuts down, a second Ctrl-C would change the exit status.
     os._exit(main())
