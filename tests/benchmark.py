@@ -41,7 +41,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import zmq.auth
 import zmtp
 
 HERE = Path(__file__).parent
@@ -55,9 +54,7 @@ REST = 0.0005  # seconds between two looks at the readers, each of which interru
 SETTLE = 0.5  # seconds until the last subscription is in effect
 QUIET = 1.0  # seconds without a byte after which no more is expected
 START_TIMEOUT = 10  # seconds until a program listens
-DISCARD = getattr(
-    socket, "MSG_TRUNC", 0
-)  # Linux then counts what a socket has, and copies nothing.
+DISCARD = getattr(socket, "MSG_TRUNC", 0)  # Linux counts what it receives, and copies nothing.
 
 Hello = tuple[bytes, bytes, bytes]  # what to say first, the answer, and what to say after it
 Encode = Callable[[bytes], bytes]
@@ -134,14 +131,17 @@ PROGRAMS = {
 
 
 def connect(port: int, hello: Hello) -> socket.socket:
-    """Return a socket after the hello."""
+    """Return a socket that has said hello."""
     first, answer, second = hello
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(first)
     heard = b""
     while answer not in heard:
-        heard += sock.recv(1_000)
+        received = sock.recv(1_000)
+        if not received:
+            raise ConnectionError(f"{heard!r}, and no {answer!r}")
+        heard += received
     sock.sendall(second)
     return sock
 
@@ -289,33 +289,32 @@ def measure_stalled(results: Results, names: list[str]) -> None:
             results.setdefault((name, 2), []).append(figures)
 
 
-def run(
-    typed: bytes, script: str, *args: str
-) -> tuple[float, "subprocess.CompletedProcess[bytes]"]:
-    """Run a script with something on stdin; return how long that took, and what it printed."""
+def run(typed: bytes, script: str, *args: str) -> tuple[float, bytes, bytes]:
+    """Run a script with something on stdin; return the seconds, its stdout and its stderr."""
     began = time.perf_counter()
     command = [sys.executable, str(HERE / script), *args]
     done = subprocess.run(command, input=typed, capture_output=True, check=True)
-    return time.perf_counter() - began, done
+    return time.perf_counter() - began, done.stdout, done.stderr
 
 
-def measure_clients(results: Results, key: str) -> None:
+def measure_clients(results: Results) -> None:
     """Measure in one round how many lines the clients take there and back, once started."""
     typed = [ASCII % number + b"\n" for number in range(CLIENT_LINES)]
-    everything = b"".join(typed)
-    for name, options in {"client.py": [], "client.py with a key": [f"--key={key}"]}.items():
-        with running([*PROGRAMS[OURS].command, *options]) as (_, ports):
-            argv = ["../client.py", f"--push-port={ports[0]}", f"--sub-port={ports[1]}", *options]
-            start, _ = run(typed[0], *argv)
-            whole, done = run(everything, *argv)
-            lost = 1 - done.stdout.count(b"\n") / CLIENT_LINES
+    with tempfile.TemporaryDirectory() as directory:
+        key = f"--key={directory}/chat.key"
+        for name, options in {"client.py": [], "client.py with a key": [key]}.items():
+            with running([*PROGRAMS[OURS].command, *options]) as (_, ports):
+                argv = [f"--push-port={ports[0]}", f"--sub-port={ports[1]}", *options]
+                start, _, _ = run(typed[0], "../client.py", *argv)
+                whole, messages, _ = run(b"".join(typed), "../client.py", *argv)
+            lost = 1 - messages.count(b"\n") / CLIENT_LINES
             figures = {RATE: CLIENT_LINES / (whole - start), LOST: lost}
             results.setdefault((name, 1), []).append(figures)
     with running(PROGRAMS[OURS].command) as (_, ports):
-        _, done = run(everything, "reference.py", "client", *map(str, ports))
-        count, seconds = map(float, done.stderr.split())
-        figures = {RATE: count / seconds, LOST: 1 - count / CLIENT_LINES}
-        results.setdefault(("the talk's loop", 1), []).append(figures)
+        _, _, told = run(b"".join(typed), "reference.py", "client", *map(str, ports))
+    count, seconds = map(float, told.split())
+    figures = {RATE: count / seconds, LOST: 1 - count / CLIENT_LINES}
+    results.setdefault(("the talk's loop", 1), []).append(figures)
 
 
 # Print and draw.
@@ -345,13 +344,12 @@ def print_table(title: str, results: Results, columns: dict[str, tuple[int, str]
 
 def draw(results: Results, file: Path) -> None:
     """Draw what all readers get in a second, in colours that are read on white and on black."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullLocator, StrMethodFormatter
+    from matplotlib import pyplot, ticker  # type: ignore[import-not-found,unused-ignore]
 
-    plt.rcParams["svg.hashsalt"] = "chart"  # The same figures make the same file.
+    pyplot.rcParams["svg.hashsalt"] = "chart"  # The same figures make the same file.
     grey = "#868e96"
     colours = {OURS: "#e8590c", "NATS": "#3b8eea", "Redis": "#2f9e6a", "Mosquitto": "#a87be8"}
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="tight")
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="tight")
     for name, colour in (colours | {FORWARDER: grey}).items():
         rates = {
             readers: readers * statistics.median(figures[RATE] for figures in rounds)
@@ -361,14 +359,15 @@ def draw(results: Results, file: Path) -> None:
         width = 3 if name == OURS else 1.5
         axes.loglog(list(rates), list(rates.values()), "o-", color=colour, lw=width, label=name)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.set_title("messages delivered per second, by the number of readers", color=grey)
     axes.tick_params(colors=grey)
     axes.spines[:].set_color(grey)
     axes.grid(color=grey, alpha=0.25)
     axes.legend(frameon=False, labelcolor="linecolor")
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
 
 
 def main() -> None:
@@ -381,26 +380,22 @@ def main() -> None:
     add("--rounds", metavar="N", type=int, default=5, help="default: %(default)s")
     add("--chart", metavar="FILE", type=Path, help="draw the servers' rates as SVG, by matplotlib")
     options = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for 1,000 readers of each program
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(10_000, most), most))  # for all readers
     names = [name for name, program in PROGRAMS.items() if shutil.which(program.command[0])]
     began = time.monotonic()
     servers, letters, stalled, clients = (Results() for _ in parts)
-    with tempfile.TemporaryDirectory() as directory:
-        zmq.auth.create_certificates(directory, "chat")
-        for number, part in itertools.product(range(options.rounds), options.only):
-            print(
-                f"round {number + 1} of {options.rounds}: {part} ...", file=sys.stderr, flush=True
-            )
-            for readers in options.readers:
-                if part == "servers":
-                    measure(servers, names, ASCII, readers)
-                elif part == "letters" and readers <= 100:
-                    measure(letters, [OURS, LOOP], LETTERS, readers)
-            if part == "clients":
-                measure_clients(clients, f"{directory}/chat.key")
-            elif part == "stalled" and number == 0:
-                measure_stalled(stalled, names)
+    for number, part in itertools.product(range(1, options.rounds + 1), options.only):
+        print(f"round {number} of {options.rounds}: {part} ...", file=sys.stderr)
+        for readers in options.readers:
+            if part == "servers":
+                measure(servers, names, ASCII, readers)
+            elif part == "letters" and readers <= 100:
+                measure(letters, [OURS, LOOP], LETTERS, readers)
+        if part == "clients":
+            measure_clients(clients)
+        elif part == "stalled" and number == 1:
+            measure_stalled(stalled, names)
     for text, results, figures in (
         ("", servers, (RATE, LOST, LATENCY, LATENCY_99, MEMORY)),
         (" beyond ASCII", letters, (RATE, LOST)),
