@@ -149,8 +149,7 @@ def test_a_stdin_that_cannot_be_read_is_reported(
     with (tmp_path / "for writing").open("wb") as stdin:
         script = start_client(start, server.ports, stdin=stdin.fileno())
     assert script.wait() == 1
-    assert script.stderr == "client.py: the rest of the input was not read
-"
+    assert script.stderr == "client.py: the rest of the input was not read\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
