@@ -7,7 +7,7 @@ with plain TCP sockets: a thread sends bytes that were made beforehand, and a lo
 All programs get the same lines, each in its own protocol: ZMTP, or that of NATS, of Redis, or MQTT
 with QoS 0. NATS, Redis and Mosquitto take part where they are installed, with their default limits.
 This server and the plain port of the talk parse each line and publish its message. All others pass
-the line on as it is.
+the line on as it is. Slow programs get fewer lines, to save time.
 
 - Lines per second: from the first line sent to the last one delivered. Lost lines do not count.
 - Lost: the share of all deliveries that did not come.
