@@ -236,6 +236,7 @@ def test_the_typed_row(columns: int, line: str, row: str) -> None:
 LETTERS = ["a", "é", "e\u0301", "Я", "Ω", "漢", "🎉", " "]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(LETTERS)), st.lists(st.sampled_from(LETTERS)), st.integers(1, 20))
 def test_any_part_of_a_line_is_shown_as_it_is(
     before: list[str], after: list[str], columns: int
@@ -257,7 +258,7 @@ def test_any_part_of_a_line_is_shown_as_it_is(
 # Whatever arrives, the typed row has no control characters but the client's own.
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")), st.data())
 def test_any_bytes_however_they_are_cut(data: bytes, choice: st.DataObject) -> None:
     whole, cut = Editor(), Editor()
@@ -278,6 +279,7 @@ def test_any_bytes_however_they_are_cut(data: bytes, choice: st.DataObject) -> N
     assert row.count("\x1b") == 4
 
 
+@settings(deadline=None)
 @given(st.binary().map(lambda data: re.sub(rb"[\x00-\x08\x0a-\x1f\x7f]", b"", data)))
 def test_a_line_is_sent_as_it_was_typed_byte_for_byte(line: bytes) -> None:
     assert Editor().feed(line + b"\r") == ([line], False)
@@ -335,7 +337,7 @@ class Model:
             case "\x0b":
                 killed = "".join(take(after))
             case "\x17":
-                killed = "".join(take_word(before, lambda char: not char.isspace())[::-1])
+                killed = "".join(take_word(before, lambda item: not item[0].isspace())[::-1])
             case "\x1bd":
                 killed = "".join(take_word(after))
             case "\x19":
@@ -375,7 +377,7 @@ def take_word(
     return taken
 
 
-@settings(max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(st.lists(st.sampled_from(MODEL_KEYS), max_size=60))
 def test_keys_as_in_a_model(keys: list[str]) -> None:
     model, editor = Model(), Editor()
