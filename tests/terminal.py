@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -22,7 +23,11 @@ COLUMNS, ROWS = 40, 10
 
 
 class Terminal:
-    """A program on a pseudo-terminal, which an emulator reads back."""
+    """A program on a pseudo-terminal, which an emulator reads back.
+
+    A thread receives what the program writes. The emulator reads it when the test looks: it is
+    slow, and would hold up a program that writes much.
+    """
 
     def __init__(
         self,
@@ -34,9 +39,11 @@ class Terminal:
         rows: int = ROWS,
     ) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=1)
-        self.received = b""  # all bytes that the program has written to the terminal
+        self._received = bytearray()
+        self._hung_up = False
+        self.paused = False  # It takes no output now, as a slow terminal.
         self._stream = pyte.ByteStream(self.screen)
-        self._lock = threading.Lock()
+        self._emulated = 0  # bytes that the emulator has read
         self._keyboard, self._tty = os.openpty()
         self._set_size(columns, rows)
         self.first_settings = self.settings()
@@ -54,18 +61,33 @@ class Terminal:
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
-            while data := os.read(self._keyboard, 65_536):
-                with self._lock:
-                    self.received += data
-                    self._stream.feed(data)
+            while not self._hung_up:
+                ready, _, _ = select.select([] if self.paused else [self._keyboard], [], [], 0.02)
+                if ready:
+                    self._received += os.read(self._keyboard, 65_536)
+
+    @property
+    def received(self) -> bytes:
+        """All bytes that the program has written to the terminal."""
+        return bytes(self._received)
+
+    def waiting(self) -> int:
+        """Return how many bytes the terminal has not taken yet."""
+        return struct.unpack("i", fcntl.ioctl(self._keyboard, termios.FIONREAD, bytes(4)))[0]  # type: ignore[no-any-return]
+
+    def look(self) -> pyte.HistoryScreen:
+        """Return the screen as it is now."""
+        news = bytes(self._received[self._emulated :])
+        self._stream.feed(news)
+        self._emulated += len(news)
+        return self.screen
 
     def _set_size(self, columns: int, rows: int) -> None:
         fcntl.ioctl(self._tty, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def resize(self, columns: int, rows: int) -> None:
         """Give the terminal another size, as dragging its corner does."""
-        with self._lock:
-            self.screen.resize(rows, columns)
+        self.look().resize(rows, columns)
         self._set_size(columns, rows)
 
     def settings(self) -> list[Any]:
@@ -76,31 +98,33 @@ class Terminal:
         """Return whether the program gets each key, and not whole lines that the kernel edits."""
         return not self.settings()[3] & termios.ICANON
 
-    def pause_output(self, paused: bool) -> None:
-        """Hold up what the program writes, as Ctrl-S does, or let it go on."""
-        termios.tcflow(self._tty, termios.TCOOFF if paused else termios.TCOON)
+    def hang_up(self) -> None:
+        """Take the terminal away, as closing its window does."""
+        if not self._hung_up:
+            self._hung_up = True
+            self._reader.join(TIMEOUT)
+            os.close(self._tty)
+            os.close(self._keyboard)
 
     def type(self, text: str) -> None:
-        """Press keys."""
-        data = text.encode(errors="surrogateescape")
+        """Press keys, or paste."""
+        data = text.encode()
         while data:
             data = data[os.write(self._keyboard, data) :]
 
     def rows(self) -> list[str]:
         """Return all rows that are or were on the screen, but not the blank ones at the end."""
-        with self._lock:
-            past = [
-                "".join(row[n].data for n in range(len(row))) for row in self.screen.history.top
-            ]
-            rows = [row.rstrip() for row in [*past, *self.screen.display]]
+        screen = self.look()
+        past = ["".join(row[n].data for n in range(len(row))) for row in screen.history.top]
+        rows = [row.rstrip() for row in [*past, *screen.display]]
         while rows and not rows[-1]:
             rows.pop()
         return rows
 
     def cursor(self) -> tuple[str, int]:
         """Return the text of the cursor's row, and the cursor's column."""
-        with self._lock:
-            return self.screen.display[self.screen.cursor.y].rstrip(), self.screen.cursor.x
+        screen = self.look()
+        return screen.display[screen.cursor.y].rstrip(), screen.cursor.x
 
     def wait_rows(self, *last: str) -> None:
         """Wait until the last rows are these."""
@@ -123,9 +147,7 @@ class Terminal:
         """Kill the program if it still runs."""
         self.process.kill()
         self.process.wait(TIMEOUT)
-        os.close(self._tty)
-        self._reader.join(TIMEOUT)  # It must not read from the next file with this number.
-        os.close(self._keyboard)
+        self.hang_up()
 
 
 Open = Callable[..., Terminal]
