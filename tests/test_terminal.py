@@ -517,8 +517,8 @@ WRAPPERS = {
     "setsid": "setsid -w sh {}",
     "script": "script -qec 'sh {}' /dev/null",
     "su": "su -s /bin/sh -c 'sh {}'",
-    "tmux": "tmux -S tmux -f /dev/null new-session 'sh {}'",
-    "screen": "screen -c /dev/null sh {}",
+    "tmux": "tmux -S tmux -f once new-session 'sh {}'",
+    "screen": "screen -c once sh {}",
 }
 
 
@@ -533,13 +533,16 @@ def test_inside(open_terminal: Open, bare_server: BareServer, tmp_path: Path, na
         f"cd {tmp_path}\nstty -g > settings\n"
         f"for n in 1 2; do sh -c 'echo $$ > pid; exec {client}'; stty -g >> settings; done\n"
     )
+    ends = {"tmux": "set -g destroy-unattached on", "screen": "autodetach off"}
+    (tmp_path / "once").write_text(f"{ends.get(name)}\n")  # End with the test, if it fails.
     wrapper = WRAPPERS[name].format(tmp_path / "run")
     environment = {"SCREENDIR": str(tmp_path), "LC_ALL": "C.UTF-8", "TMUX": ""}
     tmp_path.chmod(0o700)
     outer = open_terminal(
         "sh", "-c", f"cd {tmp_path}; exec {wrapper}", environment=environment, columns=80
     )
-    for times, leave in enumerate(("\x05\x15\x04", signal.SIGTERM), 1):
+    leaves: tuple[str | signal.Signals, ...] = ("\x05\x15\x04", signal.SIGTERM)
+    for times, leave in enumerate(leaves, 1):
         wait_connected(outer, times)
         outer.type("половина" + LEFT)
         outer.wait_cursor("половина", 7)
