@@ -8,12 +8,13 @@
 A line is what a client pushes. A message is what the server makes of it, and publishes.
 
 Out: each line is one frame, as it was typed; with --user, JSON: {"user": NAME, "message": line}.
-In:  each message is one frame, UTF-8. Only its colours and TABs reach the terminal as they are.
+In:  each message is one frame, UTF-8. Control characters other than colours and TABs are escaped.
 
-The loop is the talk's, slides 8 to 14, but messages appear without a press of Enter. The server
-publishes a line to everybody, its sender included. The sender's copy, the echo, acknowledges the
-line. Without it, the client sends the line again over the next connection, so that it may appear
-twice. On a terminal, a line editor keeps the line that is being typed below the messages.
+The loop is the talk's, slides 8 to 14, but messages appear without pressing Enter.
+
+The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
+line, and acknowledges it. Lines without an echo are sent again over the next connection, so a line
+may appear twice. On a terminal, a line editor keeps the line being typed below the messages.
 """
 
 import argparse
@@ -44,15 +45,15 @@ else:
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
-MAX_KEPT = 1_000_000  # bytes of a longer line that are kept, to report its size
-WINDOW = 1_000  # lines in flight; a pipe is not read further while so many wait
+MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
+WINDOW = 1_000  # lines in flight; a pipe is not read while that many wait
 SUB_HWM = 200  # messages that wait in SUB
-TICK = 0.1  # seconds: the longest wait for something to happen
+TICK = 0.1  # seconds: the longest wait in the loop
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
-NOTICE_DELAY = 1.0  # seconds without a connection until a notice says so
-RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets connect anew
-ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice says so, or a line is sent again
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
+NOTICE_DELAY = 1.0  # seconds without a connection until a notice
+RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets reconnect
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice; at the end, until a retransmission
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines count as undelivered
 CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -60,21 +61,22 @@ MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Screen") -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and each line has its echo, or when echoes do not come in time.
-    Raises OSError if stdout fails.
+    End when the input has ended and each line has its echo, or when nothing more can be read and no
+    echo comes in time. Raises OSError if stdout fails.
     """
     now = time.monotonic()
     while outbox.lines or not stdin.ended:
-        # wait for some input; a pipe is not read while the window is full
-        reading = not stdin.ended and (screen.interactive or len(outbox.lines) < WINDOW)
-        for line in wait(connection, stdin, reading):
+        # wait for some input; while draining, only echoes can change anything
+        window_full = len(outbox.lines) >= WINDOW and not screen.interactive
+        draining = stdin.ended or window_full
+        for line in wait(connection, stdin, draining):
             if problem := outbox.add(line):
                 screen.print_problem(problem)
             elif not connection.up or outbox.waited >= ECHO_TIMEOUT:
-                screen.print_typed(line)  # now, since its echo may take long
+                screen.print_typed(line)  # now, since its echo may take a while
 
         # push it
-        if connection.update():
+        if connection.came_up():
             outbox.go_back()
         if connection.up:
             outbox.push(connection.push)
@@ -87,9 +89,9 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         except BrokenPipeError:  # The reader of stdout has left, as after `| head -1`.
             stdin.stop()
 
-        # see whether an echo is overdue
+        # retransmit or give up lines whose echoes are overdue
         before, now = now, time.monotonic()
-        if not check_echoes(outbox, connection, reading, now - before):
+        if not check_echoes(outbox, connection, draining, now - before):
             break
         screen.print_notice(connection.new_notice())
         screen.print_notice(outbox.new_notice() if screen.interactive else "")
@@ -99,29 +101,29 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 # Wait for some input.
 
 
-def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
-    """Wait until something happens. Return the lines that have been typed, if reading."""
-    sources = [stdin.pipe.fileno()] if reading else []
+def wait(connection: "Connection", stdin: "Stdin", draining: bool) -> list[bytes]:
+    """Wait until something happens. Return the lines that can be read, unless draining."""
+    sources = [] if draining else [stdin.loop_end.fileno()]
     sockets = [connection.sub, *connection.monitors.values()]
     ready, _, _ = zmq.select([*sockets, *sources], [], [], TICK)
-    return stdin.read_lines() if stdin.pipe.fileno() in ready else []
+    return stdin.read_lines() if stdin.loop_end.fileno() in ready else []
 
 
 class Stdin:
-    """The lines of stdin. A thread reads it, since on Windows zmq.select takes only sockets.
+    """The lines of stdin. A thread reads it, because on Windows zmq.select takes only sockets.
 
-    The thread passes everything on through a pair of sockets, in order. It blocks when they are
-    full, until the loop reads on.
+    The thread passes everything on through a pair of sockets. It blocks when they are full, until
+    the loop reads on.
     """
 
     def __init__(self, splitter: "Splitter | Editor") -> None:
         self.splitter = splitter  # makes lines of what the thread passes on
-        self.pipe, self.thread_end = socket.socketpair()
-        self.ended = False  # No more lines come.
-        self.failed = False  # stdin could not be read to its end.
+        self.loop_end, self.thread_end = socket.socketpair()
+        self.ended = False  # No more lines will come.
+        self.failed = False  # Reading failed before the end.
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
-        """Pass on what read returns, until it returns nothing: what the thread does."""
+        """Pass on what read returns, until it returns nothing. This runs in the thread."""
         try:
             while data := read():
                 self.thread_end.sendall(data)
@@ -130,24 +132,24 @@ class Stdin:
         self.thread_end.close()
 
     def read_lines(self) -> list[bytes]:
-        """Return the lines that are complete now, without their ends. Leave out empty ones."""
-        lines, self.ended = self.splitter.feed(self.pipe.recv(MAX_LINE))
+        """Return the lines that are complete now, without their ends, and without empty lines."""
+        lines, self.ended = self.splitter.feed(self.loop_end.recv(MAX_LINE))
         return [line for line in lines if line]
 
     def stop(self) -> None:
-        """Read no more, as at the end of stdin."""
+        """Treat stdin as ended."""
         self.ended = True
 
 
 class Splitter:
-    """Splits a pipe, a file, or what a terminal passes on after Enter, into lines."""
+    """Splits stdin into lines, if there is no line editor."""
 
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
-        self.bom = codecs.BOM_UTF8  # what PowerShell puts in front of the first line
+        self.bom = codecs.BOM_UTF8  # PowerShell puts it in front of the first line.
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Return the lines that end in data, and whether stdin ends: then there is no data."""
+        """Return the lines that end in data, and whether stdin has ended: no data means so."""
         *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
         self.partial = partial[:MAX_KEPT]
         if lines:
@@ -174,20 +176,19 @@ class Connection:
         self.ever_up = False
         self.last_up_at = time.monotonic()  # or the start
         self.retry_at = self.last_up_at + RETRY_INTERVAL
-        # What the last notice said: None if there was none. In a pipe, the first connection is no
-        # news.
+        # Whether the last notice said that it is up. In a pipe, there is none for the first time.
         self.noticed_up = None if interactive else True
 
-    def update(self) -> bool:
+    def came_up(self) -> bool:
         """Read the monitors. Return whether the connection has just come up.
 
-        Even if it was down for a moment only, it is down until the new subscription is in effect.
+        After even a brief loss, it is down until the new subscription is in effect.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
-                # zmq.utils.monitor could parse this, but imports asyncio, which takes 55 ms: see
-                # zmq_socket_monitor(3).
+                # See zmq_socket_monitor(3). zmq.utils.monitor would import asyncio, which takes as
+                # long as all else does together.
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.connected.add(sock)
@@ -200,13 +201,13 @@ class Connection:
             self.last_up_at, self.retry_at = now, now + RETRY_INTERVAL
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
-            self.connect_anew()
+            self.reconnect()
         return self.up and not was_up
 
-    def connect_anew(self) -> None:
-        """Connect the sockets that are not connected, in case libzmq has given up.
+    def reconnect(self) -> None:
+        """Reconnect the sockets that are not connected, since libzmq may have given up.
 
-        It does so after a protocol error: a message that is too long, or a key on one side only.
+        It does after a protocol error: a message that is too long, or a key on one side only.
         """
         for sock in self.monitors.keys() - self.connected:
             endpoint = sock.get_string(zmq.LAST_ENDPOINT)
@@ -215,16 +216,16 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
-        recent = time.monotonic() < self.last_up_at + NOTICE_DELAY
-        if self.up == self.noticed_up or (recent and not self.up):
+        missing = self.monitors.keys() - self.connected
+        is_down = missing and time.monotonic() >= self.last_up_at + NOTICE_DELAY
+        if self.up == self.noticed_up or not (self.up or is_down):
             return ""
         self.noticed_up = self.up
         if self.up:
             return f"connected to {self.host}"
         problem = f"no server at {self.host} (or its --key differs)"
-        if self.connected:
-            (missing,) = self.monitors.keys() - self.connected
-            port = missing.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+        if len(missing) == 1:
+            port = missing.pop().get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
             problem = f"no answer from port {port} of {self.host}"
         return f"{problem}; your lines will be sent when it is back"
 
@@ -240,39 +241,40 @@ class Line(NamedTuple):
 
 
 class Outbox:
-    """The lines that are not acknowledged. The first ones are in flight: pushed, in this order.
+    """The lines that are not acknowledged yet. The first `in_flight` of them have been pushed.
 
-    As in TCP, an echo acknowledges its line and all lines before it, since a connection keeps their
-    order. Over a new connection, all lines go again (go-back-N). An echo is known by its text, so
-    an equal line by someone of the same name passes for it.
+    A line is queued, pushed, and removed when its echo, or that of a later line, comes back: as in
+    TCP, an echo acknowledges all lines before it, because a connection keeps their order. Over a
+    new connection, all lines are pushed again (go-back-N). An echo is known by its text, so an
+    equal line by someone of the same name is taken for it.
 
-    The first line in flight has an echo: a line without one is done once those before it are.
+    A line that the server will drop has no echo. Once pushed, it is removed when it comes first.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0
-        self.waited = 0.0  # seconds in which lines waited, since the last acknowledgement
-        self.retransmit_after = ECHO_TIMEOUT  # the same, when the newest line in flight goes again
-        self.undelivered = 0  # lines that were given up, not sent, or that the server will drop
+        self.waited = 0.0  # seconds without an echo, in which lines waited for one
+        self.retransmit_after = ECHO_TIMEOUT  # of these seconds, the newest line is pushed again
+        self.undelivered = 0  # lines given up, not sent, or that the server will drop
         self.noticed_delay = False
 
     def add(self, line: bytes) -> str:
-        """Queue a line. Return the problem with it, or an empty text.
+        """Queue a line. Return the problem with it, or an empty string.
 
-        A line that our server will drop is queued as well: another server may want it.
+        A line that our server would drop is queued as well: another server may publish it.
         """
         frame, problem = line, ""
         if self.user is not None:
             text = line.decode(errors="replace")
-            problem = "" if text.encode() == line else "not UTF-8: the server gets \ufffd instead"
+            problem = "" if text.encode() == line else "not UTF-8: invalid bytes are sent as \ufffd"
             payload = {"user": self.user, "message": text}
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
-            return f"line not sent: it has {size}, and the server takes {MAX_LINE:,}"
+            return f"line not sent: {size}, but the server takes {MAX_LINE:,} at most"
         try:
             self.lines.append(Line(frame, hash(echo_of(frame))))
         except ValueError as error:
@@ -302,33 +304,31 @@ class Outbox:
             self.waited, self.retransmit_after = 0.0, ECHO_TIMEOUT
 
     def remove(self, count: int) -> None:
-        """Remove the first lines, and the lines without an echo that then are first in flight."""
+        """Remove the first lines, and then the lines in flight without an echo that come first."""
         while count < self.in_flight and self.lines[count].echo is None:
             count += 1
         del self.lines[:count]
         self.in_flight -= count
 
     def go_back(self) -> None:
-        """Have all lines pushed over a new connection: rather twice than not at all."""
+        """Have all lines pushed over a new connection: better twice than never."""
         self.in_flight = 0
-
-    def pass_time(self, seconds: float) -> None:
-        """Count time, if lines wait for an echo."""
-        self.waited += seconds if self.lines else 0
 
     def retransmit(self, push: Sock) -> None:
         """Push the newest line in flight again, once.
 
-        Its echo acknowledges all lines before it. This client may have missed their echoes: its
-        subscription came late, or the server went on without it while nobody read its stdout.
+        Its echo acknowledges all lines before it. The client may have missed their echoes: its
+        subscription came late, or its stdout was not read, and the server went on without it.
         """
-        in_flight = self.lines[: self.in_flight]
-        with contextlib.suppress(zmq.Again, IndexError):  # IndexError: nothing is in flight.
-            push.send([line.frame for line in in_flight if line.echo is not None][-1], zmq.NOBLOCK)
+        with contextlib.suppress(zmq.Again):
+            newest = next(
+                line for line in self.lines[self.in_flight - 1 :: -1] if line.echo is not None
+            )
+            push.send(newest.frame, zmq.NOBLOCK)
             self.retransmit_after = math.inf
 
     def give_up(self) -> None:
-        """Give up the lines in flight: never send them again. Another echo is overdue at once."""
+        """Never push the lines in flight again. The next echo counts as overdue already."""
         self.undelivered += sum(line.echo is not None for line in self.lines[: self.in_flight])
         self.remove(self.in_flight)
         self.waited = ECHO_TIMEOUT
@@ -342,25 +342,25 @@ class Outbox:
         return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
 
     def report(self) -> str:
-        """Return how many lines may not have been delivered, or an empty text if all were."""
+        """Return how many lines may not have been delivered, or an empty string if all were."""
         count = self.undelivered + sum(line.echo is not None for line in self.lines)
         return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
-def check_echoes(outbox: Outbox, connection: Connection, reading: bool, seconds: float) -> bool:
-    """Count seconds without an echo, and do what is due. Return whether to go on.
+def check_echoes(outbox: Outbox, connection: Connection, draining: bool, seconds: float) -> bool:
+    """Retransmit or give up lines whose echoes are overdue. Return whether to go on.
 
-    While more input is read, lines are given up after DELIVERY_TIMEOUT, but the chat goes on: this
-    may be a server whose messages look different. When no more is read, the newest line goes again
-    after ECHO_TIMEOUT, and after DELIVERY_TIMEOUT it is time to end.
+    While input can be read, lines are given up after DELIVERY_TIMEOUT, but the chat goes on: this
+    may be a server whose messages look different. While draining, the newest line is pushed again
+    after ECHO_TIMEOUT, and the chat ends after DELIVERY_TIMEOUT.
     """
-    if connection.up or not reading:
-        outbox.pass_time(min(seconds, 1))  # More means that this process was stopped.
-    if reading:
+    if outbox.lines and (connection.up or draining):
+        outbox.waited += min(seconds, 1)  # A longer time means that this process was stopped.
+    if not draining:
         if outbox.waited >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return True
-    if connection.up and outbox.waited >= outbox.retransmit_after:
+    if connection.up and outbox.in_flight and outbox.waited >= outbox.retransmit_after:
         outbox.retransmit(connection.push)
     return outbox.waited < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
@@ -377,17 +377,17 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# Characters that a terminal may obey: controls except TAB, line separators, direction overrides,
+# Characters that may control a terminal: controls except TAB, line separators, direction overrides,
 # and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 
-# A line as json.dumps and JSON.stringify write it, in which nothing has to be unescaped or escaped.
+# A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
 # Finding its two strings takes a third of the time of parsing it.
 STRING = rf'"([^"\\\t{UNSAFE}]*)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
-# A number is text, as it was written. int("NaN") raises ValueError, since that is not JSON.
+# Numbers are kept as the text they were written as. int rejects NaN and Infinity: not JSON.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=int).decode
 COLOR_BYTES = len(colorama.Fore.CYAN + colorama.Style.RESET_ALL)
 
@@ -426,7 +426,7 @@ def sanitize(text: str) -> str:
 
 
 class Message(NamedTuple):
-    """A message, in which everything that a terminal may obey is escaped."""
+    """A message whose control characters are escaped."""
 
     plain: str  # without its colours
     colored: str
@@ -452,28 +452,28 @@ def sanitize_message(frame: bytes) -> Message:
         plain = sanitize(plain)
         text = "".join(part if COLOR.match(part) else sanitize(part) for part in COLOR.split(text))
     if "\x1b" in text and not text.endswith(colorama.Style.RESET_ALL):
-        text += colorama.Style.RESET_ALL  # Colours must not reach what follows.
+        text += colorama.Style.RESET_ALL  # Colours must not leak into what follows.
     return Message(plain, text)
 
 
 class Screen:
     """stdout for messages, stderr for notices. On a terminal, both appear above the typed row.
 
-    If a line is edited, whatever is written to the terminal ends with the typed row.
+    The typed row shows the line being typed. Every write to the terminal ends with it.
     """
 
     def __init__(self, color: str) -> None:
         stdout = sys.stdout
-        colorama.just_fix_windows_console()  # replaces stdout if the console has no escape codes
+        colorama.just_fix_windows_console()  # wraps stdout if the console has no escape codes
         has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
         auto = has_escapes and os.isatty(1) and not os.environ.get("NO_COLOR")
         self.color = color == "always" or (color == "auto" and auto)
-        self.interactive = os.isatty(0)  # Somebody types.
+        self.interactive = os.isatty(0)
         editing = self.interactive and os.isatty(1) and has_escapes
         self.editor = Editor() if editing else None
         self.terminal = Terminal() if editing and sys.platform != "win32" else None
         self.drawn = ("", 0)  # the typed row as it was drawn last, and the width of the window then
-        self.problems: set[str] = set()  # the kinds of problems that were printed
+        self.problem_printed = False
 
     def print_messages(self, messages: list[Message]) -> None:
         """Print messages (slide 8). Raises OSError."""
@@ -481,19 +481,18 @@ class Screen:
             self.write([m.colored if self.color else m.plain for m in messages], sys.stdout)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line that disappeared from the typed row when it was sent."""
+        """Print a line that has left the typed row, and whose echo may take a while."""
         if self.editor:
             self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
     def print_problem(self, problem: str) -> None:
-        """Print a problem with a line. In a pipe, print only the first one of a kind."""
-        kind = problem.partition(":")[0]
-        if self.interactive or kind not in self.problems:
-            self.problems.add(kind)
+        """Print a notice about a line. In a pipe, print only the first one."""
+        if self.interactive or not self.problem_printed:
             self.print_notice(problem)
+        self.problem_printed = True
 
     def print_notice(self, text: str) -> None:
-        """Print a notice, if there is one: what is not part of the chat."""
+        """Print a notice, if there is one. A notice is what is not part of the chat."""
         if text:
             with contextlib.suppress(OSError):
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
@@ -508,7 +507,7 @@ class Screen:
         stream.flush()
 
     def refresh(self) -> None:
-        """Draw the typed row if it or the window has changed. Stop, if Ctrl-Z was pressed."""
+        """Redraw the typed row if it or the window has changed. Stop, if Ctrl-Z was pressed."""
         if self.terminal and self.terminal.stop_requested:
             os.write(1, CLEAR.encode())
             self.terminal.stop()
@@ -517,12 +516,12 @@ class Screen:
             self.write([], sys.stdout)
 
     def close(self, report: str) -> None:
-        """Give the terminal back, and print a last notice. Wait for 0.1 seconds at most.
+        """Restore the terminal, and print a last notice, if that is possible within 0.1 seconds.
 
-        A thread prints, since the terminal may be stopped by Ctrl-S, and nobody may read a pipe.
+        The terminal may be stopped by Ctrl-S, and a pipe may have no reader.
         """
         if self.terminal:
-            self.terminal.give_back()
+            self.terminal.restore()
 
         def print_last() -> None:
             with contextlib.suppress(OSError):
@@ -531,13 +530,18 @@ class Screen:
                 if report:
                     os.write(2, f"client.py: {sanitize(report)}\n".encode(errors="replace"))
 
-        printer = threading.Thread(target=print_last, daemon=True)
-        printer.start()
-        printer.join(0.1)
+        run_for(0.1, print_last)
+
+
+def run_for(seconds: float, function: Callable[..., object], *args: object) -> None:
+    """Call a function in a thread, and wait for it no longer than that."""
+    thread = threading.Thread(target=function, args=args, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def typed_row(editor: "Editor") -> tuple[str, int]:
-    """Return what draws the typed row now, and the width of the window in columns."""
+    """Return what draws the typed row, and the width of the window, in columns."""
     columns = os.get_terminal_size(1).columns or 80
     return editor.row(columns), columns
 
@@ -546,9 +550,9 @@ def typed_row(editor: "Editor") -> tuple[str, int]:
 
 
 class Editor:
-    """The line that is being typed, as a list of characters, and the cursor, an index of it.
+    """The line being typed, as a list of characters, and the cursor, an index into it.
 
-    What a person sees as one character is one item of the list: a letter with its accents, say.
+    Each item is what a person sees as one character, such as a letter with its accents.
     """
 
     def __init__(self) -> None:
@@ -556,15 +560,15 @@ class Editor:
         self.cursor = 0
         self.killed = ""  # what Ctrl-Y inserts
         self.history: list[str] = []
-        self.history_index = 0  # of the line; len(history) while the line is a new one
-        self.draft = ""  # the new line, while a line of the history is shown
+        self.history_index = 0  # of the line shown; len(history) if it is new
+        self.draft = ""  # the new line, while an older one is shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Press the keys in data. Return the lines that were sent, and whether stdin ends.
+        """Process the keys in data. Return the lines sent, and whether stdin has ended.
 
-        It ends at Ctrl-D in an empty line, or when there is no data.
+        It ends with Ctrl-D in an empty line, or when there is no data.
         """
         keys = KEY.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
@@ -599,7 +603,7 @@ class Editor:
         self.cursor = start + len(inserted)
 
     def delete(self, index: int) -> str:
-        """Delete what is between the cursor and an index of the line. Return it."""
+        """Delete the text between the cursor and an index. Return it."""
         start, end = sorted((self.cursor, min(max(index, 0), len(self.line))))
         deleted = "".join(self.line[start:end])
         del self.line[start:end]
@@ -607,17 +611,17 @@ class Editor:
         return deleted
 
     def kill(self, index: int) -> None:
-        """Delete in the same way, and keep the text for Ctrl-Y."""
+        """Delete the text between the cursor and an index. Keep it for Ctrl-Y."""
         self.killed = self.delete(index) or self.killed
 
     def move(self, index: int) -> None:
-        """Move the cursor to an index of the line."""
+        """Move the cursor to an index."""
         self.cursor = min(max(index, 0), len(self.line))
 
     def recall(self, step: int) -> None:
         """Show an older line of the history (-1), or a newer one (1).
 
-        The history keeps each line as it was sent. Changes of one that is shown are lost.
+        Lines of the history stay as they were sent: edits to an older line are not kept.
         """
         if 0 <= self.history_index + step <= len(self.history):
             if self.history_index == len(self.history):
@@ -633,14 +637,14 @@ class Editor:
         return self.cursor + step * len(re.findall(pattern, first_letters)[0])
 
     def row(self, columns: int) -> str:
-        """Return what draws the line in a row of so many columns, with the cursor in its place.
+        """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        Terminals differ in the width of some characters. So the terminal itself saves the cursor,
-        between the two parts. Widths only choose which part of a long line is shown.
+        Terminals differ in the width of some characters. So the terminal itself saves the position
+        of the cursor. Widths only choose which part of a long line is shown.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
-        right = sum(map(width, fit(after, columns // 4)))  # columns to show behind the cursor
-        before = fit(before[::-1], columns - 1 - right)[::-1]
+        columns_after = sum(map(width, fit(after, columns // 4)))
+        before = fit(before[::-1], columns - 1 - columns_after)[::-1]
         after = fit(after, columns - sum(map(width, before)))
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
@@ -648,7 +652,7 @@ class Editor:
 def characters(text: str) -> list[str]:
     """Split text into what a person sees as characters.
 
-    A mark, a skin tone, a ZWJ, and what is behind a ZWJ belong to the character before them.
+    A mark, a skin tone, a zero width joiner (U+200D), and what follows one, join what is before.
     """
     found: list[str] = []
     for char in text:
@@ -661,12 +665,12 @@ def characters(text: str) -> list[str]:
 
 
 def visible(line: list[str]) -> str:
-    """Return a line with a visible character for each that a terminal may obey."""
+    """Return a line as it is shown: TABs as spaces, other control characters as U+FFFD."""
     return UNSAFE_CHARACTER.sub("\ufffd", "".join(line).replace("\t", " "))
 
 
 def width(character: str) -> int:
-    """Return the columns that a character takes, rather too many than too few."""
+    """Return the columns that a character takes. Where terminals differ, return the most."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in character)
     marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)
     emoji = character.count("\ufe0f")  # It makes a narrow character an emoji, which is wide.
@@ -682,15 +686,18 @@ def fit(line: list[str], columns: int) -> list[str]:
     return line
 
 
-# In this order: a key whose end is still to come; an escape sequence, which is a key or a report of
-# the mouse (ESC [ M and three bytes; ESC [ [ and one is a key of the Linux console), or a key with
-# Alt; text; any other control character.
 KEY = re.compile(
-    r"(?P<partial>\x1b+(?:O|\[(?:M.{0,2}|\[|[0-?]*[ -/]*))?\Z)"
-    r"|\x1b+(?:\[M...|\[\[.|\[[0-?]*[ -/]*[@-~]?|O.|.)"
-    r"|[^\x00-\x08\x0a-\x1f\x7f]+"
-    r"|.",
-    re.DOTALL,
+    r"""
+    (?P<partial> \x1b+ (?: O | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # half a key
+    | \x1b+ \[M...                 # a report of the mouse
+    | \x1b+ \[\[.                  # a function key of the Linux console
+    | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence, such as that of Delete
+    | \x1b+ O.                     # the same in the terminal's application mode
+    | \x1b+ .                      # a key with Alt
+    | [^\x00-\x08\x0a-\x1f\x7f]+   # text
+    | .                            # any other control character
+    """,
+    re.DOTALL | re.VERBOSE,
 )
 ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
 CTRL_D = "\x04"
@@ -714,7 +721,7 @@ KEYS: dict[str, Callable[[Editor], object]] = {
 EDITS = {key: edit for keys, edit in KEYS.items() for key in keys.split(" ")}
 
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
-NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text that is too long for the row is cut, or wrapped
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text too long for a row is cut off, or wrapped
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 
 
@@ -724,7 +731,7 @@ SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 if sys.platform != "win32":
 
     class Terminal:
-        """The settings of the terminal: the shell's, whenever this process does not run."""
+        """The settings of the terminal: the editor's while this process runs, else the shell's."""
 
         def __init__(self) -> None:
             self.shell_settings = termios.tcgetattr(0)
@@ -732,38 +739,35 @@ if sys.platform != "win32":
             if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
                 signal.signal(signal.SIGTSTP, self.request_stop)
 
-        def take(self) -> None:
-            """Have each key passed on at once, and not shown. Ctrl-C still sends SIGINT."""
-            settings = [*self.shell_settings[:6], [*self.shell_settings[6]]]
+        def set_up(self) -> None:
+            """Turn line buffering and echo off, and the keys that IEXTEN has the kernel handle."""
+            settings = termios.tcgetattr(0)
             settings[0] &= ~termios.ICRNL
             settings[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # The terminal may be gone.
                 termios.tcsetattr(0, termios.TCSANOW, settings)
 
-        def give_back(self) -> None:
-            """Put the shell's settings back.
-
-            While it is stopped, this process has to leave the terminal alone: the shell has it.
-            """
-            with contextlib.suppress(OSError):  # Under setsid, no shell can have it.
+        def restore(self) -> None:
+            """Restore the shell's settings, unless the terminal is the shell's, as after Ctrl-Z."""
+            with contextlib.suppress(OSError):  # Under setsid, no shell shares it.
                 if os.tcgetpgrp(0) != os.getpgrp():
                     return
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
 
         def request_stop(self, _signum: int, _frame: object) -> None:
-            """Handle SIGTSTP: have the loop stop this process, which may be printing just now."""
+            """Handle SIGTSTP. The loop will stop this process, which may be printing now."""
             self.stop_requested = True
 
         def stop(self) -> None:
-            """Stop, and take the terminal again after fg."""
+            """Stop, and set the terminal up again after fg."""
             self.stop_requested = False
-            self.give_back()
+            self.restore()
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
             signal.signal(signal.SIGTSTP, self.request_stop)
-            self.take()
+            self.set_up()
 
 else:
     # What follows a NUL or 0xE0 from getwch, and what other terminals send for the key: the arrows,
@@ -790,13 +794,13 @@ else:
 
 
 def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:
-    """Handle a signal: end at once, whatever the loop is waiting for."""
+    """Handle a signal: exit at once, whatever the loop is waiting for."""
     screen.close(outbox.report())
     os._exit(128 + signum)
 
 
 def handle_signals(screen: Screen, outbox: Outbox) -> None:
-    """Leave at each signal that ends programs. One that is ignored at the start stays ignored."""
+    """Leave on any signal that terminates, except those that are ignored at startup."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):  # SIGBREAK: Windows
         signum = getattr(signal, name, None)
         if signum and signal.getsignal(signum) != signal.SIG_IGN:
@@ -804,13 +808,16 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 
 
 def prepare_files() -> None:
-    """Make the standard streams usable, and check that 32 more files can be opened.
+    """Raise OSError unless 32 more files can be opened: libzmq aborts if it cannot open its own.
 
-    If a stream is closed, /dev/null takes its place, since a socket would get its number otherwise.
-    Another process may have set a stream to O_NONBLOCK. libzmq aborts where it cannot open files.
-    Raises OSError.
+    Put /dev/null in the place of standard streams that are closed. A socket could get their number
+    otherwise. Have the others block, even if another process has set O_NONBLOCK.
     """
-    for file in [os.open(os.devnull, os.O_RDWR) for _ in range(32)]:
+    try:
+        files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
+    except OSError as error:
+        raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
+    for file in files:
         if file > 2:
             os.close(file)
     for file in range(3):
@@ -823,17 +830,17 @@ def prepare_files() -> None:
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
     """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries only one address of a name.
 
-    They are encrypted if the file of a server's public key is given. Raises OSError if it has none.
+    With the file of a server's public key, they are encrypted. Raises OSError if that has no key.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
-        sock.set(zmq.TCP_KEEPALIVE, 1)  # finds a server that vanished while nothing was sent
+        sock.set(zmq.TCP_KEEPALIVE, 1)  # detects a vanished server when idle
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds; with 5 probes, 20 in all
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # finds a server that acknowledges nothing
+        sock.set(zmq.TCP_MAXRT, 20_000)  # the same, when sending
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
@@ -858,8 +865,8 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 
 
 def host(text: str) -> str:
-    """Return the HOST that the command line names. Raises ArgumentTypeError, with advice."""
-    if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):
+    """Return a HOST. Raises ArgumentTypeError if it is not one, with what to write instead."""
+    if re.fullmatch(r"[^:]+:\d*|\[.*\]:\d*", text):
         advice = f"write {text.rpartition(':')[0]}, and the ports as --push-port and --sub-port"
         raise argparse.ArgumentTypeError(advice)
     if not re.fullmatch(r"[a-zA-Z0-9:\[][a-zA-Z0-9.:%_\[\]-]*", text):  # what libzmq takes
@@ -868,7 +875,7 @@ def host(text: str) -> str:
 
 
 def port(text: str) -> int:
-    """Return the port that an option names. Raises ValueError if it is none."""
+    """Return the port that an option names. Raises ValueError if it is not a port."""
     number = int(text)
     if not 1 <= number <= 65_535:
         raise ValueError
@@ -886,14 +893,14 @@ def parse_options() -> argparse.Namespace:
         help="the server (%(default)s)")  # fmt: skip
     add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
     add("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal")
-    add("--push-port", metavar="PORT", type=port, default=1337, help="lines go here (%(default)s)")
-    add("--sub-port", metavar="PORT", type=port, default=1338, help="and come back (%(default)s)")
+    add("--push-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
+    add("--sub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
     add("--key", metavar="FILE", help="the server's public key, if it has one: NAME.key")
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
-    """Make the sockets, and chat. Return what may not have been delivered, or an empty text.
+    """Make the sockets, and chat. Return what may not have been delivered, or an empty string.
 
     Raises OSError if the key cannot be used, or stdout fails.
     """
@@ -904,17 +911,14 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     push.connect(f"tcp://{options.host}:{options.push_port}")
     read = functools.partial(os.read, 0, MAX_LINE)
     if screen.terminal:
-        screen.terminal.take()
+        screen.terminal.set_up()
     elif sys.platform == "win32" and screen.editor:
         read = read_console
     stdin = Stdin(screen.editor or Splitter())
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     chat(stdin, connection, outbox, screen)
-    # Lines without an echo may still be on their way. A thread waits for them, since destroy hangs
-    # while a name service does.
-    closing = threading.Thread(target=context.destroy, args=(1_000,), daemon=True)
-    closing.start()
-    closing.join(1)
+    # Give libzmq a second to send what is left: lines without an echo. A name lookup may hang.
+    run_for(1, context.destroy, 1_000)
     unread = "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
     return "; ".join(filter(None, (outbox.report(), unread)))
 
@@ -925,15 +929,16 @@ def main() -> int:
     try:
         prepare_files()
     except OSError as error:
-        os.write(2, f"client.py: {error}; raise the limit of open files: ulimit -n\n".encode())
+        os.write(2, f"client.py: {error}\n".encode())
         return 1
-    screen, outbox = Screen(options.color), Outbox(options.user)
+    screen, outbox, report = Screen(options.color), Outbox(options.user), ""
     handle_signals(screen, outbox)
     try:
         report = run(options, screen, outbox)
     except (OSError, zmq.ZMQError) as error:
         report = str(error)
-    screen.close(report)
+    finally:
+        screen.close(report)
     return int(bool(report))
 
 
