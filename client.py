@@ -80,6 +80,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
             outbox.go_back()
         if connection.up:
             outbox.push(connection.push)
+        screen.print_notice(connection.new_notice())
 
         # dump buffered messages
         messages = receive(connection.sub)
@@ -93,7 +94,6 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         before, now = now, time.monotonic()
         if not check_echoes(outbox, connection, draining, now - before):
             break
-        screen.print_notice(connection.new_notice())
         screen.print_notice(outbox.new_notice() if screen.interactive else "")
         screen.refresh()
 
