@@ -19,36 +19,37 @@ if os.name == "posix":
 
 def reported(server: Script) -> int:
     """Return how many dropped lines the server has reported."""
-    counts = re.findall(r"dropped lines: ([0-9,]+), the last: ", server.stderr)
-    return sum(int(count.replace(",", "")) for count in counts)
+    counts = re.findall(
+        r"^server\.py: dropped a line(?: \(([0-9,]+) times\))?: ", server.stderr, re.M
+    )
+    return sum(int(count.replace(",", "") or 1) for count in counts)
 
 
-# A dropped line is reported at once; more of them in one line a second. Each is counted, those
-# before the end, too.
+# A dropped line is reported within half a second. Those of a flood are counted, and reported in a
+# few lines a second, the last ones at the end.
 
 
-def test_a_dropped_line_is_reported_at_once(server: Script, join: Join) -> None:
+def test_a_dropped_line_is_reported_within_half_a_second(server: Script, join: Join) -> None:
     peer = join(server.ports)
-    time.sleep(1)  # after which the first report, of the endpoints, does not delay the next one
     began = time.monotonic()
     peer.push.send(b"bad")
     server.wait_stderr(
-        'server.py: dropped lines: 1, the last: not a JSON object with "user" and "message", '
-        "in UTF-8: b'bad'\n"
+        r'server\.py: dropped a line: not a JSON object with "user" and "message", '
+        r"in UTF-8: b'bad'\n"
     )
     assert time.monotonic() - began < 0.5
 
 
-def test_dropped_lines_are_reported_in_one_line_a_second(server: Script, join: Join) -> None:
+def test_dropped_lines_are_reported_in_a_few_lines_a_second(server: Script, join: Join) -> None:
     peer = join(server.ports)
     began = time.monotonic()
     count = 0
-    while time.monotonic() - began < 2.5:
+    while time.monotonic() - began < 2:
         peer.push.send(b"bad %d" % count)
         count += 1
         time.sleep(0.001)
     wait_for(lambda: reported(server) == count, lambda: server.stderr)
-    assert 3 <= server.stderr.count("dropped lines") <= 5
+    assert 2 <= server.stderr.count("dropped a line") <= 2 * 5 + 2
     assert f"b'bad {count - 1}'\n" in server.stderr
 
 
@@ -68,7 +69,7 @@ def test_a_flood_of_garbage_leaves_a_few_lines(server: Script, join: Join, count
     with peer.pushing([b"\x1b]0;title\x07 %d %s" % (n, b"\xff" * 80) for n in range(count)]):
         wait_for(lambda: reported(server) == count, lambda: server.stderr[-1_000:])
     peer.chat("next")
-    assert len(server.stderr) < 4_000
+    assert len(server.stderr) < 10_000
     assert server.stderr.replace("\n", "").isprintable()
 
 
@@ -135,4 +136,4 @@ def test_standard_streams_may_be_closed(start: Start, join: Join, closed: str) -
         assert str(file).startswith(("/dev/null", "pipe:"))
     assert script.terminate() == 0
     assert "Traceback" not in script.stderr
-    assert ("dropped lines: 1" in script.stderr) == ("2>" not in closed)
+    assert ("dropped a line: " in script.stderr) == ("2>" not in closed)
