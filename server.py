@@ -32,7 +32,7 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes in a line, and in a message
-MAX_SUBSCRIPTION = 512  # bytes in the prefix that a client subscribes to
+MAX_SUBSCRIPTION = 512  # bytes in a subscription, of which libzmq adds 10
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 32 MB at most
 BATCH = 300  # lines received before they are published
