@@ -143,6 +143,7 @@ def test_the_loop_pushes_lines_and_prints_messages(
     """Without tcp. Over inproc, monitors report no handshake."""
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
+    pull.set(zmq.RCVTIMEO, 1_000 * TIMEOUT)
     sub.set(zmq.SUBSCRIBE, b"")
     connection = client.Connection(push, sub, "here", False)
     for number, (theirs, ours) in enumerate(((pull, push), (pub, sub))):
@@ -166,7 +167,7 @@ def test_the_loop_pushes_lines_and_prints_messages(
     helpers = [threading.Thread(target=target) for target in (type_lines, serve)]
     for helper in helpers:
         helper.start()
-    with stdin.pipe:
+    with stdin.loop_end:
         client.chat(stdin, connection, outbox, client.Screen("always"))
     for helper in helpers:
         helper.join()
@@ -197,6 +198,27 @@ def test_the_first_line_is_published_to_its_sender(server: Script, run_client: R
     for number in range(10):
         done = run_client(server.ports, typed(number), "--user", "k")
         assert (done.stdout, done.stderr, done.returncode) == (b"k> %d\n" % number, b"", 0)
+
+
+def test_lines_wait_until_the_subscription_is_in_effect(
+    bare_server: BareServer, context: Context
+) -> None:
+    push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
+    connection = client.Connection(push, sub, "localhost", False)
+    for sock, port in zip((push, sub), bare_server.ports, strict=True):
+        sock.connect(f"tcp://127.0.0.1:{port}")
+    began = 0.0
+
+    def connected() -> bool:
+        nonlocal began
+        began = time.monotonic()
+        assert not connection.came_up()
+        return len(connection.connected) == 2
+
+    wait_for(connected, lambda: connection.connected)
+    wait_for(connection.came_up, lambda: connection.connected)
+    assert connection.up
+    assert time.monotonic() - began >= 0.1
 
 
 def test_many_lines_come_back_in_order(server: Script, ken: Ken, tmp_path: Path) -> None:
@@ -285,19 +307,15 @@ def test_an_echo_may_have_any_colours(
     assert numbers_in(read_all(script)) == list(range(10))
 
 
-def test_lines_without_an_echo_go_in_their_turn(
-    bare_server: BareServer, start: Start, tmp_path: Path
-) -> None:
-    """As to a server of another protocol, of plain text. This one is slow to take them."""
-    (tmp_path / "in").write_bytes(typed(*range(5_000)))
-    with (tmp_path / "in").open("rb") as stdin:
-        script = start("client.py", *port_options(bare_server.ports), stdin=stdin.fileno())
-    for number in range(5_000):
-        assert bare_server.receive() == b"%d" % number
-        if number % 1_000 == 0:
-            time.sleep(0.1)
-    assert undelivered(script) == 5_000
+def test_lines_without_an_echo_go_in_their_turn(bare_server: BareServer, start: Start) -> None:
+    """As to a server that takes plain text. When the client ends, this one is still behind."""
+    script = start("client.py", *port_options(bare_server.ports), stdin=subprocess.PIPE)
+    texts = [b"%d %s" % (number, b"x" * 16_000) for number in range(1_500)]
+    close(script, b"\n".join(texts))
+    time.sleep(0.2)
+    assert [bare_server.receive() for _ in texts] == texts
     assert bare_server.receive_all(0.1) == []
+    assert undelivered(script) == len(texts)
 
 
 # Both sockets are connected, or there is no connection. Over a new connection of either, all lines
@@ -327,6 +345,7 @@ def test_lines_in_flight_go_again_over_a_new_connection(
     close(script, typed(*range(10)))
     bare_server.answer(4)
     assert [read_line(script) for _ in range(4)] == [b"k> %d\n" % n for n in range(4)]
+    quick = True
     for first in range(4, 10):  # however often it breaks
         assert [bare_server.receive() for _ in range(first, 10)] == lines(*range(first, 10))
         began = time.monotonic()
@@ -334,8 +353,8 @@ def test_lines_in_flight_go_again_over_a_new_connection(
         open_sockets(bare_server, closed)
         assert bare_server.answer(1) == lines(first)
         assert read_line(script) == b"k> %d\n" % first
-        if time.monotonic() - began < client.NOTICE_DELAY:
-            assert script.stderr == ""
+        quick = quick and time.monotonic() - began < 1
+        assert not quick or script.stderr == ""
     assert script.wait() == 0
     assert bare_server.receive_all(0.1) == []
 

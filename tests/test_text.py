@@ -140,7 +140,7 @@ def test_with_a_name_every_short_line_has_an_echo(typed: bytes, name: str) -> No
 # line of more than 16,384 bytes stays back.
 
 ESCAPED_TOO_LONG = json.dumps({"user": "k", "message": "\x85" * 5_000}, ensure_ascii=False).encode()
-TOO_LONG = "line not sent: it has {} bytes, and the server takes 16,384"
+TOO_LONG = "line not sent: {} bytes, but the server takes 16,384 at most"
 PROBLEMS = {
     "text": (b"hello", [], TO_TYPE + "hello"),
     "an array": (b"[1]", [], TO_TYPE + "[1]"),
@@ -172,7 +172,7 @@ def test_a_line_that_nobody_will_see_is_reported(
     if notice:
         assert problem == f"client.py: {notice}"
     else:
-        assert re.search(r" it has 1,0\d\d,\d{3} bytes or more, and ", problem)
+        assert re.search(r"not sent: 1,0\d\d,\d{3} bytes or more, but ", problem)
     assert report == "client.py: 1 line may not have been delivered"
     assert done.returncode == 1
 
@@ -205,7 +205,7 @@ def test_on_a_terminal_each_of_them_is_reported(
 def test_input_that_is_not_utf_8_is_reported_once(server: Script, run_client: RunClient) -> None:
     done = run_client(server.ports, b"caf\xe9\nna\xefve\nplain\n", "--user", "k")
     assert done.stdout.decode() == "k> caf\ufffd\nk> na\ufffdve\nk> plain\n"
-    assert done.stderr.decode() == "client.py: not UTF-8: the server gets \ufffd instead\n"
+    assert done.stderr.decode() == "client.py: not UTF-8: invalid bytes are sent as \ufffd\n"
     assert done.returncode == 0
 
 
