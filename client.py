@@ -486,10 +486,10 @@ class Screen:
             self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
     def print_problem(self, problem: str) -> None:
-        """Print a notice about a line. In a pipe, print only the first one."""
+        """Print a notice about a line, if there is one. In a pipe, print only the first."""
         if self.interactive or not self.problem_printed:
             self.print_notice(problem)
-        self.problem_printed = True
+        self.problem_printed |= bool(problem)
 
     def print_notice(self, text: str) -> None:
         """Print a notice, if there is one. A notice is what is not part of the chat."""
@@ -525,8 +525,9 @@ class Screen:
 
         def print_last() -> None:
             with contextlib.suppress(OSError):
-                if self.editor and self.editor.line:
-                    os.write(1, b"\n")
+                if self.editor:
+                    end = "\n" if self.editor.line else ""
+                    os.write(1, (colorama.Style.RESET_ALL + WRAP + end).encode())
                 if report:
                     os.write(2, f"client.py: {sanitize(report)}\n".encode(errors="replace"))
 
@@ -688,11 +689,12 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 KEY = re.compile(
     r"""
-    (?P<partial> \x1b+ (?: O | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # half a key
+    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # half a key
     | \x1b+ \[M...                 # a report of the mouse
     | \x1b+ \[\[.                  # a function key of the Linux console
     | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence, such as that of Delete
-    | \x1b+ O.                     # the same in the terminal's application mode
+    | \x1b+ O[0-9;]*.              # the same in the terminal's application mode
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours
     | \x1b+ .                      # a key with Alt
     | [^\x00-\x08\x0a-\x1f\x7f]+   # text
     | .                            # any other control character
@@ -734,39 +736,57 @@ if sys.platform != "win32":
         """The settings of the terminal: the editor's while this process runs, else the shell's."""
 
         def __init__(self) -> None:
+            if self.in_background():
+                signal.raise_signal(signal.SIGTTOU)  # Stop until fg, as the kernel would have it.
             self.shell_settings = termios.tcgetattr(0)
             self.stop_requested = False  # by Ctrl-Z
             if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
                 signal.signal(signal.SIGTSTP, self.request_stop)
+
+        def in_background(self) -> bool:
+            """Return whether the shell, or another job of it, has the terminal."""
+            try:
+                return os.tcgetpgrp(0) != os.getpgrp()
+            except OSError:  # Under setsid, no shell shares the terminal.
+                return False
 
         def set_up(self) -> None:
             """Turn line buffering and echo off, and the keys that IEXTEN has the kernel handle."""
             settings = termios.tcgetattr(0)
             settings[0] &= ~termios.ICRNL
             settings[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+            settings[3] |= termios.NOFLSH  # Ctrl-Z must not drop messages.
             settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # The terminal may be gone.
                 termios.tcsetattr(0, termios.TCSANOW, settings)
 
         def restore(self) -> None:
-            """Restore the shell's settings, unless the terminal is the shell's, as after Ctrl-Z."""
-            with contextlib.suppress(OSError):  # Under setsid, no shell shares it.
-                if os.tcgetpgrp(0) != os.getpgrp():
-                    return
-            with contextlib.suppress(termios.error):
-                termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
+            """Restore the shell's settings, unless it has its own in force, as after Ctrl-Z."""
+            if not self.in_background():
+                with contextlib.suppress(termios.error):
+                    termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
 
         def request_stop(self, _signum: int, _frame: object) -> None:
             """Handle SIGTSTP. The loop will stop this process, which may be printing now."""
             self.stop_requested = True
 
         def stop(self) -> None:
-            """Stop, and set the terminal up again after fg."""
+            """Stop, and set the terminal up again after fg.
+
+            A signal that comes meanwhile has its default action: a handler might not run before the
+            thread that reads the terminal is stopped again.
+            """
             self.stop_requested = False
             self.restore()
-            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+            caught = [signum for signum, handler in handlers.items() if callable(handler)]
+            for signum in caught:
+                signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            signal.signal(signal.SIGTSTP, self.request_stop)
+            if self.in_background():
+                signal.raise_signal(signal.SIGTTOU)  # after bg
+            for signum in caught:
+                signal.signal(signum, handlers[signum])
             self.set_up()
 
 else:
@@ -910,8 +930,11 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     sub.connect(f"tcp://{options.host}:{options.sub_port}")
     push.connect(f"tcp://{options.host}:{options.push_port}")
     read = functools.partial(os.read, 0, MAX_LINE)
-    if screen.terminal:
+    if screen.terminal and screen.editor:
         screen.terminal.set_up()
+        if zmq.select([0], [], [], 0)[0]:  # The kernel has shown already what was typed before.
+            for line in filter(None, screen.editor.feed(os.read(0, MAX_LINE))[0]):
+                screen.print_problem(outbox.add(line))
     elif sys.platform == "win32" and screen.editor:
         read = read_console
     stdin = Stdin(screen.editor or Splitter())
