@@ -71,7 +71,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         draining = stdin.ended or window_full
         for line in wait(connection, stdin, draining):
             if problem := outbox.add(line):
-                screen.print_problem(problem)
+                screen.print_problem(*problem)
             elif not connection.up or outbox.waited >= ECHO_TIMEOUT:
                 screen.print_typed(line)  # now, since its echo may take a while
 
@@ -245,8 +245,10 @@ class Outbox:
 
     A line is queued, pushed, and removed when its echo, or that of a later line, comes back: as in
     TCP, an echo acknowledges all lines before it, because a connection keeps their order. Over a
-    new connection, all lines are pushed again (go-back-N). An echo is known by its text, so an
-    equal line by someone of the same name is taken for it.
+    new connection, all lines are pushed again (go-back-N). They are pushed once more if the first
+    echo is not that of the first line: the subscription came late, and the lines before it were
+    published without this client. An echo is known by its text, so an equal line by someone of the
+    same name is taken for it.
 
     A line that the server will drop has no echo. Once pushed, it is removed when it comes first.
     """
@@ -255,32 +257,34 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0
+        self.subscribed = False  # An echo has come over this connection.
         self.waited = 0.0  # seconds without an echo, in which lines waited for one
         self.retransmit_after = ECHO_TIMEOUT  # of these seconds, the newest line is pushed again
         self.undelivered = 0  # lines given up, not sent, or that the server will drop
         self.noticed_delay = False
 
-    def add(self, line: bytes) -> str:
-        """Queue a line. Return the problem with it, or an empty string.
+    def add(self, line: bytes) -> tuple[str, str] | None:
+        """Queue a line. Return the problem with it, if there is one: its kind, and the detail.
 
         A line that our server would drop is queued as well: another server may publish it.
         """
-        frame, problem = line, ""
+        frame, problem = line, None
         if self.user is not None:
             text = line.decode(errors="replace")
-            problem = "" if text.encode() == line else "not UTF-8: invalid bytes are sent as \ufffd"
+            if text.encode() != line:
+                problem = "not UTF-8", "invalid bytes are sent as \ufffd"
             payload = {"user": self.user, "message": text}
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
-            return f"line not sent: {size}, but the server takes {MAX_LINE:,} at most"
+            return "line not sent", f"{size}, but the server takes {MAX_LINE:,} at most"
         try:
             self.lines.append(Line(frame, hash(echo_of(frame))))
         except ValueError as error:
             self.lines.append(Line(frame, None))
             self.undelivered += 1
-            problem = f"the server will drop this line: {error}: {excerpt(line)}"
+            problem = "the server will drop this line", f"{error}: {excerpt(line)}"
         return problem
 
     def push(self, push: Sock) -> None:
@@ -299,9 +303,11 @@ class Outbox:
         for message in messages:
             with contextlib.suppress(ValueError):  # It may be no echo of ours.
                 acknowledged = echoes.index(hash(message.plain), acknowledged) + 1
-        if acknowledged:
-            self.remove(acknowledged)
-            self.waited, self.retransmit_after = 0.0, ECHO_TIMEOUT
+                if acknowledged > 1 and not self.subscribed:
+                    acknowledged, echoes, self.in_flight = 0, [], 0  # The subscription came late.
+                self.subscribed = True
+                self.waited, self.retransmit_after = 0.0, ECHO_TIMEOUT
+        self.remove(acknowledged)
 
     def remove(self, count: int) -> None:
         """Remove the first lines, and then the lines in flight without an echo that come first."""
@@ -312,7 +318,7 @@ class Outbox:
 
     def go_back(self) -> None:
         """Have all lines pushed over a new connection: better twice than never."""
-        self.in_flight = 0
+        self.in_flight, self.subscribed = 0, False
 
     def retransmit(self, push: Sock) -> None:
         """Push the newest line in flight again, once.
@@ -473,7 +479,7 @@ class Screen:
         self.editor = Editor() if editing else None
         self.terminal = Terminal() if editing and sys.platform != "win32" else None
         self.drawn = ("", 0)  # the typed row as it was drawn last, and the width of the window then
-        self.problem_printed = False
+        self.problems: set[str] = set()  # the kinds that were printed
 
     def print_messages(self, messages: list[Message]) -> None:
         """Print messages (slide 8). Raises OSError."""
@@ -485,11 +491,11 @@ class Screen:
         if self.editor:
             self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
-    def print_problem(self, problem: str) -> None:
-        """Print a notice about a line, if there is one. In a pipe, print only the first."""
-        if self.interactive or not self.problem_printed:
-            self.print_notice(problem)
-        self.problem_printed |= bool(problem)
+    def print_problem(self, kind: str, detail: str) -> None:
+        """Print a notice about a line. In a pipe, print only the first one of a kind."""
+        if self.interactive or kind not in self.problems:
+            self.problems.add(kind)
+            self.print_notice(f"{kind}: {detail}")
 
     def print_notice(self, text: str) -> None:
         """Print a notice, if there is one. A notice is what is not part of the chat."""
@@ -886,11 +892,13 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 
 def host(text: str) -> str:
     """Return a HOST. Raises ArgumentTypeError if it is not one, with what to write instead."""
-    if re.fullmatch(r"[^:]+:\d*|\[.*\]:\d*", text):
-        advice = f"write {text.rpartition(':')[0]}, and the ports as --push-port and --sub-port"
-        raise argparse.ArgumentTypeError(advice)
-    if not re.fullmatch(r"[a-zA-Z0-9:\[][a-zA-Z0-9.:%_\[\]-]*", text):  # what libzmq takes
-        raise argparse.ArgumentTypeError(f"not a host name or address: {text!r}")
+    if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):
+        name = text.rpartition(":")[0] or "HOST"
+        raise argparse.ArgumentTypeError(f"write {name} --push-port PORT --sub-port PORT")
+    if not re.fullmatch(
+        r"[a-zA-Z0-9][\w.-]*|\[?(?=.*:.*:)[0-9a-fA-F:.]+(%[\w.-]+)?\]?", text, re.ASCII
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host name or an address")
     return text
 
 
@@ -934,7 +942,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
         screen.terminal.set_up()
         if zmq.select([0], [], [], 0)[0]:  # The kernel has shown already what was typed before.
             for line in filter(None, screen.editor.feed(os.read(0, MAX_LINE))[0]):
-                screen.print_problem(outbox.add(line))
+                if problem := outbox.add(line):
+                    screen.print_problem(*problem)
     elif sys.platform == "win32" and screen.editor:
         read = read_console
     stdin = Stdin(screen.editor or Splitter())
