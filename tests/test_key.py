@@ -128,7 +128,7 @@ def replace(file: Path, other: str) -> None:
     pair = file.with_name("other")
     pair.mkdir()
     make_keys(pair)
-    shutil.move(pair / other, file)
+    (pair / other).replace(file)
     shutil.rmtree(pair)
 
 
