@@ -29,6 +29,7 @@ from processes import (
     read_all,
     read_line,
     two_people_chat,
+    unix_line_ends,
     wait_for,
     write,
 )
@@ -112,13 +113,13 @@ class Pipe:
 
     def numbers(self) -> list[int]:
         """Return the numbers that it printed."""
-        return numbers_in(self.path.read_bytes())
+        return numbers_in(unix_line_ends(self.path.read_bytes()))
 
     def last(self) -> int:
         """Return the number that it printed last, or -1."""
         with self.path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 100))
-            return (numbers_in(file.read()) or [-1])[-1]
+            return (numbers_in(unix_line_ends(file.read())) or [-1])[-1]
 
     def wait_last(self, number: int) -> None:
         """Wait until it has printed a number; it must not have printed the last one."""
@@ -253,7 +254,7 @@ def test_it_receives_while_the_server_takes_no_line(context: Context, ken: Ken) 
     assert script.wait() == 0
     writer.join()
     reader.join()
-    assert printed == {f"k> {text}\n".encode() for text in texts}
+    assert set(map(unix_line_ends, printed)) == {f"k> {text}\n".encode() for text in texts}
 
 
 # Up to 1,000 lines are in flight. They go at once, in order. An echo acknowledges its line and all
