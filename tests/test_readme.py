@@ -1,0 +1,445 @@
+"""README.md itself: what it promises has tests, and its commands work as they stand there."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import xml.etree.ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from peers import Join, Peer, line_of, message_of
+from processes import (
+    POSIX,
+    ROOT,
+    TIMEOUT,
+    Script,
+    Start,
+    StartServer,
+    close,
+    free_port,
+    port_options,
+    read_all,
+    read_line,
+    server_options,
+    wait_bound,
+    wait_for,
+    write,
+)
+from promises import README, SECTIONS, Promise, one_line, read
+from terminal import Open
+
+import client
+import server
+
+PROMISES, STRAYS = read()
+SCRIPTS = ("server.py", "client.py")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BASH = pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+
+
+def promises_in(section: str) -> list[str]:
+    """Return the bullets, or the rows of the tables, in a section."""
+    rows = re.findall(r"^\| (?!\*\*).+\|$", SECTIONS[section], re.MULTILINE)
+    bullets = re.findall(r"^- .+(?:\n  .+)*", SECTIONS[section], re.MULTILINE)
+    return [one_line(text) for text in (bullets or rows)]
+
+
+def blocks(section: str) -> list[str]:
+    """Return the indented blocks of a section."""
+    found = re.findall(r"(?:^    .+\n+)+", SECTIONS[section], re.MULTILINE)
+    return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in found]
+
+
+def commands(section: str) -> list[str]:
+    """Return the commands in the blocks of a section."""
+    text = re.sub(r"^(#.*)?\n", "", "".join(blocks(section)), flags=re.MULTILINE)
+    return re.sub(r"\|\n +", "| ", text).splitlines()
+
+
+# README, Tests: each promise on this page, with its tests
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.quote[:60])
+def test_a_quote_stands_once_in_its_section_and_has_tests(promise: Promise) -> None:
+    assert one_line(SECTIONS[promise.section]).count(promise.quote) == 1
+    assert [p.quote for p in PROMISES].count(promise.quote) == 1
+    assert promise.tests
+
+
+def test_every_test_is_under_a_quote() -> None:
+    assert STRAYS == []
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["What it adds to the original", "Differences from the original", "Delivery in detail",
+     "Slow subscribers", "Terminal", "Limits"],
+)  # fmt: skip
+def test_every_promise_is_quoted(section: str) -> None:
+    texts = promises_in(section)
+    quotes = [promise.quote for promise in PROMISES if promise.section == section]
+    assert [text for text in texts if not any(quote in text for quote in quotes)] == []
+
+
+def test_the_promises_are_printed_in_the_order_of_the_page() -> None:
+    script = [sys.executable, str(ROOT / "tests" / "promises.py")]
+    printed = subprocess.run(script, stdout=subprocess.PIPE, check=True).stdout.decode()
+    first = "Tests: each promise on this page, with its tests\n    test_readme.py::test_a_quote"
+    assert first in printed
+    headings = [line.partition(":")[0] for line in printed.splitlines() if line[0] != " "]
+    assert list(dict.fromkeys(headings)) == [name for name in SECTIONS if name in headings]
+
+
+# README, zmq-talk-chat: ![Ken and Ann chat, each in a terminal.
+
+
+def test_pictures_and_links() -> None:
+    pictures = re.findall(r"!\[[^]]+\]\((\S+)\)", README)
+    for picture in pictures:
+        assert xml.etree.ElementTree.parse(ROOT / picture).getroot().tag.endswith("}svg")
+    assert pictures
+    anchors = {re.sub(r"[^\w-]", "", name.lower().replace(" ", "-")) for name in SECTIONS}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+
+
+# README, zmq-talk-chat: A terminal chat on ZeroMQ in two Python scripts
+
+
+def test_the_top_level_holds_the_two_scripts_and_little_else() -> None:
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    names -= {f"{PROJECT['name'].replace('-', '_')}.egg-info"}
+    assert names == {*SCRIPTS, "tests", "README.md", "pyproject.toml"}
+
+
+def test_nothing_of_the_project_can_be_imported_by_accident(tmp_path: Path) -> None:
+    code = "import importlib.util as i; print(*map(i.find_spec, ['server', 'client', 'tests']))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert found.stdout.split() == [b"None"] * 3
+
+
+# README, zmq-talk-chat: `client.py` is self-contained: copy it to that host
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_copied_script_stands_alone(script: str, tmp_path: Path) -> None:
+    (tmp_path / script).write_bytes((ROOT / script).read_bytes())
+    command = [sys.executable, script, "--help"]
+    shown = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout
+    assert re.search(rf"^example: python {script} ", shown.decode(), re.MULTILINE)
+    assert len(shown.splitlines()) < 25
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_its_metadata_is_that_of_the_project(script: str) -> None:
+    text = (ROOT / script).read_text(encoding="utf-8")
+    block = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///\n", text, re.MULTILINE)[0]
+    metadata = tomllib.loads(re.sub("^# ?", "", block, flags=re.MULTILINE))
+    assert metadata == {key: PROJECT[key] for key in ("requires-python", "dependencies")}
+
+
+# README, Options: | server.py | meaning | default |
+
+
+@pytest.mark.parametrize("module", [server, client])
+def test_the_tables_have_the_options_and_their_defaults(
+    module: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = SECTIONS["Options"].split(f"| {module.__name__}.py |")[1].split("\n\n")[0]
+    cells = re.findall(r"^\| `(.+?)` \| .+ \| (.+) \|$", table, re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", [module.__name__])
+    defaults = {name: str(value) for name, value in vars(module.parse_options()).items()}
+    for option, cell in cells:
+        name = option.split()[0].lstrip("-").lower().replace("-", "_")
+        value = re.match(r"`(.+?)`|(\d+)|", cell)
+        assert value
+        assert defaults.pop(name) == (value[1] or value[2] or "None")
+    assert defaults == {}
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--help"])
+    with pytest.raises(SystemExit):
+        module.parse_options()
+    shown = capsys.readouterr().out.replace("{auto,always,never}", "WHEN")
+    assert re.findall(r"^  (?!-h)(-*[\w-]+(?: [A-Z]+)?)", shown, re.MULTILINE) == sorted(
+        (option for option, _ in cells), key=lambda option: option[0] == "-"
+    )
+
+
+# The commands, in a folder where `python` is that of these tests. It gives the scripts free ports.
+
+
+class Page:
+    """A folder to run commands in, with stand-ins for programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = free_port(), free_port()
+        self.path = f"{folder / 'bin'}:{os.environ['PATH']}"
+        self.started: list[Script] = []
+        for bin_folder in (folder / "bin", folder / ".venv" / "bin"):
+            bin_folder.mkdir(parents=True)
+        python = (
+            "script=$1; shift\ncase $script in\n"
+            f'server.py) set -- {" ".join(server_options(self.ports))} "$@";;\n'
+            f'client.py) set -- {" ".join(port_options(self.ports))} "$@";;\nesac\n'
+            f'exec {sys.executable} {ROOT}/$script "$@"'
+        )
+        for name in ("bin/python", ".venv/bin/python"):
+            self.stand_in(name, python)
+
+    def stand_in(self, name: str, script: str) -> None:
+        """Put a shell script in the place of a program."""
+        (self.folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self.folder / name).chmod(0o755)
+
+    def run(self, command: str, stdin: int = subprocess.DEVNULL) -> Script:
+        """Start a command of the page, with HOST replaced."""
+        process = subprocess.Popen(
+            ["bash", "-c", command.replace("HOST", "localhost")],
+            cwd=self.folder,
+            env=os.environ | {"PATH": self.path},
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.started.append(Script(process))
+        return self.started[-1]
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a file in the folder; there may be none."""
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def kill_group(group: int) -> None:
+    """Kill all processes that a shell has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    """Give a Page."""
+    made = Page(tmp_path)
+    yield made
+    for script in made.started:
+        kill_group(script.process.pid)
+        script.kill()
+        for pipe in (script.process.stdin, script.process.stdout, script.process.stderr):
+            if pipe:
+                pipe.close()
+
+
+@pytest.fixture
+def ann(page: Page, start_server: StartServer, join: Join) -> Peer:
+    """Give a client of the server that the page's commands use."""
+    return join(start_server(ports=page.ports).ports)
+
+
+def append(page: Page, ann: Peer, expected: bytes) -> None:
+    """Append lines to access.log until one is published."""
+
+    def is_published() -> bool:
+        with (page.folder / "access.log").open("a") as file:
+            file.write("GET /\n")
+        return bool(ann.sub.poll(100))
+
+    wait_for(is_published, lambda: page.started[-1].stderr)
+    assert ann.receive() == expected
+
+
+# README, zmq-talk-chat: In a second terminal, join the chat. Ctrl-D leaves:
+
+
+@POSIX
+@BASH
+def test_start_and_join(page: Page) -> None:
+    """What they install is left to .ci/run."""
+    for installer in ("bin/python3", ".venv/bin/pip"):
+        page.stand_in(installer, "exit 0")
+    page.stand_in("bin/uv", '[ "$1" = run ] && shift && exec python "$@"')
+    first, second, _ = commands("zmq-talk-chat")[:3]
+    third = re.findall("`(uv run .+?)`", one_line(SECTIONS["zmq-talk-chat"]))[0]
+    running = wait_bound(page.run(first))
+    for command in (second, third):
+        ken = page.run(command, subprocess.PIPE)
+        write(ken, b"hello\n")
+        assert read_line(ken) == b"ken> hello\n"
+        close(ken)
+        assert ken.wait() == 0
+    os.killpg(running.process.pid, signal.SIGINT)
+    assert running.wait() == 0
+
+
+# README, Recipes: Post from a script or CI: JSON lines, or plain text with --user.
+
+
+@POSIX
+@BASH
+def test_post(page: Page, ann: Peer) -> None:
+    page.stand_in("bin/make", "echo cc main.c; echo error >&2")
+    echo, make = commands("Recipes")[:2]
+    assert page.run(echo).wait() == 0
+    assert ann.receive() == message_of("ci", "build 512 passed")
+    assert page.run(make).wait() == 0
+    assert [ann.receive(), ann.receive()] == [
+        message_of("make", "cc main.c"), message_of("make", "error")
+    ]  # fmt: skip
+
+
+# README, Recipes: Follow a log, or just listen.
+
+
+@POSIX
+@BASH
+def test_follow_and_listen(page: Page, ann: Peer) -> None:
+    (page.folder / "access.log").write_text("old\n")
+    follow, listen = commands("Recipes")[2:4]
+    page.run(follow)
+    append(page, ann, message_of("web", "GET /"))
+    listener = page.run(listen)
+
+    def is_heard() -> bool:
+        ann.push.send(line_of("ann", "hello"))
+        assert listener.process.stdout
+        time.sleep(0.05)
+        os.set_blocking(listener.process.stdout.fileno(), False)
+        return b"ann> hello\n" in (listener.process.stdout.read() or b"")
+
+    wait_for(is_heard, lambda: listener.stderr)
+
+
+# README, Recipes: Get a desktop notification when somebody mentions you.
+
+
+@POSIX
+@BASH
+def test_notifications(page: Page, ann: Peer) -> None:
+    page.stand_in("bin/notify-send", 'printf "%s\\n" "$*" >> notified')
+    page.run(commands("Recipes")[4])
+
+    def is_notified() -> bool:
+        for text in ("nobody", "a token", "Hello Ken!"):
+            ann.push.send(line_of("ann", text))
+        ann.push.send(line_of("ken", "nothing about me"))
+        time.sleep(0.05)
+        return bool(page.lines("notified"))
+
+    wait_for(is_notified, lambda: "no notification")
+    assert set(page.lines("notified")) == {"-- chat ann> Hello Ken!"}
+
+
+# README, Recipes: Keep it running after you log out.
+
+
+@POSIX
+@BASH
+def test_after_logging_out(page: Page, join: Join, open_terminal: Open) -> None:
+    (page.folder / "access.log").touch()
+    shell = open_terminal(
+        "bash", "--norc", "--noprofile", "-i", environment={"PATH": page.path, "PS1": "$ "}
+    )
+    recipe = "\r".join(commands("Recipes")[5:7]).replace("HOST", "localhost")
+    try:
+        shell.type(f"cd {page.folder}\r{recipe}\rjobs -p > jobs\r")
+        wait_for(lambda: len(page.lines("jobs")) == 2, shell.rows)
+        ann = join(page.ports)
+        append(page, ann, message_of("web", "GET /"))
+        shell.hang_up()
+        shell.process.wait(TIMEOUT)
+        ann.round_trip()
+        append(page, ann, message_of("web", "GET /"))
+    finally:
+        for job in page.lines("jobs"):
+            kill_group(int(job))
+
+
+# README, Recipes: A client whose stdin is `/dev/null`, as it is for background jobs in scripts,
+# exits immediately.
+
+
+@POSIX
+@BASH
+def test_without_input(page: Page, ann: Peer) -> None:
+    assert page.run("python client.py HOST & wait $!").wait() == 0
+    ann.round_trip()
+
+
+# README, Keys: A client joins like this:
+
+
+@POSIX
+@BASH
+def test_keys(page: Page) -> None:
+    start, join = commands("Keys")[:2]
+    wait_bound(page.run(start))
+    ken = page.run(join, subprocess.PIPE)
+    close(ken, b"hello\n")
+    assert read_all(ken) == b"ken> hello\n"
+    assert ken.wait() == 0
+
+
+# README, ssh: `python server.py --bind 127.0.0.1` admits only clients on its own host.
+
+
+@POSIX
+@BASH
+def test_behind_ssh(page: Page) -> None:
+    start, _, join = re.findall("`(.+?)`", one_line(SECTIONS["ssh"]))
+    running = page.run(start)
+    running.wait_stderr(r"PULL is bound to tcp://127\.0\.0\.1:\d+, PUB to tcp://127\.0\.0\.1:")
+    ken = page.run(join, subprocess.PIPE)
+    close(ken, b"hello\n")
+    assert read_all(ken) == b"ken> hello\n"
+
+
+# README, systemd: With this file as `/etc/systemd/system/chat.service`
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    unit = blocks("systemd")[0].replace("/opt/chat/.venv/bin/python", sys.executable)
+    (tmp_path / "chat.service").write_text(unit)
+    command = ["systemd-analyze", "verify", str(tmp_path / "chat.service")]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert (said.returncode, said.stdout) == (0, b"")
+
+
+# README, Beyond one machine: run this forwarder on other hosts, and have clients connect to those
+
+
+def with_ports(text: str, host: str, ports: tuple[int, int]) -> str:
+    """Replace the ports of a host."""
+    return text.replace(f"{host}1337", f"{host}{ports[0]}").replace(
+        f"{host}1338", f"{host}{ports[1]}"
+    )
+
+
+def test_forwarders_lose_nothing(server: Script, start: Start, join: Join, tmp_path: Path) -> None:
+    text = blocks("Beyond one machine")[0].replace("chat.example.org", "127.0.0.1")
+    text = with_ports(text, "{SERVER}:", server.ports)
+    peers = [join(server.ports)]
+    for _ in range(2):
+        ports = free_port(), free_port()
+        script = tmp_path / f"forwarder{ports[0]}.py"
+        script.write_text(with_ports(text, "*:", ports))
+        start(str(script))
+        peers.append(join(ports))
+    users = [f"user {number}" for number in range(3)]
+    with contextlib.ExitStack() as stack:
+        for user, peer in zip(users, peers, strict=True):
+            stack.enter_context(peer.pushing([line_of(user, str(n)) for n in range(2_000)]))
+        for peer in peers:
+            received: list[bytes] = []
+            while len(received) < 6_000:
+                received += [m for m in [peer.receive()] if not m.startswith(b"join>")]
+            for user in users:
+                mine = [message for message in received if message.startswith(user.encode())]
+                assert mine == [message_of(user, str(n)) for n in range(2_000)]
