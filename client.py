@@ -320,6 +320,10 @@ class Outbox:
         """Have all lines pushed over a new connection: better twice than never."""
         self.in_flight, self.subscribed = 0, False
 
+    def pass_time(self, seconds: float) -> None:
+        """Count time without an echo, if lines wait for one."""
+        self.waited += seconds if self.lines else 0.0
+
     def retransmit(self, push: Sock) -> None:
         """Push the newest line in flight again, once.
 
@@ -360,8 +364,8 @@ def check_echoes(outbox: Outbox, connection: Connection, draining: bool, seconds
     may be a server whose messages look different. While draining, the newest line is pushed again
     after ECHO_TIMEOUT, and the chat ends after DELIVERY_TIMEOUT.
     """
-    if outbox.lines and (connection.up or draining):
-        outbox.waited += min(seconds, 1)  # A longer time means that this process was stopped.
+    if connection.up or draining:
+        outbox.pass_time(min(seconds, 1))  # A longer time means that this process was stopped.
     if not draining:
         if outbox.waited >= DELIVERY_TIMEOUT:
             outbox.give_up()
