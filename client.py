@@ -20,6 +20,7 @@ may appear twice. On a terminal, a line editor keeps the line being typed below 
 import argparse
 import codecs
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -55,6 +56,8 @@ RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets reconnec
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice; at the end, until a retransmission
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines count as undelivered
 CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
+# what a write to a pipe fails with if its reader has left: the latter on Windows
+READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -87,7 +90,9 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         outbox.acknowledge(messages)
         try:
             screen.print_messages(messages)
-        except BrokenPipeError:  # The reader of stdout has left, as after `| head -1`.
+        except OSError as error:
+            if error.errno not in READER_LEFT:  # as after `| head -1`
+                raise
             stdin.stop()
 
         # retransmit or give up lines whose echoes are overdue
