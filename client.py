@@ -481,10 +481,10 @@ class Screen:
         stdout = sys.stdout
         colorama.just_fix_windows_console()  # wraps stdout if the console has no escape codes
         has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
-        auto = has_escapes and os.isatty(1) and not os.environ.get("NO_COLOR")
+        auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
         self.color = color == "always" or (color == "auto" and auto)
-        self.interactive = os.isatty(0)
-        editing = self.interactive and os.isatty(1) and has_escapes
+        self.interactive = is_terminal(0)
+        editing = self.interactive and is_terminal(1) and has_escapes
         self.editor = Editor() if editing else None
         self.terminal = Terminal() if editing and sys.platform != "win32" else None
         self.drawn = ("", 0)  # the typed row as it was drawn last, and the width of the window then
@@ -745,6 +745,16 @@ SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 # The terminal.
 
 
+def is_terminal(file: int) -> bool:
+    """Return whether a file is a terminal. On Windows, isatty takes NUL for one as well."""
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):
+            colorama.win32.GetConsoleMode(msvcrt.get_osfhandle(file))
+            return True
+        return False
+    return os.isatty(file)
+
+
 if sys.platform != "win32":
 
     class Terminal:
@@ -815,10 +825,14 @@ else:
     def read_console() -> bytes:
         """Wait for keys in Windows' console, which does not echo them, and return them."""
         keys = ""
-        while not keys or msvcrt.kbhit():
+        while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":  # half of an emoji
             char = msvcrt.getwch()
-            if char == "\0" or (char == "\xe0" and msvcrt.kbhit()):  # 0xE0 alone is the letter à.
-                char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
+            if char in "\0\xe0":
+                try:  # 0xE0 is also the letter à. Then getwch holds nothing back, and this works.
+                    msvcrt.ungetwch(char)
+                    msvcrt.getwch()
+                except OSError:
+                    char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
             elif char == "\x03":
                 signal.raise_signal(signal.SIGINT)
             keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input here

@@ -1,6 +1,7 @@
 """The two scripts as processes, and what a test does with them."""
 
 import contextlib
+import ctypes
 import itertools
 import os
 import random
@@ -23,6 +24,9 @@ WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 PORTS = itertools.cycle(random.sample(range(10_000 + WORKER, 32_000, 20), 1_100))
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: it reads /proc")
+WINDOWS = pytest.mark.skipif(sys.platform != "win32", reason="needs Windows")
+WINE = sys.platform == "win32" and hasattr(ctypes.windll.ntdll, "wine_get_version")
+NO_WINE = pytest.mark.skipif(WINE, reason="needs what Wine has not")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: its signals, shell or files")
 
 
@@ -189,6 +193,7 @@ def start() -> Iterator[Start]:
         stderr: int = subprocess.PIPE,
         before: Sequence[str] = (),
         cwd: Path | None = None,
+        creationflags: int = 0,
         **environment: str,
     ) -> Script:
         process = subprocess.Popen(
@@ -197,6 +202,7 @@ def start() -> Iterator[Start]:
             stdout=stdout,
             stderr=stderr,
             cwd=cwd,
+            creationflags=creationflags,
             env=os.environ | environment,
         )
         scripts.append(Script(process))

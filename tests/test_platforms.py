@@ -15,18 +15,24 @@ import pytest
 from peers import BareServer, Join, line_of, message_of
 from processes import (
     LINUX,
+    NO_WINE,
     POSIX,
+    WINDOWS,
     Script,
     Start,
+    StartServer,
     close,
     free_port,
     port_options,
     python,
     read_all,
     read_line,
+    server_options,
     wait_for,
     write,
 )
+
+import client
 
 if sys.platform != "win32":
     import fcntl
@@ -265,6 +271,93 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
     chat(script, b"two")
     close(script)
     assert script.wait() == 0
+
+
+# On Windows, Ctrl-Break ends both scripts, as does closing the window.
+
+
+@WINDOWS
+@NO_WINE
+def test_ctrl_break_ends_both(start: Start, start_server: StartServer) -> None:
+    if sys.platform == "win32":
+        how = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        server = start_server(**how)
+        script = start_client(start, server.ports, **how)
+        chat(script, b"one")
+        script.process.send_signal(signal.CTRL_BREAK_EVENT)
+        assert script.wait() == 128 + signal.SIGBREAK
+        server.process.send_signal(signal.CTRL_BREAK_EVENT)
+        assert server.wait() == 0
+
+
+# Windows says that NUL is a terminal, and its pipes and its console have rules of their own.
+
+
+@pytest.mark.parametrize("stdout", [subprocess.PIPE, subprocess.DEVNULL])
+def test_a_stdin_without_anything_ends_it(server: Script, start: Start, stdout: int) -> None:
+    script = start_client(start, server.ports, stdin=subprocess.DEVNULL, stdout=stdout)
+    assert script.wait() == 0
+    assert script.stderr == ""
+
+
+def test_what_is_printed_has_the_line_ends_of_the_platform(server: Script) -> None:
+    for name, options in (  # The ports are taken; the line is too long.
+        ("server.py", server_options(server.ports)),
+        ("client.py", port_options(server.ports)),
+    ):
+        done = subprocess.run([*python(name), *options], input=b"x" * 20_000, capture_output=True)
+        lines = done.stderr.split(os.linesep.encode())
+        assert done.returncode == 1
+        assert lines.pop() == b""
+        assert lines
+        assert not any(b"\n" in line for line in lines)
+
+
+@WINDOWS
+@pytest.mark.parametrize(
+    ("typed", "lines"),
+    [
+        (["a", "à", "b", "\r"], ["aàb"]),
+        (["a", "\xe0K", "b", "\r"], ["ba"]),  # Left
+        (["a", "b", "\xe0G", "\0S", "\r"], ["b"]),  # Home, and Delete of the number pad
+        (["à", "K", "à", "\xe0K", "à", "\r"], ["àKàà"]),
+        (["\0;", "\ud83d", "\udc4b", "\r"], ["👋"]),  # F1, which does nothing
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_keys_of_the_console(
+    monkeypatch: pytest.MonkeyPatch, typed: list[str], lines: list[str], at_once: bool
+) -> None:
+    if sys.platform == "win32":
+        console, editor, sent = Console(typed, at_once), client.Editor(), list[bytes]()
+        monkeypatch.setattr(client, "msvcrt", console)
+        while console.keys or console.pushed_back:
+            sent += editor.feed(client.read_console())[0]
+        assert [line.decode() for line in sent] == lines
+
+
+class Console:
+    """Stands in for msvcrt, with the console of Microsoft's C library.
+
+    A key without a character comes as two, and kbhit does not know of the second.
+    """
+
+    def __init__(self, keys: list[str], at_once: bool) -> None:
+        self.keys, self.at_once = keys.copy(), at_once
+        self.pushed_back = ""
+
+    def kbhit(self) -> bool:
+        return bool(self.keys) and self.at_once
+
+    def getwch(self) -> str:
+        key, self.pushed_back = self.pushed_back or self.keys.pop(0), ""
+        self.pushed_back = key[1:]
+        return key[0]
+
+    def ungetwch(self, char: str) -> None:
+        if self.pushed_back:
+            raise OSError
+        self.pushed_back = char
 
 
 # It uses little: some files, no processor time while nothing happens, and bounded memory.
