@@ -8,52 +8,78 @@ import signal
 import socket
 import statistics
 import sys
-import threading
 import time
+from pathlib import Path
 
 import pytest
+import zmq
+import zmq.auth
 import zmtp
 from peers import Join, line_of, message_of
-from processes import LINUX, POSIX, Script, Start, StartServer, wait_for
+from processes import LINUX, POSIX, TIMEOUT, Script, Start, StartServer, wait_for
 
 slow = pytest.mark.slow
 LONGEST = b'{"user":"k","message":"%s"}' % (b"x" * 16_359)
 
 
-def memory(server: Script) -> float:
-    """Return the most memory that the server has used, in MB, where that can be read."""
-    return server.memory() if sys.platform == "linux" else 0
+def limited(files: int, kind: str = "") -> list[str]:
+    """Return the command that limits the open files of the command that follows it."""
+    return ["sh", "-c", f'ulimit {kind} -n {files}; exec "$@"', "sh"]
 
 
-# A line has 16,384 bytes at most. The server hangs up at a longer one before it takes it all.
+# README, Limits: Lines and messages have at most 16,384 bytes, prefixes to subscribe to at most
+# 502.
 
 
-@pytest.mark.parametrize("line", [LONGEST + b" ", b"x" * 50_000_000], ids=["longer", "50 MB"])
-def test_the_server_hangs_up_at_a_longer_line(server: Script, join: Join, line: bytes) -> None:
+@pytest.mark.parametrize("keyed", [False, True])
+def test_the_server_disconnects_those_who_send_more(
+    start_server: StartServer, join: Join, tmp_path: Path, keyed: bool
+) -> None:
+    server = start_server(*(["--key", tmp_path / "chat"] if keyed else []))
+    key = zmq.auth.load_certificate(tmp_path / "chat.key")[0] if keyed else None
+    peer = join(server.ports, server_key=key)
+    disconnected = [
+        sock.get_monitor_socket(zmq.EVENT_DISCONNECTED) for sock in (peer.push, peer.sub)
+    ]
     assert len(LONGEST) == 16_384
-    peer = join(server.ports)
     peer.push.send(LONGEST)
     assert peer.receive() == message_of("k", "x" * 16_359)
-    before = memory(server)
-    with zmtp.connect(server.ports[0], b"PUSH") as stranger:
+    peer.sub.subscribe(b"x" * 502)
+    peer.chat("still connected")
+    assert not any(monitor.poll(100) for monitor in disconnected)
+    peer.push.send(LONGEST + b" ")
+    peer.sub.subscribe(b"x" * 503)
+    assert all(monitor.poll(1_000 * TIMEOUT) for monitor in disconnected)
+
+
+# README, Limits: The server's memory for each client is bounded: 2,000 messages for a subscriber
+# (32 MB of the longest; a message that is queued for several is stored once), and 256 lines from a
+# sender (4 MB of the longest).
+
+
+@pytest.mark.parametrize("kind", ["PUSH", "SUB"])
+def test_what_is_too_long_takes_no_memory(server: Script, join: Join, kind: str) -> None:
+    def memory() -> float:
+        return server.memory() if sys.platform == "linux" else 0
+
+    peer = join(server.ports)
+    before = memory()
+    with zmtp.connect(server.ports[kind == "SUB"], kind.encode()) as stranger:
         with contextlib.suppress(OSError):
-            stranger.sendall(zmtp.frame(line))
+            for number in range(500):
+                stranger.sendall(zmtp.frame(b"\1" + b"%05d" % number * 12_000))
         wait_for(functools.partial(zmtp.hung_up, stranger), lambda: "connected")
     peer.chat("next")
-    assert memory(server) - before < 2
-
-
-# Of each client, 256 lines wait at most: 4 MB of the longest.
+    assert memory() - before < 2
 
 
 @slow
 @LINUX
-def test_fifty_clients_of_long_lines_take_4_mb_each(server: Script) -> None:
+def test_fifty_senders_of_long_lines_and_a_subscriber_take_their_share(server: Script) -> None:
     before = server.memory()
     lines = zmtp.frame(LONGEST) * 20
     with contextlib.ExitStack() as stack:
-        # As this never reads, all lines wait for it.
-        stack.enter_context(zmtp.connect(server.ports[1], b"SUB"))
+        stack.enter_context(zmtp.subscribers(server.ports[1]))  # All lines wait for it.
         selector = selectors.DefaultSelector()
         for _ in range(50):
             push = stack.enter_context(zmtp.connect(server.ports[0], b"PUSH"))
@@ -67,51 +93,23 @@ def test_fifty_clients_of_long_lines_take_4_mb_each(server: Script) -> None:
                 with contextlib.suppress(BlockingIOError):
                     key.data[0] = rest[sock.send(rest) :] or lines
         grown = server.memory() - before
-    assert 100 < grown < 32 + 50 * 4.2 + 20  # the subscriber's queue, the clients', and the rest
+    assert 100 < grown < 32 + 50 * 4.2 + 20  # the subscriber's queue, the senders', and the rest
 
 
-# A subscription has 512 bytes at most. One is taken between two messages, so that a flood of them
-# does not delay the chat.
-
-
-def test_the_server_hangs_up_at_a_longer_subscription(server: Script, join: Join) -> None:
-    peer = join(server.ports)
-    with zmtp.connect(server.ports[1], b"SUB") as stranger:
-        stranger.sendall(zmtp.frame(b"\1" + b"x" * 511))
-        peer.chat("next")
-        assert not zmtp.hung_up(stranger)
-        stranger.sendall(zmtp.frame(b"\1" + b"x" * 512))
-        wait_for(lambda: zmtp.hung_up(stranger), lambda: "connected")
-    before = memory(server)
-    with zmtp.connect(server.ports[1], b"SUB") as stranger:
-        with contextlib.suppress(OSError):
-            for number in range(300):
-                stranger.sendall(zmtp.frame(b"\1" + b"%05d" % number * 12_000))
-        wait_for(lambda: zmtp.hung_up(stranger), lambda: "connected")
-    peer.chat("next")
-    assert memory(server) - before < 2
+# README, Limits: libzmq does not limit the number of subscriptions
 
 
 def test_a_flood_of_subscriptions_does_not_delay_the_chat(server: Script, join: Join) -> None:
     peer = join(server.ports)
     topics = [bytes([letter]) * 500 for letter in range(100)]
     frames = b"".join(zmtp.frame(b"\1" + topic) + zmtp.frame(b"\0" + topic) for topic in topics)
-    strangers = [zmtp.connect(server.ports[1], b"SUB") for _ in range(3)]
-    senders = [
-        threading.Thread(target=zmtp.send_until_full, args=(stranger, frames))
-        for stranger in strangers
-    ]
-    for sender in senders:
-        sender.start()
-    until = time.monotonic() + 1.5
     waits = []
-    while time.monotonic() < until:
-        waits.append(peer.round_trip())
-    for stranger, sender in zip(strangers, senders, strict=True):
-        with contextlib.suppress(OSError):
-            stranger.shutdown(socket.SHUT_RDWR)
-        sender.join()
-        zmtp.reset(stranger)
+    with zmtp.subscribers(server.ports[1], 3) as strangers, contextlib.ExitStack() as stack:
+        for stranger in strangers:
+            stack.enter_context(zmtp.sending(stranger, frames, repeat=True))
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            waits.append(peer.round_trip())
     assert statistics.median(waits) < 0.02
 
 
@@ -123,7 +121,10 @@ def test_a_flood_of_subscriptions_may_be_reset(server: Script, join: Join, size:
     data = b"".join(zmtp.frame(b"\1%d".ljust(size, b"x") % number) for number in range(2_000))
     for _ in range(3):
         stranger = zmtp.connect(server.ports[1], b"SUB")
-        zmtp.send_until_full(stranger, data)
+        stranger.settimeout(0.3)
+        with contextlib.suppress(OSError):  # until no more is taken
+            while True:
+                stranger.sendall(data)
         zmtp.reset(stranger)
     if size > 1:  # An idle server would be busy for minutes with so many short ones.
         wait_for(lambda: server.open_files() == files, server.open_files)
@@ -132,17 +133,54 @@ def test_a_flood_of_subscriptions_may_be_reset(server: Script, join: Join, size:
     wait_for(lambda: peer.round_trip() and server.open_files() == files, server.open_files)
 
 
-# Subscribers that leave take nothing with them, and leave nothing behind.
+# README, Limits: Only the limit of open files bounds the number of connections.
 
 
-def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Join) -> None:
-    with zmtp.flood(server.ports[0], line_of("k", "x" * 10_000)):
-        for _ in range(40):
-            with zmtp.connect(server.ports[1], b"SUB") as sub:
-                for _ in range(20):
-                    sub.recv(100_000)
-    join(server.ports).round_trip()
-    assert server.process.poll() is None
+@LINUX
+def test_many_clients_may_connect_at_once(start_server: StartServer) -> None:
+    server = start_server(before=limited(100, "-S"))
+    server.process.send_signal(signal.SIGSTOP)  # All of them wait to be accepted.
+    with contextlib.ExitStack() as stack:
+        for number in range(600):
+            sock = socket.create_connection(("127.0.0.1", server.ports[number % 2]), timeout=0.5)
+            stack.enter_context(sock)
+        server.process.send_signal(signal.SIGCONT)
+        sock.settimeout(10)
+        assert sock.recv(10)
+
+
+@LINUX
+def test_more_connections_than_files_do_not_disturb_the_chat(
+    start_server: StartServer, join: Join
+) -> None:
+    server = start_server(before=limited(30))
+    peer = join(server.ports)
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            port = server.ports[number % 2]
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        for _ in range(100):
+            assert peer.round_trip() < 1
+    join(server.ports).round_trip()  # There is room again.
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "limit", [8, 10, *(pytest.param(n, marks=slow) for n in range(6, 40) if n not in (8, 10))]
+)
+def test_too_few_open_files_are_reported_in_one_line(start: Start, limit: int) -> None:
+    script = start("server.py", "--pull-port", 0, "--pub-port", 0, before=limited(limit))
+    script.wait_stderr("\n")
+    if "bound" in script.stderr:
+        assert limit > 10
+        assert script.terminate() == 0
+    else:
+        assert script.wait() == 1
+        assert re.fullmatch(
+            r"server\.py: .*Too many open files.*; raise the limit of open files: ulimit -n\n",
+            script.stderr,
+        )
+    assert script.stderr.count("\n") == 1
 
 
 @slow
@@ -160,36 +198,43 @@ def test_subscribers_that_come_and_go_leave_nothing(server: Script, join: Join) 
     join(server.ports).round_trip()
 
 
-# Strangers that speak something else, or nothing, change nothing.
+def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Join) -> None:
+    with zmtp.flood(server.ports[0], line_of("k", "x" * 10_000)):
+        for _ in range(40):
+            with zmtp.connect(server.ports[1], b"SUB") as sub:
+                for _ in range(20):
+                    sub.recv(100_000)
+    join(server.ports).round_trip()
+    assert server.process.poll() is None
+
 
 READY = zmtp.ready(b"SUB")
-STRANGERS = {
-    "silent": b"",
-    "HTTP": b"GET / HTTP/1.0\r\n\r\n",
-    "TLS": b"\x16\3\1\2\0\1\0\1\xfc\3\3" + bytes(512),
-    "half a greeting": zmtp.GREETING[:11],
-    "a greeting and no more": zmtp.GREETING,
-    "another mechanism": zmtp.greeting(b"CURVE"),
-    "the wrong socket type": zmtp.GREETING + zmtp.ready(b"REP"),
-    "half a command": zmtp.GREETING + READY[:9],
-    "lengths that lie": zmtp.GREETING + b"\4\x19\5READY\x0bSocket-Type\xff\xff\xff\xffSUB",
-    "a frame without end": zmtp.GREETING + READY + b"\2" + b"\xff" * 8 + b"x" * 1_000,
-    "a huge frame announced": zmtp.GREETING + READY + b"\2\x7f" + bytes(7) + b"x" * 1_000,
-    "noise": bytes(range(256)) * 20,
-    "a greeting and noise": zmtp.GREETING + bytes(range(256)) * 20,
-}
+STRANGERS = [
+    b"",
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"\x16\3\1\2\0\1\0\1\xfc\3\3" + bytes(512),  # TLS
+    zmtp.GREETING[:11],
+    zmtp.GREETING,
+    zmtp.greeting(b"CURVE"),
+    zmtp.GREETING + zmtp.ready(b"REP"),
+    zmtp.GREETING + READY[:9],
+    zmtp.GREETING + b"\4\x19\5READY\x0bSocket-Type\xff\xff\xff\xffSUB",  # a length that lies
+    zmtp.GREETING + READY + b"\2" + b"\xff" * 8 + b"x" * 1_000,  # a frame without end
+    zmtp.GREETING + bytes(range(256)) * 20,
+    bytes(range(256)) * 20,
+]
 
 
 @LINUX
-def test_strangers_change_nothing(server: Script, join: Join) -> None:
+def test_strangers_that_speak_something_else_change_nothing(server: Script, join: Join) -> None:
     peer = join(server.ports)
     files = server.open_files()
     with contextlib.ExitStack() as stack:
-        for number, data in enumerate(list(STRANGERS.values()) * 20):
-            port = server.ports[number % 2]
+        for number, data in enumerate(STRANGERS * 20):
+            port = server.ports[number // len(STRANGERS) % 2]
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             sock.sendall(data)
-            if number % 4 < 2:
+            if number // len(STRANGERS) % 4 < 2:
                 zmtp.reset(sock)
         for _ in range(20):
             assert peer.round_trip() < 1
@@ -198,55 +243,3 @@ def test_strangers_change_nothing(server: Script, join: Join) -> None:
         assert server.cpu_seconds() - used < 0.1
     wait_for(lambda: server.open_files() == files, server.open_files)
     peer.round_trip()
-
-
-# Many clients may connect at once, more than the soft limit of open files. Where there are too few
-# files, the server says so in one line, or refuses connections.
-
-
-@LINUX
-def test_many_clients_may_connect_at_once(start_server: StartServer) -> None:
-    server = start_server(before=["sh", "-c", 'ulimit -S -n 100; exec "$@"', "sh"])
-    server.process.send_signal(signal.SIGSTOP)  # All of them wait to be accepted.
-    with contextlib.ExitStack() as stack:
-        for number in range(600):
-            sock = socket.create_connection(("127.0.0.1", server.ports[number % 2]), timeout=0.5)
-            stack.enter_context(sock)
-        server.process.send_signal(signal.SIGCONT)
-        sock.settimeout(10)
-        assert sock.recv(10)
-
-
-@POSIX
-@pytest.mark.parametrize(
-    "limit", [8, 10, *(pytest.param(n, marks=slow) for n in range(6, 40) if n not in (8, 10))]
-)
-def test_too_few_open_files_are_reported_in_one_line(start: Start, limit: int) -> None:
-    before = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh"]
-    script = start("server.py", "--pull-port", 0, "--pub-port", 0, before=before)
-    script.wait_stderr("\n")
-    if "bound" in script.stderr:
-        assert limit > 10
-        assert script.terminate() == 0
-    else:
-        assert script.wait() == 1
-        assert re.fullmatch(
-            r"server\.py: .*Too many open files.*; raise the limit of open files: ulimit -n\n",
-            script.stderr,
-        )
-    assert script.stderr.count("\n") == 1
-
-
-@LINUX
-def test_more_connections_than_files_do_not_disturb_the_chat(
-    start_server: StartServer, join: Join
-) -> None:
-    server = start_server(before=["sh", "-c", 'ulimit -n 30; exec "$@"', "sh"])
-    peer = join(server.ports)
-    with contextlib.ExitStack() as stack:
-        for number in range(100):
-            port = server.ports[number % 2]
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        for _ in range(100):
-            assert peer.round_trip() < 1
-    join(server.ports).round_trip()  # There is room again.

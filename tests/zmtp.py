@@ -9,38 +9,35 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-CONNECT_TIMEOUT = 10  # seconds until something listens on the port
+from peers import line_of, message_of
+
+TIMEOUT = 30  # seconds until something listens on a port, or what is sent is taken
 SUBSCRIPTION_DELAY = 0.3  # seconds until a subscription is surely in effect
 
 
-def greeting(mechanism: bytes, minor: int = 1, as_server: int = 0) -> bytes:
-    """Return a greeting of ZMTP 3.x."""
+def greeting(mechanism: bytes, minor: int = 1) -> bytes:
+    """Return the greeting of a client, in ZMTP 3.x."""
     signature = b"\xff" + bytes(7) + b"\1\x7f"
-    return (
-        signature + bytes([3, minor]) + mechanism.ljust(20, b"\0") + bytes([as_server, *[0] * 31])
-    )
+    return signature + bytes([3, minor]) + mechanism.ljust(20, b"\0") + bytes(32)
+
+
+def frame(body: bytes, flags: int = 0) -> bytes:
+    """Return a frame: of a line or a message, unless flags say otherwise."""
+    if len(body) < 256:
+        return bytes([flags, len(body)]) + body
+    return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
 
 
 def command(name: bytes, data: bytes = b"") -> bytes:
     """Return the frame of a command."""
-    body = bytes([len(name)]) + name + data
-    if len(body) < 256:
-        return bytes([4, len(body)]) + body
-    return b"\6" + struct.pack(">Q", len(body)) + body
+    return frame(bytes([len(name)]) + name + data, flags=4)
 
 
 def ready(kind: bytes) -> bytes:
     """Return the frame of the READY command of a socket type."""
     return command(b"READY", b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind)
-
-
-def frame(body: bytes) -> bytes:
-    """Return the frame of a line or a message."""
-    if len(body) < 256:
-        return bytes([0, len(body)]) + body
-    return b"\2" + struct.pack(">Q", len(body)) + body
 
 
 GREETING = greeting(b"NULL")
@@ -52,7 +49,7 @@ def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
 
     SUB has asked for all messages, which takes effect within SUBSCRIPTION_DELAY.
     """
-    deadline = time.monotonic() + CONNECT_TIMEOUT
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             sock = socket.create_connection((host, port))
@@ -74,15 +71,21 @@ def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
-def frame_1_0(body: bytes) -> bytes:
-    """Return the frame of a short line or message in ZMTP 1.0."""
-    return bytes([len(body) + 1, 0]) + body
+@contextlib.contextmanager
+def subscribers(
+    port: int, count: int = 1, host: str = "127.0.0.1"
+) -> Iterator[list[socket.socket]]:
+    """Give subscribers to all messages. One that the test does not read stalls."""
+    with contextlib.ExitStack() as stack:
+        subs = [stack.enter_context(connect(port, b"SUB", host)) for _ in range(count)]
+        time.sleep(SUBSCRIPTION_DELAY)
+        yield subs
 
 
 # The handshakes of PUSH and SUB, and the frames, in all versions that libzmq understands.
 OLD_GREETING = b"\xff" + bytes(7) + b"\1\x7f\1"
-DIALECTS = {
-    "ZMTP 1.0": (b"\1\0", b"\1\0", frame_1_0),
+DIALECTS: dict[str, tuple[bytes, bytes, Callable[[bytes], bytes]]] = {
+    "ZMTP 1.0": (b"\1\0", b"\1\0", lambda body: bytes([len(body) + 1, 0]) + body),
     "ZMTP 2.0": (OLD_GREETING + b"\x08\0\0", OLD_GREETING + b"\2\0\0", frame),
     "ZMTP 3.0": (
         greeting(b"NULL", 0) + ready(b"PUSH"),
@@ -93,31 +96,10 @@ DIALECTS = {
 }
 
 
-def speak(ports: tuple[int, int], dialect: str, line: bytes) -> tuple[socket.socket, socket.socket]:
-    """Return a PUSH that has sent a line, and a SUB that has asked for all messages."""
-    *handshakes, to_frame = DIALECTS[dialect]
-    socks = []
-    for port, handshake, body in zip(ports, handshakes, (line, b"\1"), strict=True):
-        socks.append(socket.create_connection(("127.0.0.1", port)))
-        with contextlib.suppress(ConnectionError):
-            socks[-1].sendall(handshake)
-            receive_until_quiet(socks[-1], 0.05)  # Only then is the server ready.
-            socks[-1].sendall(to_frame(body))
-    return socks[0], socks[1]
-
-
 def reset(sock: socket.socket) -> None:
     """Break a connection at once."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-
-
-def send_until_full(sock: socket.socket, data: bytes) -> None:
-    """Send data over and over, until none is taken for a moment, or the peer hangs up."""
-    sock.settimeout(0.3)
-    with contextlib.suppress(OSError):
-        while True:
-            sock.sendall(data)
 
 
 def receive_until_quiet(sock: socket.socket, quiet: float = 0.3) -> tuple[bytes, bool]:
@@ -139,22 +121,37 @@ def hung_up(sock: socket.socket) -> bool:
     return receive_until_quiet(sock, 0.001)[1]
 
 
+def numbered(count: int, more: str = "") -> tuple[bytes, bytes]:
+    """Return the frames of lines with numbers, and those of their messages, each of one size."""
+    texts = [f"{number:08}{more}" for number in range(count)]
+    lines = b"".join(frame(line_of("k", text)) for text in texts)
+    return lines, b"".join(frame(message_of("k", text)) for text in texts)
+
+
+@contextlib.contextmanager
+def sending(sock: socket.socket, data: bytes, repeat: bool = False) -> Iterator[None]:
+    """Send data in a thread: once, or over and over until the end. The peer may hang up."""
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            sock.sendall(data)
+            while repeat:
+                sock.sendall(data)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        if repeat:
+            with contextlib.suppress(OSError):  # The peer may have ended.
+                sock.shutdown(socket.SHUT_RDWR)
+        sender.join(TIMEOUT)
+
+
 @contextlib.contextmanager
 def flood(port: int, *lines: bytes) -> Iterator[None]:
     """Push lines over and over, as fast as the server takes them."""
     frames = b"".join(map(frame, lines)) * (1 + 100_000 // sum(map(len, lines)))
-
-    def send() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                push.sendall(frames)
-
-    with connect(port, b"PUSH") as push:
-        sender = threading.Thread(target=send)
-        sender.start()
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # The server may have ended.
-                push.shutdown(socket.SHUT_RDWR)
-            sender.join()
+    with connect(port, b"PUSH") as push, sending(push, frames, repeat=True):
+        yield
