@@ -544,7 +544,8 @@ class Screen:
                     end = "\n" if self.editor.line else ""
                     os.write(1, (colorama.Style.RESET_ALL + WRAP + end).encode())
                 if report:
-                    os.write(2, f"client.py: {sanitize(report)}\n".encode(errors="replace"))
+                    with open_stream(2) as stderr:  # A signal may have interrupted sys.stderr.
+                        print(f"client.py: {sanitize(report)}", file=stderr)
 
         run_for(0.1, print_last)
 
@@ -872,8 +873,12 @@ def prepare_files() -> None:
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+    sys.stdout, sys.stderr = open_stream(1), open_stream(2)
+
+
+def open_stream(file: int) -> TextIO:
+    """Open stdout or stderr for text. Windows makes of it what its consoles and pipes expect."""
+    return open(file, "w", encoding="utf-8", errors="replace", closefd=False)
 
 
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
@@ -980,12 +985,13 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
 
 def main() -> int:
     """Read the options, chat, and return the exit status."""
-    options = parse_options()
     try:
         prepare_files()
     except OSError as error:
-        os.write(2, f"client.py: {error}\n".encode())
+        with contextlib.suppress(OSError), open_stream(2) as stderr:
+            print(f"client.py: {error}", file=stderr)
         return 1
+    options = parse_options()
     screen, outbox, report = Screen(options.color), Outbox(options.user), ""
     handle_signals(screen, outbox)
     try:

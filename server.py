@@ -25,6 +25,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 import zmq
 from colorama import Fore, Style
@@ -221,8 +222,13 @@ class Log:
             for text, (count, detail) in reports.items():
                 parts = [f"{text} ({count:,} times)" if count > 1 else text, detail]
                 entry = f"server.py: {': '.join(filter(None, parts))}\n"
-                with contextlib.suppress(OSError):
-                    os.write(2, entry.encode(errors="backslashreplace"))
+                with contextlib.suppress(OSError), open_stderr() as stderr:
+                    stderr.write(entry)
+
+
+def open_stderr() -> TextIO:
+    """Open stderr for text. Windows makes of it what its console, or a pipe, expects."""
+    return open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 # Start and shut down.
