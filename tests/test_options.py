@@ -1,11 +1,9 @@
 """README, "Options": where the scripts bind and connect, and what they refuse."""
 
-import contextlib
-import os
 import re
+import shlex
 import socket
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 import zmtp
@@ -16,7 +14,6 @@ from processes import (
     Script,
     Start,
     StartServer,
-    close,
     free_port,
     port_options,
     python,
@@ -24,7 +21,10 @@ from processes import (
 )
 from terminal import Open
 
-# The server binds to an address, or to a network interface, and says where.
+import client
+import server as server_script
+
+# README, Options: listen on an address, or on a network interface such as `eth0`
 
 
 def chat(ports: tuple[int, int], host: str) -> None:
@@ -54,6 +54,7 @@ ADDRESSES = {  # what is given, what the server says, where it is reached, and w
 def test_the_server_binds_to_an_address(
     start_server: StartServer, given: str, said: str, reached: list[str], not_reached: list[str]
 ) -> None:
+    """It picks free ports."""
     server = start_server("--bind", given, ports=(0, 0))
     pull_port, pub_port = server.ports
     assert pull_port and pub_port
@@ -67,61 +68,42 @@ def test_the_server_binds_to_an_address(
             socket.create_connection((host, pull_port))
 
 
-INTERFACES = {  # the command that changes a host which has an IPv4 and a link-local IPv6 address
+HOSTS = {  # the command that changes a host which has an IPv4 and a link-local IPv6 address
     "IPv4 alone": "ip -6 address flush dev {name}",
     "IPv4 and link-local IPv6": "ip -6 address replace fe80::7/64 dev {name} nodad",
     "both families": "ip -6 address replace fd00::7/64 dev {name} nodad",
+    "no IPv6 at all": "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1",
 }
 
 
-@pytest.mark.parametrize("command", INTERFACES.values(), ids=INTERFACES)
-def test_the_server_binds_to_an_interface(
+@pytest.mark.parametrize("command", HOSTS.values(), ids=HOSTS)
+def test_the_server_binds_to_an_interface_and_to_all(
     start_server: StartServer, network: Network, command: str
 ) -> None:
     host = network.server_host
     subprocess.run(host.command(*command.format(name=host.name).split()), check=True)
-    server = start_server("--bind", host.name, before=host.command())
-    assert f"PULL is bound to tcp://{host.address}:{server.ports[0]}, " in server.stderr
-    with network.client_host.inside():
-        chat(server.ports, host.address)
+    for address, said in ((host.name, host.address), ("*", "*")):
+        server = start_server("--bind", address, before=host.command())
+        assert f"PULL is bound to tcp://{said}:{server.ports[0]}, " in server.stderr
+        with network.client_host.inside():
+            chat(server.ports, host.address)
 
 
-def test_the_server_binds_to_all_interfaces_of_a_host_without_ipv6(
-    start_server: StartServer, network: Network
-) -> None:
-    host = network.server_host
-    for name in ("all", "lo"):
-        setting = f"net.ipv6.conf.{name}.disable_ipv6=1"
-        subprocess.run(host.command("sysctl", "-q", "-w", setting), check=True)
-    server = start_server(before=host.command())
-    with network.client_host.inside():
-        chat(server.ports, host.address)
-
-
-# What it cannot bind, it names in one line, and ends with 1.
-
-
-@contextlib.contextmanager
-def taken_port() -> Iterator[int]:
-    """Give a port that something else listens on."""
-    with socket.socket() as sock:
-        sock.bind(("0.0.0.0", 0))
-        sock.listen()
-        yield sock.getsockname()[1]
+# README, Options: receive lines on it
+# README, Options: publish messages on it
 
 
 @pytest.mark.parametrize("taken", [0, 1], ids=["PULL", "PUB"])
 def test_an_endpoint_in_use_is_reported(start: Start, taken: int) -> None:
-    with taken_port() as port:
-        free = free_port()
+    with socket.socket() as sock:
+        sock.bind(("0.0.0.0", 0))
+        sock.listen()
+        port, free = sock.getsockname()[1], free_port()
         script = start("server.py", *server_options((free, port) if taken else (port, free)))
         assert script.wait() == 1
-        assert re.fullmatch(
-            rf"server\.py: cannot bind tcp://\*:{port}: .*in use.*; see --help\n", script.stderr
-        )
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("0.0.0.0", free))  # The other port is free again.
+    assert re.fullmatch(
+        rf"server\.py: cannot bind tcp://\*:{port}: .*in use.*; see --help\n", script.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,105 +118,86 @@ def test_an_address_that_cannot_be_bound_is_reported(start: Start, address: str)
     )
 
 
-def test_two_servers_cannot_have_the_same_ports(start: Start, server: Script) -> None:
-    script = start("server.py", *server_options(server.ports))
-    assert script.wait() == 1
-    assert script.stderr.startswith(f"server.py: cannot bind tcp://*:{server.ports[0]}: ")
+# README, Options: 2 on a usage error
+
+INSTEAD = "HOST: write {} --push-port PORT --sub-port PORT"
+WRONG = {  # what is given, and the end of the last line on stderr
+    "server.py --pull-port many": "value: 'many'",
+    "server.py --pub-port 65536": "value: '65536'",
+    "server.py --pull-port -1": "value: '-1'",
+    "server.py --nosuch": "arguments: --nosuch",
+    "client.py --push-port 0": "value: '0'",
+    "client.py --sub-port 65536": "value: '65536'",
+    "client.py --nosuch": "arguments: --nosuch",
+    "client.py a b": "arguments: b",
+    "client.py --color perhaps": "(choose from 'auto', 'always', 'never')",
+    "client.py localhost:1337": INSTEAD.format("localhost"),
+    "client.py localhost:": INSTEAD.format("localhost"),
+    "client.py :1337": INSTEAD.format("HOST"),
+    "client.py 127.0.0.1:1337": INSTEAD.format("127.0.0.1"),
+    "client.py [::1]:1337": INSTEAD.format("[::1]"),
+} | {
+    f"client.py {shlex.quote(host)}": f"HOST: {host!r} is not a host name or an address"
+    for host in ("", " ", "a b", "/tmp", "tcp://h", "a:b", "::x", "café", "h\x1b[2J", "h\n")
+}  # fmt: skip
 
 
-# The client takes the name or the address of the server's host.
+@pytest.mark.parametrize(("command", "problem"), WRONG.items(), ids=WRONG)
+def test_wrong_usage_is_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, problem: str
+) -> None:
+    argv = shlex.split(command)
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit) as raised:
+        (server_script if argv[0] == "server.py" else client).parse_options()
+    assert raised.value.code == 2
+    printed = capsys.readouterr().err
+    assert "usage: " in printed
+    assert printed.endswith(f"{problem}\n")
+
+
+# README, Options: the server: a name that has an IPv4 address, or an IPv4 or IPv6 address
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "[::1]"])
-def test_the_client_connects_to_a_host(start: Start, server: Script, host: str) -> None:
-    ports = port_options(server.ports)
-    script = start("client.py", host, *ports, "--user", "k", stdin=subprocess.PIPE)
-    close(script, b"hi\n")
-    assert script.wait() == 0
-    assert script.stderr == ""
+def test_the_client_connects_to_a_host(server: Script, run_client: RunClient, host: str) -> None:
+    done = run_client(server.ports, b"hi\n", "--user", "k", host)
+    assert (done.stdout, done.stderr, done.returncode) == (b"k> hi\n", b"", 0)
 
 
-HOST_NAMES = [b"caf\xe9", "café".encode(), b"a..b", b"x" * 300, b"-", b"tcp://host", b"a b", b" "]
-
-
-@pytest.mark.parametrize("host", HOST_NAMES)
-def test_any_bytes_may_be_a_host_name(start: Start, host: bytes) -> None:
+def test_a_host_that_does_not_exist_is_one_without_a_server(start: Start) -> None:
     ports = port_options((free_port(), free_port()))
-    script = start("client.py", *ports, "--", os.fsdecode(host), stdin=subprocess.PIPE)
-    script.wait_stderr(r"client\.py: .*(no server at|not a host name or address: ).*\n")
-    close(script)
-    assert script.wait() in (0, 2)
-    assert "Traceback" not in script.stderr
+    scripts = {}
+    for host in ("a..b", "x" * 300, "no-such-host.invalid", "1.2.3", ":::::"):
+        scripts[host] = start("client.py", *ports, host, stdin=subprocess.PIPE)
+    for host, script in scripts.items():
+        script.wait_stderr(rf"^client\.py: no server at {re.escape(host)} .*\n$")
 
 
-# Messages keep their colours on a terminal, unless NO_COLOR is set or it is dumb. --color says
-# otherwise.
+# README, Options: `always`, `never`, or `auto`: on a terminal, unless `NO_COLOR` is set
 
 PLAIN, CYAN = b"k> hi", b"k> \x1b[36mhi\x1b[0m"
-COLORS = {  # options, the environment, and what comes out in a pipe and on a terminal
-    "default": ([], {}, PLAIN, CYAN),
-    "auto": (["--color", "auto"], {}, PLAIN, CYAN),
-    "NO_COLOR": ([], {"NO_COLOR": "1"}, PLAIN, PLAIN),
-    "an empty NO_COLOR": ([], {"NO_COLOR": ""}, PLAIN, CYAN),
-    "dumb": ([], {"TERM": "dumb"}, PLAIN, PLAIN),
-    "never": (["--color", "never"], {}, PLAIN, PLAIN),
-    "always": (["--color", "always"], {}, CYAN, CYAN),
-    "always, NO_COLOR": (["--color", "always"], {"NO_COLOR": "1"}, CYAN, CYAN),
-    "always, dumb": (["--color", "always"], {"TERM": "dumb"}, CYAN, CYAN),
-}
+COLORS = [  # options, the environment, and what comes out in a pipe and on a terminal
+    ("", {}, PLAIN, CYAN),
+    ("--color auto", {"NO_COLOR": "1"}, PLAIN, PLAIN),
+    ("--color auto", {"NO_COLOR": ""}, PLAIN, CYAN),
+    ("", {"TERM": "dumb"}, PLAIN, PLAIN),
+    ("--color never", {}, PLAIN, PLAIN),
+    ("--color always", {"NO_COLOR": "1", "TERM": "dumb"}, CYAN, CYAN),
+]
 
 
-@pytest.mark.parametrize(
-    ("options", "environment", "pipe", "terminal"), COLORS.values(), ids=COLORS
-)
 def test_colour(
-    server: Script,
-    run_client: RunClient,
-    open_terminal: Open,
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    environment: dict[str, str],
-    pipe: bytes,
-    terminal: bytes,
+    server: Script, start: Start, open_terminal: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a pipe and on a terminal."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert run_client(server.ports, b"hi", "--user", "k", *options).stdout == pipe + b"\n"
-    command = python("client.py", *port_options(server.ports), "--user", "k", *options)
-    shown = open_terminal(*command, environment=environment)
-    shown.wait_text("connectedtolocalhost")
-    shown.type("hi\r")
-    shown.wait_text("k>hi")
-    assert terminal + b"\r\n" in shown.received
-
-
-# Wrong usage is status 2, and a hint.
-
-PORTS = "and the ports as --push-port and --sub-port"
-WRONG = {  # what is given, and the end of the last line on stderr
-    "the server's port, not a number": ("server.py --pull-port many", "value: 'many'"),
-    "the server's port, too large": ("server.py --pub-port 65536", "value: '65536'"),
-    "the server's port, negative": ("server.py --pull-port -1", "value: '-1'"),
-    "the server's, unknown": ("server.py --nosuch", "arguments: --nosuch"),
-    "the client's port, none": ("client.py --push-port 0", "value: '0'"),
-    "the client's port, too large": ("client.py --sub-port 65536", "value: '65536'"),
-    "the client's, unknown": ("client.py --nosuch", "arguments: --nosuch"),
-    "two hosts": ("client.py a b", "arguments: b"),
-    "a colour": ("client.py --color perhaps", "(choose from 'auto', 'always', 'never')"),
-    "a port in HOST": ("client.py localhost:1337", f"write localhost, {PORTS}"),
-    "a port in an address": ("client.py 127.0.0.1:1337", f"write 127.0.0.1, {PORTS}"),
-    "a port in an IPv6 address": ("client.py [::1]:1337", f"write [::1], {PORTS}"),
-    "no host": ("client.py ", "not a host name or address: ''"),
-    "a path": ("client.py /tmp", "not a host name or address: '/tmp'"),
-}
-
-
-@pytest.mark.parametrize(("command", "problem"), WRONG.values(), ids=WRONG)
-def test_wrong_usage_is_status_2(start: Start, command: str, problem: str) -> None:
-    script = start(*command.split(" "), stdin=subprocess.PIPE)
-    assert script.wait() == 2
-    assert "usage: " in script.stderr
-    assert script.stderr.endswith(f"{problem}\n")
-    assert "Traceback" not in script.stderr
+    for options, environment, in_a_pipe, on_a_terminal in COLORS:
+        args = [*port_options(server.ports), "--user", "k", *options.split()]
+        piped = start("client.py", *args, stdin=subprocess.PIPE, **environment)
+        assert piped.process.communicate(b"hi\n")[0].splitlines() == [in_a_pipe], options
+        terminal = open_terminal(*python("client.py", *args), environment=environment)
+        terminal.wait_text("connectedtolocalhost")
+        terminal.type("hi\r")
+        terminal.wait_text("k>hi")
+        assert on_a_terminal + b"\r\n" in terminal.received, (options, environment)
+        terminal.close()
