@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pyte
@@ -33,24 +34,24 @@ class Terminal:
         self,
         *command: str,
         environment: dict[str, str] | None = None,
-        stdout: int | None = None,
         stderr: int | None = None,
         columns: int = COLUMNS,
         rows: int = ROWS,
     ) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=1)
         self._received = bytearray()
+        self.paused = False  # The terminal takes no output now, as a slow one.
         self._hung_up = False
-        self.paused = False  # It takes no output now, as a slow terminal.
         self._stream = pyte.ByteStream(self.screen)
         self._emulated = 0  # bytes that the emulator has read
+        self._past: list[str] = []  # the rows that have left the screen
         self._keyboard, self._tty = os.openpty()
         self._set_size(columns, rows)
         self.first_settings = self.settings()
         self.process = subprocess.Popen(
             command,
             stdin=self._tty,
-            stdout=self._tty if stdout is None else stdout,
+            stdout=self._tty,
             stderr=self._tty if stderr is None else stderr,
             env=os.environ | {"TERM": "xterm"} | (environment or {}),
             start_new_session=True,
@@ -115,8 +116,9 @@ class Terminal:
     def rows(self) -> list[str]:
         """Return all rows that are or were on the screen, but not the blank ones at the end."""
         screen = self.look()
-        past = ["".join(row[n].data for n in range(len(row))) for row in screen.history.top]
-        rows = [row.rstrip() for row in [*past, *screen.display]]
+        for row in islice(screen.history.top, len(self._past), None):
+            self._past.append("".join(row[n].data for n in range(len(row))).rstrip())
+        rows = self._past + [row.rstrip() for row in screen.display]
         while rows and not rows[-1]:
             rows.pop()
         return rows

@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
 
 import pyte
 import pytest
@@ -35,7 +34,8 @@ def typed(line: str) -> Editor:
     return editor
 
 
-# The keys are those of readline. Enter sends the line.
+# README, Terminal: Arrows, Home, End, Delete, Ctrl-Left, Ctrl-Right, and the usual Emacs keys edit
+# the line: Ctrl-A, B, D, E, F, H, K, N, P, U, W, Y, Alt-B, D, F.
 
 KEYS = {
     "Left": (f"{LEFT} \x1bOD \x02", "one two|", "one tw|o"),
@@ -60,7 +60,6 @@ KEYS = {
     "insert again, twice": ("\x17\x17\x19\x01\x19 \x0b\x15\x19\x01\x19", "one|", "one|one"),
     "insert again, nothing": ("\x19 \x01\x15\x05\x19", "one|", "one|"),
     "TAB is text": ("\t \t\x02\x06", "a|b", "a\t|b"),
-    "Enter": ("\r \n \x1b\r \x1b\n", "on|e", "|"),
 }
 
 
@@ -84,40 +83,6 @@ def test_ctrl_d_ends_the_input_where_the_line_is_empty() -> None:
     assert Editor().feed(b"one\x7f\x7f\x7f\x04") == ([], True)
     assert Editor().feed(b"one\x04") == ([], False)
     assert Editor().feed(b"") == ([], True)
-
-
-# Every other key, sequence or mouse report is ignored.
-
-OTHERS = {
-    "control keys": "".join(map(chr, {*range(32)} - {*b"\1\2\4\5\6\b\t\n\v\r\16\20\25\27\31\33"})),
-    "function keys": "\x1bOP\x1bOS\x1b[15~\x1b[24~\x1b[[A\x1b[1;2P",
-    "Page Up, Page Down, Insert": "\x1b[5~\x1b[6~\x1b[2~",
-    "keypad": "\x1bOj\x1bOM\x1bOp",
-    "with Shift, Alt or Ctrl": "\x1b[Z\x1b[1;2D\x1b[1;3C\x1b[1;5A\x1b[3;5~\x1b[1;10H\x1b\x1b[D",
-    "with Alt, letters": "\x1bx\x1bé\x1b漢\x1b\x7f\x1b\t\x1b1\x1b ",
-    "mouse": "\x1b[M !!\x1b[M#@@\x1b[<0;10;20M\x1b[<0;10;20m\x1b[32;10;20M",
-    "focus": "\x1b[I\x1b[O",
-    "bracketed paste": "\x1b[200~\x1b[201~",
-    "kitty": "\x1b[97;5u\x1b[57441;2u",
-    "answers": "\x1b[?62;22c\x1b[12;40R\x1b[?1;2$y",
-    "incomplete": "\x1b[1\x00\x1b[ \x00\x1b[\x07",
-    "Shift-F1 of Konsole": "\x1bO2P",
-}
-ANSWERS = {  # These have to come in one piece: the start of each is a key with Alt.
-    "a colour": "\x1b]11;rgb:0000/0000/0000\x1b\\",
-    "a colour, BEL": "\x1b]11;rgb:0000/0000/0000\x07",
-    "name of the terminal": "\x1bP>|xterm(380)\x1b\\",
-}
-
-
-@pytest.mark.parametrize("keys", [*OTHERS.values(), *ANSWERS.values()], ids=[*OTHERS, *ANSWERS])
-def test_other_keys_do_nothing(keys: str) -> None:
-    for size in {len(keys), 1 if keys in OTHERS.values() else len(keys)}:
-        editor = typed("one| two")
-        for start in range(0, len(keys), size):
-            assert press(editor, keys[start : start + size]) == []
-        press(editor, "!")
-        assert state(editor) == "one!| two"
 
 
 # Backspace and the arrows take what a person sees as one character: a letter with its accents, an
@@ -145,8 +110,41 @@ def test_a_mark_joins_the_letter_before_the_cursor() -> None:
     assert state(editor) == "on|two"
 
 
-# Up and down recall older lines. The line that was being typed comes back, and an old line that
-# was edited stays as it was.
+# README, Terminal: Other keys do nothing.
+
+OTHERS = {
+    "control keys": "".join(map(chr, {*range(32)} - {*b"\1\2\4\5\6\b\t\n\v\r\16\20\25\27\31\33"})),
+    "function keys": "\x1bOP\x1bOS\x1b[15~\x1b[24~\x1b[[A\x1b[1;2P",
+    "Page Up, Page Down, Insert": "\x1b[5~\x1b[6~\x1b[2~",
+    "keypad": "\x1bOj\x1bOM\x1bOp",
+    "with Shift, Alt or Ctrl": "\x1b[Z\x1b[1;2D\x1b[1;3C\x1b[1;5A\x1b[3;5~\x1b[1;10H\x1b\x1b[D",
+    "with Alt, letters": "\x1bx\x1bé\x1b漢\x1b\x7f\x1b\t\x1b1\x1b ",
+    "mouse": "\x1b[M !!\x1b[M#@@\x1b[<0;10;20M\x1b[<0;10;20m\x1b[32;10;20M",
+    "focus": "\x1b[I\x1b[O",
+    "bracketed paste": "\x1b[200~\x1b[201~",
+    "kitty": "\x1b[97;5u\x1b[57441;2u",
+    "answers": "\x1b[?62;22c\x1b[12;40R\x1b[?1;2$y",
+    "incomplete": "\x1b[1\x00\x1b[ \x00\x1b[\x07",
+    "Shift-F1 of Konsole": "\x1bO2P",
+}
+ANSWERS = {  # These have to come in one piece: the start of each is a key with Alt.
+    "a colour": "\x1b]11;rgb:0000/0000/0000\x1b\\",
+    "a colour, BEL": "\x1b]11;rgb:0000/0000/0000\x07",
+    "name of the terminal": "\x1bP>|xterm(380)\x1b\\",
+}
+
+
+@pytest.mark.parametrize("keys", [*OTHERS.values(), *ANSWERS.values()], ids=[*OTHERS, *ANSWERS])
+def test_other_keys_do_nothing(keys: str) -> None:
+    for size in (len(keys), 1 if keys in OTHERS.values() else len(keys)):
+        editor = typed("one| two")
+        for start in range(0, len(keys), size):
+            assert press(editor, keys[start : start + size]) == []
+        press(editor, "!")
+        assert state(editor) == "one!| two"
+
+
+# README, Terminal: Up and Down recall earlier lines.
 
 HISTORY = {
     "the last one": (UP, "two|"),
@@ -173,15 +171,11 @@ def test_history(keys: str, expected: str) -> None:
     assert state(editor) == expected
 
 
-# The typed row shows the line in any script. A line that is longer than the window shows the part
-# around the cursor.
+# README, Terminal: and scrolls sideways
 
 
 def draw(editor: Editor, columns: int) -> tuple[str, str]:
-    """Return the typed row, what is before the cursor and what is behind it.
-
-    It is the second of two rows, and leaves the first one as it is.
-    """
+    """Return the typed row, before the cursor and behind it. The row above it stays as it is."""
     screen = pyte.Screen(columns, 2)
     stream = pyte.Stream(screen)
     stream.feed("m" * columns + "\r\n" + 2 * (CLEAR + editor.row(columns)))
@@ -195,34 +189,26 @@ def draw(editor: Editor, columns: int) -> tuple[str, str]:
 
 ROWS = [
     (40, "Ça va, le cœur ?|", "Ça va, le cœur ?|"),
-    (40, "Привет, как| дела?", "Привет, как| дела?"),
     (40, "|Ελληνικά", "|Ελληνικά"),
     (40, "漢字|かな", "漢字|かな"),
-    (40, "한국어 🎉|!", "한국어 🎉|!"),
     (40, "e\u0301te\u0301|", "été|"),
     (40, "a\tb|", "a b|"),
     (40, "", "|"),
     (10, "Привет, как дела?|", "как дела?|"),
     (10, "Привет, как |дела?", "т, как |дел"),
-    (10, "Привет, как де|ла?", " как де|ла?"),
     (10, "|Привет, как дела?", "|Привет, ка"),
     (10, "один| два три", "один| два т"),
     (10, "漢字漢字漢字|", "漢字漢字|"),
     (10, "漢字|漢字漢字", "漢字|漢字漢"),
     (10, "x漢字漢字漢字|漢字", "字漢字|漢字"),
-    (10, "漢字漢字漢|", "字漢字漢|"),
     (10, "e\u0301" * 12 + "|", "é" * 9 + "|"),
     (10, "Hello 🎉🎉🎉|!", "o 🎉🎉🎉|!"),
     (3, "абв|", "бв|"),
-    (3, "а|бв", "а|бв"),
     (3, "漢字|", "字|"),
-    (3, "|漢字", "|漢"),
     (2, "аб|в", "б|в"),
     (2, "漢|字", "|字"),
     (1, "а|бв", "|б"),
-    (1, "абв|", "|"),
     (1, "漢|字", "|"),
-    (500, "я" * 600 + "|", "я" * 499 + "|"),
     (500, "я" * 498 + "|яяя", "я" * 496 + "|яяя"),
 ]
 
@@ -255,10 +241,10 @@ def test_any_part_of_a_line_is_shown_as_it_is(
         assert len(shown_before + shown_after) >= min(columns // 2 - 1, len(all_before.rstrip()))
 
 
-# Whatever arrives, the typed row has no control characters but the client's own.
+# README, Terminal: TAB is text.
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")), st.data())
 def test_any_bytes_however_they_are_cut(data: bytes, choice: st.DataObject) -> None:
     whole, cut = Editor(), Editor()
@@ -283,108 +269,3 @@ def test_any_bytes_however_they_are_cut(data: bytes, choice: st.DataObject) -> N
 @given(st.binary().map(lambda data: re.sub(rb"[\x00-\x08\x0a-\x1f\x7f]", b"", data)))
 def test_a_line_is_sent_as_it_was_typed_byte_for_byte(line: bytes) -> None:
     assert Editor().feed(line + b"\r") == ([line], False)
-
-
-# Any sequence of keys edits the line as a simple model does.
-
-TEXT = [*LETTERS, "\u0301", "-", "\t"]
-MODEL_KEYS = [*TEXT, UP, DOWN, LEFT, RIGHT, HOME, END, WORD_LEFT, WORD_RIGHT, DELETE,
-              "\x7f", "\x15", "\x0b", "\x17", "\x1bd", "\x19", "\r"]  # fmt: skip
-
-
-class Model:
-    """Two stacks: the top of each is beside the cursor."""
-
-    def __init__(self) -> None:
-        self.before: list[str] = []
-        self.after: list[str] = []
-        self.killed = self.draft = ""
-        self.history: list[str] = []
-        self.place = 0
-        self.sent: list[str] = []
-
-    def text(self) -> str:
-        return "".join(self.before + self.after[::-1])
-
-    def type(self, text: str) -> None:
-        for char in text:
-            if unicodedata.combining(char) and self.before:
-                self.before[-1] += char
-            else:
-                self.before.append(char)
-
-    def press(self, key: str) -> None:
-        before, after, killed = self.before, self.after, ""
-        match key:
-            case "\x1b[D":
-                after += take(before, 1)
-            case "\x1b[C":
-                before += take(after, 1)
-            case "\x1b[H":
-                after += take(before)
-            case "\x1b[F":
-                before += take(after)
-            case "\x1b[1;5D":
-                after += take_word(before)
-            case "\x1b[1;5C":
-                before += take_word(after)
-            case "\x7f":
-                take(before, 1)
-            case "\x1b[3~":
-                take(after, 1)
-            case "\x15":
-                killed = "".join(take(before)[::-1])
-            case "\x0b":
-                killed = "".join(take(after))
-            case "\x17":
-                killed = "".join(take_word(before, lambda item: not item[0].isspace())[::-1])
-            case "\x1bd":
-                killed = "".join(take_word(after))
-            case "\x19":
-                self.type(self.killed)
-            case "\r":
-                self.sent.append(self.text())
-                self.history += [self.text()] if self.text() else []
-                self.place = len(self.history)
-                self.before, self.after = [], []
-            case "\x1b[A" | "\x1b[B":
-                self.recall(-1 if key == UP else 1)
-            case _:
-                self.type(key)
-        self.killed = killed or self.killed
-
-    def recall(self, step: int) -> None:
-        if 0 <= self.place + step <= len(self.history):
-            self.draft = self.text() if self.place == len(self.history) else self.draft
-            self.place += step
-            self.before, self.after = [], []
-            self.type([*self.history, self.draft][self.place])
-
-
-def take(stack: list[str], count: int = 1_000) -> list[str]:
-    """Take some items from the top of a stack, the first one first."""
-    return [stack.pop() for _ in range(min(count, len(stack)))]
-
-
-def take_word(
-    stack: list[str], in_word: Callable[[str], bool] = lambda item: item[0].isalnum()
-) -> list[str]:
-    """Take what is between the top of a stack and the next word, and that word."""
-    taken: list[str] = []
-    for wanted in (False, True):
-        while stack and in_word(stack[-1]) == wanted:
-            taken.append(stack.pop())
-    return taken
-
-
-@settings(deadline=None, max_examples=500)
-@given(st.lists(st.sampled_from(MODEL_KEYS), max_size=60))
-def test_keys_as_in_a_model(keys: list[str]) -> None:
-    model, editor = Model(), Editor()
-    sent = []
-    for key in keys:
-        sent += press(editor, key)
-        model.press(key)
-        assert editor.line == model.before + model.after[::-1]
-        assert editor.cursor == len(model.before)
-    assert sent == model.sent
