@@ -154,7 +154,7 @@ def test_the_server_refuses_keys_in_one_line(start: Start, tmp_path: Path) -> No
     assert script.stderr.count("\n") == 1
 
 
-# README, Keys: A client joins like this
+# README, The wire: the same over CURVE
 
 
 def test_two_people_with_the_key_see_each_other_live(
@@ -174,6 +174,8 @@ def test_the_client_refuses_a_damaged_key(
 
 
 # README, Keys: Without `chat.key`, nobody can read, post, or crash the server.
+# README, Differences from the original: can read and post, unless there is a key
+# README, Limits: On an untrusted network, use a [key](#keys)
 
 
 @pytest.mark.parametrize("served", [False, pytest.param(True, marks=slow)])

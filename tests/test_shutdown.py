@@ -14,8 +14,6 @@ import zmtp
 from peers import Join, line_of, message_of
 from processes import LINUX, POSIX, TIMEOUT, Script, Start, StartServer, wait_for
 
-import server as server_script
-
 pytestmark = POSIX
 slow = pytest.mark.slow
 each_signal = pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -175,16 +173,7 @@ def test_a_signal_may_come_at_the_start(start: Start, name: str, delay: float) -
     assert re.fullmatch(r"(server\.py: PULL is bound .*\n)?", script.stderr)
 
 
-def test_ctrl_break_is_handled_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
-    handled = {}
-    monkeypatch.setattr(signal, "signal", lambda signum, handler: handled.update({signum: handler}))
-    shutdown = server_script.Shutdown()
-    server_script.handle_signals(shutdown)
-    assert handled[signal.SIGUSR1] == shutdown.request
-
-
-# README, Recipes: Keep it running after you log out.
+# README, Recipes: nohup python server.py &
 
 
 @pytest.mark.parametrize("name", ["HUP", "INT"])

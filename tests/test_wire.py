@@ -106,6 +106,9 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
 
 # README, The wire: Each frame is a line: UTF-8 JSON of at most 16,384 bytes, an object with `user`
 # and `message`, which are strings or numbers. Other keys are ignored.
+# README, The wire: Each frame is a message: UTF-8 of at most 16,384 bytes, `{user}>
+# ESC[36m{message}ESC[0m`, where `ESC[36m` is cyan.
+# README, Differences from the original: published as it was written
 
 
 @pytest.mark.parametrize(("line", "user", "message"), PUBLISHED.values(), ids=PUBLISHED)
@@ -234,6 +237,9 @@ def test_control_characters_are_escaped_in_both_strings(ascii_only: bool) -> Non
 
 
 # README, Differences from the original: the server drops the line and logs why
+# README, Differences from the original: dropped in the same way
+# README, Differences from the original: JSON in Latin-1, or with comments
+# README, Differences from the original: empty line of another program
 
 
 @pytest.mark.parametrize("name", DROPPED)
