@@ -965,15 +965,16 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     connection = Connection(push, sub, options.host, screen.interactive)
     sub.connect(f"tcp://{options.host}:{options.sub_port}")
     push.connect(f"tcp://{options.host}:{options.push_port}")
-    read = functools.partial(os.read, 0, MAX_LINE)
+    read: Callable[[], bytes] = functools.partial(os.read, 0, MAX_LINE)
     if screen.terminal and screen.editor:
         screen.terminal.set_up()
         if zmq.select([0], [], [], 0)[0]:  # The kernel has shown already what was typed before.
             for line in filter(None, screen.editor.feed(os.read(0, MAX_LINE))[0]):
                 if problem := outbox.add(line):
                     screen.print_problem(*problem)
-    elif sys.platform == "win32" and screen.editor:
-        read = read_console
+    elif sys.platform == "win32":  # os.read returns what the console's code page makes of a text.
+        file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+        read = read_console if screen.editor else functools.partial(file.read, MAX_LINE)
     stdin = Stdin(screen.editor or Splitter())
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     chat(stdin, connection, outbox, screen)
