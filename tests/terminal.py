@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import pyte
@@ -21,6 +20,20 @@ if sys.platform != "win32":
     import termios
 
 COLUMNS, ROWS = 40, 10
+
+
+class Screen(pyte.Screen):
+    """A screen, and the rows that have scrolled off it. (pyte.HistoryScreen is slow.)"""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self.past: list[str] = []
+        super().__init__(columns, rows)
+
+    def index(self) -> None:
+        if self.cursor.y == self.lines - 1:
+            top = self.buffer[0]
+            self.past.append("".join(top[n].data for n in range(self.columns)).rstrip())
+        super().index()
 
 
 class Terminal:
@@ -38,13 +51,13 @@ class Terminal:
         columns: int = COLUMNS,
         rows: int = ROWS,
     ) -> None:
-        self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=1)
+        self.screen = Screen(columns, rows)
         self._received = bytearray()
         self.paused = False  # The terminal takes no output now, as a slow one.
         self._hung_up = False
         self._stream = pyte.ByteStream(self.screen)
         self._emulated = 0  # bytes that the emulator has read
-        self._past: list[str] = []  # the rows that have left the screen
+        self._present = [""] * rows  # the rows on the screen
         self._keyboard, self._tty = os.openpty()
         self._set_size(columns, rows)
         self.first_settings = self.settings()
@@ -76,11 +89,12 @@ class Terminal:
         """Return how many bytes the terminal has not taken yet."""
         return struct.unpack("i", fcntl.ioctl(self._keyboard, termios.FIONREAD, bytes(4)))[0]  # type: ignore[no-any-return]
 
-    def look(self) -> pyte.HistoryScreen:
+    def look(self) -> Screen:
         """Return the screen as it is now."""
-        news = bytes(self._received[self._emulated :])
-        self._stream.feed(news)
-        self._emulated += len(news)
+        if news := bytes(self._received[self._emulated :]):
+            self._stream.feed(news)
+            self._emulated += len(news)
+            self._present = [row.rstrip() for row in self.screen.display]
         return self.screen
 
     def _set_size(self, columns: int, rows: int) -> None:
@@ -89,6 +103,7 @@ class Terminal:
     def resize(self, columns: int, rows: int) -> None:
         """Give the terminal another size, as dragging its corner does."""
         self.look().resize(rows, columns)
+        self._present = [row.rstrip() for row in self.screen.display]
         self._set_size(columns, rows)
 
     def settings(self) -> list[Any]:
@@ -115,18 +130,16 @@ class Terminal:
 
     def rows(self) -> list[str]:
         """Return all rows that are or were on the screen, but not the blank ones at the end."""
-        screen = self.look()
-        for row in islice(screen.history.top, len(self._past), None):
-            self._past.append("".join(row[n].data for n in range(len(row))).rstrip())
-        rows = self._past + [row.rstrip() for row in screen.display]
+        self.look()
+        rows = self.screen.past + self._present
         while rows and not rows[-1]:
             rows.pop()
         return rows
 
     def cursor(self) -> tuple[str, int]:
         """Return the text of the cursor's row, and the cursor's column."""
-        screen = self.look()
-        return screen.display[screen.cursor.y].rstrip(), screen.cursor.x
+        cursor = self.look().cursor
+        return self._present[cursor.y], cursor.x
 
     def wait_rows(self, *last: str) -> None:
         """Wait until the last rows are these."""
