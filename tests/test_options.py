@@ -1,5 +1,6 @@
 """README, "Options": where the scripts bind and connect, and what they refuse."""
 
+import os
 import re
 import shlex
 import socket
@@ -102,12 +103,19 @@ def test_an_endpoint_in_use_is_reported(start: Start, taken: int) -> None:
         script = start("server.py", *server_options((free, port) if taken else (port, free)))
         assert script.wait() == 1
     assert re.fullmatch(
-        rf"server\.py: cannot bind tcp://\*:{port}: .*in use.*; see --help\n", script.stderr
+        rf"server\.py: cannot bind tcp://\*:{port}: .*(in use|denied).*; see --help\n",
+        script.stderr,
     )
 
 
+EMPTY = [  # Windows takes an empty address for its own.
+    pytest.param(address, marks=pytest.mark.skipif(os.name == "nt", reason="valid on Windows"))
+    for address in ("", "[")
+]
+
+
 @pytest.mark.parametrize(
-    "address", ["no.such.interface", "192.0.2.1", "2001:db8::1", "", "[", "a b"]
+    "address", ["no.such.interface", "192.0.2.1", "2001:db8::1", "a b", *EMPTY]
 )
 def test_an_address_that_cannot_be_bound_is_reported(start: Start, address: str) -> None:
     script = start("server.py", "--bind", address, *server_options((0, 0)))
@@ -153,7 +161,8 @@ def test_wrong_usage_is_status_2(
     assert raised.value.code == 2
     printed = capsys.readouterr().err
     assert "usage: " in printed
-    assert printed.endswith(f"{problem}\n")
+    # Newer Pythons do not quote choices.
+    assert printed.replace("'", "").endswith(f"{problem}\n".replace("'", ""))
 
 
 # README, Options: the server: a name that has an IPv4 address, or an IPv4 or IPv6 address
