@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import selectors
 import shutil
 import signal
 import subprocess
@@ -10,14 +11,13 @@ import sys
 import time
 import tomllib
 import xml.etree.ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from peers import Join, Peer, line_of, message_of
 from processes import (
-    POSIX,
     ROOT,
     TIMEOUT,
     Script,
@@ -31,7 +31,6 @@ from processes import (
     server_options,
     wait_bound,
     wait_for,
-    write,
 )
 from promises import README, SECTIONS, Promise, one_line, read
 from terminal import Open
@@ -42,7 +41,9 @@ import server
 PROMISES, STRAYS = read()
 SCRIPTS = ("server.py", "client.py")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BASH = pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+SHELL = pytest.mark.skipif(
+    os.name != "posix" or not shutil.which("bash"), reason="needs POSIX, and bash"
+)
 
 
 def promises_in(section: str) -> list[str]:
@@ -171,42 +172,41 @@ def test_the_tables_have_the_options_and_their_defaults(
     )
 
 
-# The commands, in a folder where `python` is that of these tests. It gives the scripts free ports.
+# The commands run in a folder where `python` gives the scripts free ports.
 
 
 class Page:
     """A folder to run commands in, with stand-ins for programs."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ports = free_port(), free_port()
-        self.path = f"{folder / 'bin'}:{os.environ['PATH']}"
+        self.folder, self.ports = folder, (free_port(), free_port())
+        self.environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PS1": "$ "}
         self.started: list[Script] = []
-        for bin_folder in (folder / "bin", folder / ".venv" / "bin"):
-            bin_folder.mkdir(parents=True)
-        python = (
-            "script=$1; shift\ncase $script in\n"
-            f'server.py) set -- {" ".join(server_options(self.ports))} "$@";;\n'
-            f'client.py) set -- {" ".join(port_options(self.ports))} "$@";;\nesac\n'
-            f'exec {sys.executable} {ROOT}/$script "$@"'
-        )
-        for name in ("bin/python", ".venv/bin/python"):
-            self.stand_in(name, python)
+        for name in ("bin", ".venv/bin"):
+            (folder / name).mkdir(parents=True)
+            self.stand_in(
+                f"{name}/python",
+                "script=$1; shift; case $script in\n"
+                f'server.py) set -- {" ".join(server_options(self.ports))} "$@";;\n'
+                f'client.py) set -- {" ".join(port_options(self.ports))} "$@";;\n'
+                f'esac; exec {sys.executable} {ROOT}/$script "$@"',
+            )
 
     def stand_in(self, name: str, script: str) -> None:
         """Put a shell script in the place of a program."""
         (self.folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (self.folder / name).chmod(0o755)
 
-    def run(self, command: str, stdin: int = subprocess.DEVNULL) -> Script:
+    def run(self, command: str) -> Script:
         """Start a command of the page, with HOST replaced."""
+        pipe = subprocess.PIPE
         process = subprocess.Popen(
             ["bash", "-c", command.replace("HOST", "localhost")],
             cwd=self.folder,
-            env=os.environ | {"PATH": self.path},
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env=os.environ | self.environment,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
             start_new_session=True,
         )
         self.started.append(Script(process))
@@ -219,7 +219,7 @@ class Page:
 
 
 def kill_group(group: int) -> None:
-    """Kill all processes that a shell has started."""
+    """Kill all that a shell has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
@@ -227,14 +227,14 @@ def kill_group(group: int) -> None:
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
     """Give a Page."""
-    made = Page(tmp_path)
-    yield made
-    for script in made.started:
+    page = Page(tmp_path)
+    yield page
+    for script in page.started:
         kill_group(script.process.pid)
-        script.kill()
+        script.wait()
         for pipe in (script.process.stdin, script.process.stdout, script.process.stderr):
-            if pipe:
-                pipe.close()
+            assert pipe
+            pipe.close()
 
 
 @pytest.fixture
@@ -243,36 +243,43 @@ def ann(page: Page, start_server: StartServer, join: Join) -> Peer:
     return join(start_server(ports=page.ports).ports)
 
 
-def append(page: Page, ann: Peer, expected: bytes) -> None:
+def repeat(action: Callable[[], object], condition: Callable[[], object]) -> None:
+    """Do something every 0.1 seconds, until a condition is true."""
+    wait_for(lambda: (action(), time.sleep(0.1), condition())[2], lambda: "nothing happens")  # type: ignore[func-returns-value]
+
+
+def wait_followed(page: Page, ann: Peer) -> None:
     """Append lines to access.log until one is published."""
-
-    def is_published() -> bool:
-        with (page.folder / "access.log").open("a") as file:
-            file.write("GET /\n")
-        return bool(ann.sub.poll(100))
-
-    wait_for(is_published, lambda: page.started[-1].stderr)
-    assert ann.receive() == expected
+    log = page.folder / "access.log"
+    repeat(lambda: log.write_text(f"{log.read_text()}GET /\n"), lambda: ann.sub.poll(0))
+    assert ann.receive() == message_of("web", "GET /")
 
 
 # README, zmq-talk-chat: In a second terminal, join the chat. Ctrl-D leaves:
+# README, Keys: A client joins like this:
+# README, ssh: `python server.py --bind 127.0.0.1` admits only clients on its own host.
+
+COMMANDS = [
+    commands("zmq-talk-chat")[:2] + re.findall("`(uv run .+?)`", SECTIONS["zmq-talk-chat"]),
+    commands("Keys"),
+    re.findall("`(python .+?)`", one_line(SECTIONS["ssh"])),
+]
 
 
-@POSIX
-@BASH
-def test_start_and_join(page: Page) -> None:
+@SHELL
+@pytest.mark.parametrize("server_and_clients", COMMANDS)
+def test_start_and_join(page: Page, server_and_clients: list[str]) -> None:
     """What they install is left to .ci/run."""
     for installer in ("bin/python3", ".venv/bin/pip"):
         page.stand_in(installer, "exit 0")
     page.stand_in("bin/uv", '[ "$1" = run ] && shift && exec python "$@"')
-    first, second, _ = commands("zmq-talk-chat")[:3]
-    third = re.findall("`(uv run .+?)`", one_line(SECTIONS["zmq-talk-chat"]))[0]
-    running = wait_bound(page.run(first))
-    for command in (second, third):
-        ken = page.run(command, subprocess.PIPE)
-        write(ken, b"hello\n")
-        assert read_line(ken) == b"ken> hello\n"
-        close(ken)
+    server, *clients = server_and_clients
+    running = wait_bound(page.run(server))
+    assert clients
+    for command in clients:
+        ken = page.run(command)
+        close(ken, b"hello\n")
+        assert read_all(ken) == b"ken> hello\n"
         assert ken.wait() == 0
     os.killpg(running.process.pid, signal.SIGINT)
     assert running.wait() == 0
@@ -281,81 +288,62 @@ def test_start_and_join(page: Page) -> None:
 # README, Recipes: Post from a script or CI: JSON lines, or plain text with --user.
 
 
-@POSIX
-@BASH
+@SHELL
 def test_post(page: Page, ann: Peer) -> None:
     page.stand_in("bin/make", "echo cc main.c; echo error >&2")
-    echo, make = commands("Recipes")[:2]
-    assert page.run(echo).wait() == 0
+    statuses = [page.run(command).wait() for command in commands("Recipes")[:2]]
+    assert statuses == [0, 0]
     assert ann.receive() == message_of("ci", "build 512 passed")
-    assert page.run(make).wait() == 0
-    assert [ann.receive(), ann.receive()] == [
-        message_of("make", "cc main.c"), message_of("make", "error")
-    ]  # fmt: skip
+    assert ann.receive() == message_of("make", "cc main.c")
+    assert ann.receive() == message_of("make", "error")
 
 
 # README, Recipes: Follow a log, or just listen.
 
 
-@POSIX
-@BASH
+@SHELL
 def test_follow_and_listen(page: Page, ann: Peer) -> None:
     (page.folder / "access.log").write_text("old\n")
     follow, listen = commands("Recipes")[2:4]
     page.run(follow)
-    append(page, ann, message_of("web", "GET /"))
+    wait_followed(page, ann)
     listener = page.run(listen)
-
-    def is_heard() -> bool:
-        ann.push.send(line_of("ann", "hello"))
-        assert listener.process.stdout
-        time.sleep(0.05)
-        os.set_blocking(listener.process.stdout.fileno(), False)
-        return b"ann> hello\n" in (listener.process.stdout.read() or b"")
-
-    wait_for(is_heard, lambda: listener.stderr)
+    assert listener.process.stdout
+    heard = selectors.DefaultSelector()
+    heard.register(listener.process.stdout, selectors.EVENT_READ)
+    repeat(lambda: ann.push.send(line_of("ann", "hello")), lambda: heard.select(0))
+    assert read_line(listener) == b"ann> hello\n"
 
 
 # README, Recipes: Get a desktop notification when somebody mentions you.
 
 
-@POSIX
-@BASH
+@SHELL
 def test_notifications(page: Page, ann: Peer) -> None:
-    page.stand_in("bin/notify-send", 'printf "%s\\n" "$*" >> notified')
+    page.stand_in("bin/notify-send", 'echo "$@" >> notified')
     page.run(commands("Recipes")[4])
-
-    def is_notified() -> bool:
-        for text in ("nobody", "a token", "Hello Ken!"):
-            ann.push.send(line_of("ann", text))
-        ann.push.send(line_of("ken", "nothing about me"))
-        time.sleep(0.05)
-        return bool(page.lines("notified"))
-
-    wait_for(is_notified, lambda: "no notification")
+    lines = [line_of("ken", "it is me"), line_of("ann", "a token"), line_of("ann", "Hello Ken!")]
+    repeat(lambda: [*map(ann.push.send, lines)], lambda: page.lines("notified"))
     assert set(page.lines("notified")) == {"-- chat ann> Hello Ken!"}
 
 
 # README, Recipes: Keep it running after you log out.
 
 
-@POSIX
-@BASH
+@SHELL
 def test_after_logging_out(page: Page, join: Join, open_terminal: Open) -> None:
     (page.folder / "access.log").touch()
-    shell = open_terminal(
-        "bash", "--norc", "--noprofile", "-i", environment={"PATH": page.path, "PS1": "$ "}
-    )
+    shell = open_terminal("bash", "--norc", "--noprofile", "-i", environment=page.environment)
     recipe = "\r".join(commands("Recipes")[5:7]).replace("HOST", "localhost")
     try:
         shell.type(f"cd {page.folder}\r{recipe}\rjobs -p > jobs\r")
         wait_for(lambda: len(page.lines("jobs")) == 2, shell.rows)
         ann = join(page.ports)
-        append(page, ann, message_of("web", "GET /"))
+        wait_followed(page, ann)
         shell.hang_up()
         shell.process.wait(TIMEOUT)
         ann.round_trip()
-        append(page, ann, message_of("web", "GET /"))
+        wait_followed(page, ann)
     finally:
         for job in page.lines("jobs"):
             kill_group(int(job))
@@ -365,39 +353,10 @@ def test_after_logging_out(page: Page, join: Join, open_terminal: Open) -> None:
 # exits immediately.
 
 
-@POSIX
-@BASH
+@SHELL
 def test_without_input(page: Page, ann: Peer) -> None:
     assert page.run("python client.py HOST & wait $!").wait() == 0
     ann.round_trip()
-
-
-# README, Keys: A client joins like this:
-
-
-@POSIX
-@BASH
-def test_keys(page: Page) -> None:
-    start, join = commands("Keys")[:2]
-    wait_bound(page.run(start))
-    ken = page.run(join, subprocess.PIPE)
-    close(ken, b"hello\n")
-    assert read_all(ken) == b"ken> hello\n"
-    assert ken.wait() == 0
-
-
-# README, ssh: `python server.py --bind 127.0.0.1` admits only clients on its own host.
-
-
-@POSIX
-@BASH
-def test_behind_ssh(page: Page) -> None:
-    start, _, join = re.findall("`(.+?)`", one_line(SECTIONS["ssh"]))
-    running = page.run(start)
-    running.wait_stderr(r"PULL is bound to tcp://127\.0\.0\.1:\d+, PUB to tcp://127\.0\.0\.1:")
-    ken = page.run(join, subprocess.PIPE)
-    close(ken, b"hello\n")
-    assert read_all(ken) == b"ken> hello\n"
 
 
 # README, systemd: With this file as `/etc/systemd/system/chat.service`
