@@ -7,7 +7,6 @@ makes the namespaces, and removes them when its stdin ends, so even if the tests
 
 import contextlib
 import ctypes
-import functools
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import pytest
 
@@ -48,22 +47,16 @@ class Host(NamedTuple):
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """Have sockets that this thread makes belong to this host."""
+        setns = ctypes.CDLL(None).setns  # os.setns from Python 3.12 on
         with (
             Path(f"/run/netns/{self.name}").open() as there,
             Path("/proc/thread-self/ns/net").open() as here,
         ):
-            set_namespace(there.fileno())
+            assert setns(there.fileno(), 0) == 0
             try:
                 yield
             finally:
-                set_namespace(here.fileno())
-
-
-def set_namespace(file: int) -> None:
-    """Move this thread to a namespace (Python has os.setns from 3.12 on)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(file, 0):
-        raise OSError(ctypes.get_errno(), "setns")
+                assert setns(here.fileno(), 0) == 0
 
 
 @dataclass(eq=False)
@@ -114,31 +107,17 @@ class Network(Link):
         if status:
             raise OSError(f"the network's carrier ended with {status}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@functools.cache
-def reason_to_skip() -> str | None:
-    """Return why no network can be made here (it takes Linux, root and ip), or None if one can."""
-    if sys.platform != "linux":
-        return "needs Linux: network namespaces"
-    try:
-        Network().close()
-    except OSError as error:
-        return f"no network can be made here: {error}"
-    return None
-
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    """Give a network whose link is perfect, to begin with."""
-    if reason := reason_to_skip():
-        pytest.skip(reason)
-    with Network() as made:
+    """Give a network whose link is perfect, to begin with. It takes Linux, root and ip."""
+    if sys.platform != "linux":
+        pytest.skip("needs Linux: network namespaces")
+    try:
+        made = Network()
+    except OSError as error:
+        pytest.skip(f"no network can be made here: {error}")
+    with contextlib.closing(made):
         yield made
 
 

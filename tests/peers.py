@@ -28,63 +28,41 @@ def message_of(user: str, message: str) -> bytes:
 def context() -> Iterator[Context]:
     """Give a context; its sockets are closed at the end, and what they hold is dropped."""
     made: Context = zmq.Context()
-    made.set(zmq.MAX_SOCKETS, 5_000)
     yield made
     made.destroy(linger=0)
 
 
 class Peer:
-    """A PUSH and some SUB sockets of a server. All subscriptions are in effect."""
+    """A PUSH and a SUB socket of a server. The subscription is in effect."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: tuple[int, int],
-        subscribers: int = 1,
-        server_key: bytes | None = None,
-    ) -> None:
-        self.push, *self.subs = (
-            context.socket(kind) for kind in (zmq.PUSH, *[zmq.SUB] * subscribers)
-        )
-        self.sub = self.subs[0]
-        for sock in (self.push, *self.subs):
+    def __init__(self, context: Context, ports: tuple[int, int], server_key: bytes | None) -> None:
+        self.push, self.sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
+        self.sub.subscribe(b"")
+        for sock, port in zip((self.push, self.sub), ports, strict=True):
             sock.set(zmq.SNDTIMEO, 1_000 * TIMEOUT)  # If the server ends, a test fails.
             sock.set(zmq.RCVTIMEO, 1_000 * TIMEOUT)
             if server_key:
                 sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
                 sock.curve_serverkey = server_key
-            if sock is not self.push:
-                sock.set(zmq.SUBSCRIBE, b"")
-            sock.connect(f"tcp://127.0.0.1:{ports[sock is not self.push]}")
-        self._wait_subscribed()
+            sock.connect(f"tcp://127.0.0.1:{port}")
 
-    def _wait_subscribed(self) -> None:
-        """Push lines until each SUB has received one, then read up to the last of them."""
-        count = 0
+        def subscribed() -> bool:
+            self.push.send(line_of("join", "?"))
+            return bool(self.sub.poll(20))
 
-        def all_received() -> bool:
-            nonlocal count
-            count += 1
-            self.push.send(line_of("join", str(count)))
-            return all(sub.poll(20 if sub is self.sub else 0) for sub in self.subs)
+        wait_for(subscribed, lambda: "the subscription is not in effect")
+        self.round_trip("join")
 
-        wait_for(all_received, lambda: "a subscription is not in effect")
-        for sub in self.subs:
-            while sub.recv() != message_of("join", str(count)):
-                pass
-
-    def receive(self, sub: Sock | None = None) -> bytes:
+    def receive(self) -> bytes:
         """Return the next message; fail if none comes."""
-        sub = sub or self.sub
-        assert sub.poll(1_000 * TIMEOUT), "no message came"
-        return sub.recv()
+        return self.sub.recv()
 
-    def round_trip(self) -> float:
+    def round_trip(self, user: str = "k") -> float:
         """Push a line, and skip all messages before its echo; return the seconds until that."""
         began = time.monotonic()
         text = f"round trip {time.monotonic_ns()}"
-        self.push.send(line_of("k", text))
-        while self.receive() != message_of("k", text):
+        self.push.send(line_of(user, text))
+        while self.receive() != message_of(user, text):
             pass
         return time.monotonic() - began
 
@@ -107,14 +85,8 @@ Join = Callable[..., Peer]
 
 @pytest.fixture
 def join(context: Context) -> Join:
-    """Give a function that makes a Peer of the server at (PULL, PUB) ports."""
-
-    def join_it(
-        ports: tuple[int, int], subscribers: int = 1, server_key: bytes | None = None
-    ) -> Peer:
-        return Peer(context, ports, subscribers, server_key)
-
-    return join_it
+    """Give a function that makes a Peer of the server at (PULL, PUB) ports, with its key if any."""
+    return lambda ports, server_key=None: Peer(context, ports, server_key)
 
 
 class BareServer:
