@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +21,13 @@ if sys.platform != "win32":
     import termios
 
 COLUMNS, ROWS = 40, 10
+
+
+def begin() -> None:
+    """Begin a process as a login does, though the tests may run in the background of a script."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for signum in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 class Screen(pyte.Screen):
@@ -68,7 +76,7 @@ class Terminal:
             stderr=self._tty if stderr is None else stderr,
             env=os.environ | {"TERM": "xterm"} | (environment or {}),
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=begin,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

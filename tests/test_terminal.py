@@ -224,6 +224,7 @@ def test_nothing_of_a_message_is_lost(
     assert "" not in ken.rows()
 
 
+# README, What it adds to the original: Messages appear immediately, above the line you are typing.
 # README, Differences from the original: it appears immediately, above that line
 
 
