@@ -2,8 +2,11 @@
 
 import sys
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")  # A slow machine fails no test.
 sys.dont_write_bytecode = True  # Importing the scripts leaves nothing beside them.
 pytest.register_assert_rewrite("processes")  # which terminal imports
 pytest_plugins = ["processes", "peers", "network"]

@@ -163,7 +163,7 @@ def test_two_people_with_the_key_see_each_other_live(
     two_people_chat(start, keyed.ports, "--key", key)
 
 
-@pytest.mark.parametrize("name", ["missing", "noise", "without keys", "not Z85", "not ASCII"])
+@pytest.mark.parametrize("name", ["missing", "noise", "not Z85", "not ASCII"])
 def test_the_client_refuses_a_damaged_key(
     server: Script, run_client: RunClient, key: Path, name: str
 ) -> None:

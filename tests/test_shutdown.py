@@ -1,7 +1,5 @@
 """README, "Differences": how the server ends at a signal, and what it still delivers."""
 
-import contextlib
-import itertools
 import re
 import signal
 import socket
@@ -78,27 +76,6 @@ def test_a_server_in_a_flood_ends_within_three_seconds(server: Script, stalled: 
         assert server.wait() == 0
         assert time.monotonic() - began < 3
     assert "Traceback" not in server.stderr
-
-
-@slow
-def test_a_server_ends_within_three_seconds_if_a_subscriber_stalls_meanwhile(
-    server: Script, join: Join
-) -> None:
-    peer = join(server.ports)
-    peer.push.linger = 0
-    line = line_of("k", "x" * 16_000)
-    with zmtp.subscribers(server.ports[1]):
-        began = time.monotonic()
-        for number in itertools.count():  # A thousand a second fill its queue in two.
-            with contextlib.suppress(zmq.Again):
-                peer.push.send(line, zmq.NOBLOCK)
-            if number == 10:
-                server.process.terminate()
-            if server.process.poll() is not None:
-                break
-            time.sleep(max(0, began + number / 1_000 - time.monotonic()))
-        assert time.monotonic() - began < 3.2
-    assert server.wait() == 0
 
 
 # README, Slow subscribers: A server that shuts down gives subscribers two seconds to receive what

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from peers import line_of, message_of
+from processes import TIMEOUT
 
-TIMEOUT = 30  # seconds until something listens on a port, or what is sent is taken
 SUBSCRIPTION_DELAY = 0.3  # seconds until a subscription is surely in effect
 
 
@@ -49,15 +49,7 @@ def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
 
     SUB has asked for all messages, which takes effect within SUBSCRIPTION_DELAY.
     """
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        try:
-            sock = socket.create_connection((host, port))
-            break
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    sock = socket.create_connection((host, port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(GREETING + ready(kind))
     answer = b""
