@@ -175,6 +175,7 @@ UNREPORTED = {  # the line, where stdout and stderr go, and what is on stderr
 }
 
 
+@POSIX
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
 @pytest.mark.parametrize(("line", "redirection", "said"), UNREPORTED.values(), ids=UNREPORTED)
 def test_output_that_fails_is_in_the_status(
