@@ -263,6 +263,7 @@ def test_a_dropped_line_is_logged_within_half_a_second(server: Script, join: Joi
     assert time.monotonic() - began < 0.5
 
 
+@POSIX
 def test_a_flood_of_dropped_lines_is_logged_in_a_few(server: Script, join: Join) -> None:
     peer = join(server.ports)
     count = 30_000
