@@ -214,9 +214,9 @@ def test_a_line_is_published_as_by_the_original(
 # including joined emoji.
 
 
-def test_all_characters_that_may_control_a_terminal_are_escaped() -> None:
+def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> None:
     directions = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-    for char in map(chr, range(0x110000)):
+    for char in map(chr, range(0x20000)):
         unsafe = (
             unicodedata.category(char) in {"Cc", "Zl", "Zp", "Cs"}
             or unicodedata.bidirectional(char) in directions
