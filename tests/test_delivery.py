@@ -170,7 +170,7 @@ def test_a_client_receives_nothing_from_before(
 
 
 def test_the_first_line_is_published_to_its_sender(server: Script, run_client: RunClient) -> None:
-    for number in range(5):
+    for number in range(3):
         done = run_client(server.ports, typed(number), "--user", "k")
         assert (done.stdout, done.stderr, done.returncode) == (b"k> %d\n" % number, b"", 0)
 
@@ -618,7 +618,7 @@ def test_another_server_gets_what_is_piped_once(make_bare_server: MakeBareServer
     close(long, typed(*range(3_000)))
     write(typing, typed(0, 1))
     serve(lambda: len(to_short) >= 300)
-    assert time.monotonic() - began < 4  # at once
+    assert time.monotonic() - began < 15  # They wait for no echo.
     serve(lambda: short.process.poll() is not None is not long.process.poll())
     assert 30 < time.monotonic() - began < 45
     assert undelivered(short) == 300

@@ -127,6 +127,7 @@ def test_streams_may_be_non_blocking(
     peer = join(server.ports)
     for _ in range(300):
         peer.push.send(line_of("ann", "x" * 1_000))
+        peer.receive()  # so that it is before what the client sends next
     wait_for(lambda: unread(script) > 60_000, lambda: unread(script))
     close(script, b"x" * 20_000 + b"\nlast\n")  # A notice is due, for which there is no room.
     received = bytearray()
@@ -377,7 +378,7 @@ def test_idle_it_uses_no_processor_time(server: Script, begin: Begin) -> None:
 def test_a_line_that_never_ends_takes_little_memory(server: Script, begin: Begin) -> None:
     with Path("/dev/zero").open("rb") as zero:
         script = begin(server, stdin=zero.fileno())
-    wait_for(lambda: script.cpu_seconds() > 0.7, script.cpu_seconds)
+    wait_for(lambda: script.cpu_seconds() > 0.5, script.cpu_seconds)
     assert script.memory() < 60
 
 
