@@ -47,10 +47,10 @@ SHELL = pytest.mark.skipif(
 
 
 def promises_in(section: str) -> list[str]:
-    """Return the bullets, or the rows of the tables, in a section."""
+    """Return the bullets, and the rows of the tables, in a section."""
     rows = re.findall(r"^\| (?!\*\*).+\|$(?!\n\|-)", SECTIONS[section], re.MULTILINE)
     bullets = re.findall(r"^- .+(?:\n  .+)*", SECTIONS[section], re.MULTILINE)
-    return [one_line(text) for text in (bullets or rows)]
+    return [one_line(text) for text in bullets + rows]
 
 
 def blocks(section: str) -> list[str]:
@@ -97,6 +97,12 @@ def test_the_promises_are_printed_in_the_order_of_the_page() -> None:
     assert first in printed
     headings = [line.partition(":")[0] for line in printed.splitlines() if line[0] != " "]
     assert list(dict.fromkeys(headings)) == [name for name in SECTIONS if name in headings]
+
+
+def test_the_commands_name_files_that_exist() -> None:
+    files = re.findall(r"(?:tests|\.ci)/[\w.]+", "".join(blocks("Tests")))
+    assert files
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 # README, zmq-talk-chat: ![Ken and Ann chat, each in a terminal.
@@ -147,6 +153,7 @@ def test_its_metadata_is_that_of_the_project(script: str) -> None:
 
 
 # README, Options: | server.py | meaning | default |
+# README, Options: | client.py | meaning | default |
 
 
 @pytest.mark.parametrize("module", [server, client])
@@ -245,14 +252,23 @@ def ann(page: Page, start_server: StartServer, join: Join) -> Peer:
 
 def repeat(action: Callable[[], object], condition: Callable[[], object]) -> None:
     """Do something every 0.1 seconds, until a condition is true."""
-    wait_for(lambda: (action(), time.sleep(0.1), condition())[2], lambda: "nothing happens")  # type: ignore[func-returns-value]
+
+    def act() -> object:
+        action()
+        time.sleep(0.1)
+        return condition()
+
+    wait_for(act, lambda: "nothing happens")
 
 
-def wait_followed(page: Page, ann: Peer) -> None:
+def wait_followed(page: Page, ann: Peer, text: str) -> None:
     """Append lines to access.log until one is published."""
-    log = page.folder / "access.log"
-    repeat(lambda: log.write_text(f"{log.read_text()}GET /\n"), lambda: ann.sub.poll(0))
-    assert ann.receive() == message_of("web", "GET /")
+
+    def append() -> None:
+        with (page.folder / "access.log").open("a") as log:
+            log.write(f"{text}\n")
+
+    repeat(append, lambda: ann.sub.poll(0) and ann.sub.recv() == message_of("web", text))
 
 
 # README, zmq-talk-chat: In a second terminal, join the chat. Ctrl-D leaves:
@@ -304,7 +320,7 @@ def test_follow_and_listen(page: Page, ann: Peer) -> None:
     (page.folder / "access.log").write_text("old\n")
     follow, listen = commands("Recipes")[2:4]
     page.run(follow)
-    wait_followed(page, ann)
+    wait_followed(page, ann, "GET /")
     listener = page.run(listen)
     assert listener.process.stdout
     heard = selectors.DefaultSelector()
@@ -337,11 +353,11 @@ def test_after_logging_out(page: Page, join: Join, open_terminal: Open) -> None:
         shell.type(f"cd {page.folder}\r{recipe}\rjobs -p > jobs\r")
         wait_for(lambda: len(page.lines("jobs")) == 2, shell.rows)
         ann = join(page.ports)
-        wait_followed(page, ann)
+        wait_followed(page, ann, "GET /")
         shell.hang_up()
         shell.process.wait(TIMEOUT)
         ann.round_trip()
-        wait_followed(page, ann)
+        wait_followed(page, ann, "GET /later")
     finally:
         for job in page.lines("jobs"):
             kill_group(int(job))
