@@ -1,5 +1,7 @@
 """README, "Differences": how the server ends at a signal, and what it still delivers."""
 
+import contextlib
+import itertools
 import re
 import signal
 import socket
@@ -76,6 +78,26 @@ def test_a_server_in_a_flood_ends_within_three_seconds(server: Script, stalled: 
         assert server.wait() == 0
         assert time.monotonic() - began < 3
     assert "Traceback" not in server.stderr
+
+
+@slow
+def test_a_server_ends_within_three_seconds_if_a_subscriber_stalls_meanwhile(
+    server: Script,
+) -> None:
+    lines = zmtp.frame(line_of("k", "x" * 16_000)) * 100
+    with (
+        zmtp.subscribers(server.ports[1]),
+        zmtp.connect(server.ports[0], b"PUSH") as push,
+        contextlib.suppress(OSError),
+    ):
+        began = time.monotonic()
+        for number in itertools.count():  # A thousand a second fill its queue in two.
+            push.sendall(lines)
+            if number == 0:
+                server.process.terminate()
+            time.sleep(max(0, began + number / 10 - time.monotonic()))
+    assert server.wait() == 0
+    assert time.monotonic() - began < 3.2
 
 
 # README, Slow subscribers: A server that shuts down gives subscribers two seconds to receive what
