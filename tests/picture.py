@@ -93,7 +93,7 @@ def play() -> str:
             say("ann", "not a line: yours came once the server was back")
             ken.type(HALF_TYPED)
             ken.wait_rows(HALF_TYPED)
-            say("ann", "do not mind me, just keep typing", HALF_TYPED)
+            say("ann", "don't mind me, just keep typing", HALF_TYPED)
             ken.wait_cursor(HALF_TYPED, len(HALF_TYPED))
             ann.wait_cursor("", 0)
             return draw({"ken": ken.screen, "ann": ann.screen})
