@@ -128,7 +128,7 @@ def test_streams_may_be_non_blocking(
     for _ in range(300):
         peer.push.send(line_of("ann", "x" * 1_000))
         peer.receive()  # so that it is before what the client sends next
-    wait_for(lambda: unread(script) > 60_000, lambda: unread(script))
+    wait_for(lambda: unread(script) > 50_000, lambda: unread(script))
     close(script, b"x" * 20_000 + b"\nlast\n")  # A notice is due, for which there is no room.
     received = bytearray()
     reader = threading.Thread(target=lambda: received.extend(read_all(script)))
