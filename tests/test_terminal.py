@@ -658,6 +658,6 @@ def test_without_the_line_editor(
         wait_for(lambda: chat.read_text() == "ken> one\n", chat.read_text)
     else:
         ken.wait_rows("ken> one")
-    assert ken.rows().count('{"user": "ken", "message": "one"}') == 1
+    wait_for(lambda: ken.rows().count('{"user": "ken", "message": "one"}') == 1, ken.rows)
     assert b"\x1b" not in ken.received
     assert ken.settings() == ken.first_settings
