@@ -248,21 +248,20 @@ class Line(NamedTuple):
 class Outbox:
     """The lines that are not acknowledged yet. The first `in_flight` of them have been pushed.
 
-    A line is queued, pushed, and removed when its echo, or that of a later line, comes back: as in
-    TCP, an echo acknowledges all lines before it, because a connection keeps their order. Over a
-    new connection, all lines are pushed again (go-back-N). They are pushed once more if the first
-    echo is not that of the first line: the subscription came late, and the lines before it were
-    published without this client. An echo is known by its text, so an equal line by someone of the
-    same name is taken for it.
+    A line is queued, pushed, and removed when its echo comes back. Echoes come in the order of the
+    lines, so the echo of a later line shows a gap: this client missed what was published before,
+    because it was not subscribed, or the server went on without it. Then, and over each new
+    connection, all lines are pushed again (go-back-N).
 
-    A line that the server will drop has no echo. Once pushed, it is removed when it comes first.
+    An echo is known by its text, so an equal line by someone of the same name is taken for it. A
+    line that the server will drop has no echo, and is removed when it is pushed.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0
-        self.subscribed = False  # An echo has come over this connection.
+        self.gap = False  # Lines were pushed again for a gap, and it is not filled yet.
         self.waited = 0.0  # seconds without an echo, in which lines waited for one
         self.retransmit_after = ECHO_TIMEOUT  # of these seconds, the newest line is pushed again
         self.undelivered = 0  # lines given up, not sent, or that the server will drop
@@ -296,57 +295,49 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.in_flight < min(WINDOW, len(self.lines)):
-                push.send(self.lines[self.in_flight].frame, zmq.NOBLOCK)
-                self.in_flight += 1
-                self.retransmit_after = self.waited + ECHO_TIMEOUT
-        self.remove(0)
+                line = self.lines[self.in_flight]
+                push.send(line.frame, zmq.NOBLOCK)
+                if line.echo is None:
+                    del self.lines[self.in_flight]
+                else:
+                    self.in_flight += 1
+                    self.retransmit_after = self.waited + ECHO_TIMEOUT
 
     def acknowledge(self, messages: list["Message"]) -> None:
-        """Remove the lines whose echoes are among the messages, and all lines before them."""
+        """Remove the lines whose echoes are among the messages; go back if there is a gap."""
         echoes = [line.echo for line in self.lines[: self.in_flight]]
-        acknowledged = 0
+        missing = set(echoes)
+        acknowledged, go_back = 0, False
         for message in messages:
-            with contextlib.suppress(ValueError):  # It may be no echo of ours.
-                acknowledged = echoes.index(hash(message.plain), acknowledged) + 1
-                if acknowledged > 1 and not self.subscribed:
-                    acknowledged, echoes, self.in_flight = 0, [], 0  # The subscription came late.
-                self.subscribed = True
-                self.waited, self.retransmit_after = 0.0, ECHO_TIMEOUT
-        self.remove(acknowledged)
-
-    def remove(self, count: int) -> None:
-        """Remove the first lines, and then the lines in flight without an echo that come first."""
-        while count < self.in_flight and self.lines[count].echo is None:
-            count += 1
-        del self.lines[:count]
-        self.in_flight -= count
+            echo = hash(message.plain)
+            if echoes[acknowledged : acknowledged + 1] == [echo]:
+                acknowledged += 1
+                missing.discard(echo)
+                self.gap, self.waited, self.retransmit_after = False, 0.0, ECHO_TIMEOUT
+            elif echo in missing and not self.gap:
+                self.gap = go_back = True
+        del self.lines[:acknowledged]
+        self.in_flight = 0 if go_back else self.in_flight - acknowledged
 
     def go_back(self) -> None:
         """Have all lines pushed over a new connection: better twice than never."""
-        self.in_flight, self.subscribed = 0, False
+        self.in_flight, self.gap = 0, False
 
     def pass_time(self, seconds: float) -> None:
         """Count time without an echo, if lines wait for one."""
         self.waited += seconds if self.lines else 0.0
 
     def retransmit(self, push: Sock) -> None:
-        """Push the newest line in flight again, once.
-
-        Its echo acknowledges all lines before it. The client may have missed their echoes: its
-        subscription came late, or its stdout was not read, and the server went on without it.
-        """
+        """Push the newest line in flight again, once: its echo shows whether there is a gap."""
         with contextlib.suppress(zmq.Again):
-            newest = next(
-                line for line in self.lines[self.in_flight - 1 :: -1] if line.echo is not None
-            )
-            push.send(newest.frame, zmq.NOBLOCK)
-            self.retransmit_after = math.inf
+            push.send(self.lines[self.in_flight - 1].frame, zmq.NOBLOCK)
+            self.gap, self.retransmit_after = False, math.inf
 
     def give_up(self) -> None:
         """Never push the lines in flight again. The next echo counts as overdue already."""
-        self.undelivered += sum(line.echo is not None for line in self.lines[: self.in_flight])
-        self.remove(self.in_flight)
-        self.waited = ECHO_TIMEOUT
+        self.undelivered += self.in_flight
+        del self.lines[: self.in_flight]
+        self.in_flight, self.waited = 0, ECHO_TIMEOUT
 
     def new_notice(self) -> str:
         """Return a notice if an echo has become overdue."""

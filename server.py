@@ -39,9 +39,10 @@ PUB_HWM = 2_000  # messages queued for each subscriber: 32 MB at most
 BATCH = 300  # lines received before they are published
 IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
 SUBSCRIBER_TIMEOUT = 2.0  # seconds that a full queue may delay the chat
-IMPATIENT_TIMEOUT = 0.05  # the same, while the server is impatient
-IMPATIENT_TIME = 20.0  # seconds that the server stays impatient after a subscriber stalled
-SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal until the loop ends, even if lines keep coming
+MIN_TIMEOUT = 0.05  # the same, after many subscribers stalled
+RECOVERY = 0.05  # seconds of the timeout that come back in each second
+SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal in which messages are sent
+LAST_BATCH = 0.4  # of these, the last seconds, in which no more lines are received
 PEER_TIMEOUT = 20  # seconds until TCP gives up a peer that does not answer
 LOG_INTERVAL = 0.2  # seconds between writes to stderr
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
@@ -53,7 +54,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     PULL must have RCVTIMEO set, and PUB XPUB_NODROP: see make_sockets.
     """
     publisher = Publisher(pub, shutdown, log)
-    while time.monotonic() < shutdown.deadline:
+    while time.monotonic() < shutdown.deadline - LAST_BATCH:
         lines = receive(pull)
         publisher.publish(chat_messages(lines, log))
         if not lines:
@@ -150,14 +151,15 @@ def sanitize(text: str) -> str:
 class Publisher:
     """Publishes messages, and limits how long slow subscribers may delay the chat.
 
-    A subscriber whose queue is full delays it by SUBSCRIBER_TIMEOUT at most. Then the chat goes on
-    without it until it has read half of its queue. The server is impatient for the next
-    IMPATIENT_TIME: any full queue delays the chat by IMPATIENT_TIMEOUT at most.
+    A subscriber whose queue stays full for the timeout has stalled. The chat then goes on without
+    it until it has read half of its queue. The timeout backs off: each stall halves it, so that
+    many of them delay the chat little longer than one, and it recovers with time.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.impatient_until = 0.0  # on the monotonic clock
+        self.timeout = SUBSCRIBER_TIMEOUT  # seconds, at the time of the last stall
+        self.stalled_at = -math.inf  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -170,8 +172,8 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
-        timeout = IMPATIENT_TIMEOUT if now < self.impatient_until else SUBSCRIBER_TIMEOUT
-        timeout = max(IMPATIENT_TIMEOUT, min(timeout, self.shutdown.deadline - now))
+        recovered = self.timeout + RECOVERY * (now - self.stalled_at)
+        timeout = min(SUBSCRIBER_TIMEOUT, recovered, max(0, self.shutdown.deadline - now))
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             send(self.pub, message)
@@ -180,7 +182,7 @@ class Publisher:
             self.pub.set(zmq.XPUB_NODROP, 0)
             send(self.pub, message)
             self.pub.set(zmq.XPUB_NODROP, 1)
-            self.impatient_until = time.monotonic() + IMPATIENT_TIME
+            self.timeout, self.stalled_at = max(MIN_TIMEOUT, timeout / 2), time.monotonic()
             self.log.report("a subscriber stalled: the chat goes on without it")
 
 
@@ -245,15 +247,15 @@ class Shutdown:
         self.requested = False
         self.deadline = math.inf
 
-    def request(self, signum: int, _frame: object) -> None:
+    def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Block further ones: each would restart the wait in pyzmq that it interrupts, so a Ctrl-C
-        that is held down would keep the loop from ending. (If they were ignored, Python would print
-        a traceback for one that comes at this moment.)
+        Block all further signals: each would restart the wait in pyzmq that it interrupts, so a
+        Ctrl-C that is held down would keep the loop from ending. (If they were ignored, Python
+        would print a traceback for one that comes at this moment.)
         """
         if hasattr(signal, "pthread_sigmask"):  # Windows: signals do not interrupt waits.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signum])
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self.requested = True
         self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
 
@@ -308,7 +310,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
-        if public_file.name == ".key":
+        if public_file.name.strip(".") == "key":
             raise ValueError("it needs a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
