@@ -41,8 +41,8 @@ IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
 SUBSCRIBER_TIMEOUT = 2.0  # seconds that a full queue may delay the chat
 MIN_TIMEOUT = 0.05  # the same, after many subscribers stalled
 RECOVERY = 0.05  # seconds of the timeout that come back in each second
-SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal in which messages are sent
-LAST_BATCH = 0.4  # of these, the last seconds, in which no more lines are received
+SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal until the loop ends, even if lines keep coming
+LAST_WAITS = 0.2  # seconds after these in which full queues may still delay the last batch
 PEER_TIMEOUT = 20  # seconds until TCP gives up a peer that does not answer
 LOG_INTERVAL = 0.2  # seconds between writes to stderr
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
@@ -54,7 +54,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     PULL must have RCVTIMEO set, and PUB XPUB_NODROP: see make_sockets.
     """
     publisher = Publisher(pub, shutdown, log)
-    while time.monotonic() < shutdown.deadline - LAST_BATCH:
+    while time.monotonic() < shutdown.deadline:
         lines = receive(pull)
         publisher.publish(chat_messages(lines, log))
         if not lines:
@@ -173,7 +173,8 @@ class Publisher:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
         recovered = self.timeout + RECOVERY * (now - self.stalled_at)
-        timeout = min(SUBSCRIBER_TIMEOUT, recovered, max(0, self.shutdown.deadline - now))
+        left = max(0, self.shutdown.deadline + LAST_WAITS - now)
+        timeout = min(SUBSCRIBER_TIMEOUT, recovered, left)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             send(self.pub, message)
