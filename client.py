@@ -522,7 +522,7 @@ class Screen:
             self.write([], sys.stdout)
 
     def close(self, report: str) -> None:
-        """Restore the terminal, and print a last notice, if that is possible within 0.1 seconds.
+        """Restore the terminal, and print a last notice, if that is possible within 0.3 seconds.
 
         The terminal may be stopped by Ctrl-S, and a pipe may have no reader.
         """
@@ -538,7 +538,7 @@ class Screen:
                     with open_stream(2) as stderr:  # A signal may have interrupted sys.stderr.
                         print(f"client.py: {sanitize(report)}", file=stderr)
 
-        run_for(0.1, print_last)
+        run_for(0.3, print_last)
 
 
 def run_for(seconds: float, function: Callable[..., object], *args: object) -> None:

@@ -255,10 +255,11 @@ class Shutdown:
         Ctrl-C that is held down would keep the loop from ending. (If they were ignored, Python
         would print a traceback for one that comes at this moment.)
         """
+        if self.requested:
+            return
+        self.requested, self.deadline = True, time.monotonic() + SHUTDOWN_TIMEOUT
         if hasattr(signal, "pthread_sigmask"):  # Windows: signals do not interrupt waits.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self.requested = True
-        self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
 
 
 def handle_signals(shutdown: Shutdown) -> None:
