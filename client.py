@@ -301,7 +301,7 @@ class Outbox:
                     del self.lines[self.in_flight]
                 else:
                     self.in_flight += 1
-                    self.retransmit_after = self.waited + ECHO_TIMEOUT
+                self.retransmit_after = self.waited + ECHO_TIMEOUT
 
     def acknowledge(self, messages: list["Message"]) -> None:
         """Remove the lines whose echoes are among the messages; go back if there is a gap."""
@@ -310,14 +310,18 @@ class Outbox:
         acknowledged, go_back = 0, False
         for message in messages:
             echo = hash(message.plain)
-            if echoes[acknowledged : acknowledged + 1] == [echo]:
+            if acknowledged < len(echoes) and echo == echoes[acknowledged]:
                 acknowledged += 1
                 missing.discard(echo)
-                self.gap, self.waited, self.retransmit_after = False, 0.0, ECHO_TIMEOUT
+                self.gap = False
             elif echo in missing and not self.gap:
                 self.gap = go_back = True
-        del self.lines[:acknowledged]
-        self.in_flight = 0 if go_back else self.in_flight - acknowledged
+        if acknowledged:
+            del self.lines[:acknowledged]
+            self.in_flight -= acknowledged
+            self.waited, self.retransmit_after = 0.0, ECHO_TIMEOUT
+        if go_back:
+            self.in_flight = 0
 
     def go_back(self) -> None:
         """Have all lines pushed over a new connection: better twice than never."""
@@ -383,14 +387,15 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# Characters that may control a terminal: controls except TAB, line separators, direction overrides,
-# and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
-UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
+# Every character may control a terminal, and is escaped, but TAB, printable ASCII, and these: all
+# beyond ASCII but controls, line separators, direction overrides, and lone surrogates. (Joiners,
+# which emoji and Persian need, and no-break spaces are text.)
+SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
 # A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
 # Finding its two strings takes a third of the time of parsing it.
-STRING = rf'"([^"\\\t{UNSAFE}]*)"'
+STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
 # Numbers are kept as the text they were written as. int rejects NaN and Infinity: not JSON.
@@ -404,7 +409,7 @@ def echo_of(frame: bytes) -> str:
     Raises ValueError, with the reason, if it makes none.
     """
     try:
-        line = frame.decode("utf-8-sig")
+        line = frame.decode().removeprefix("\ufeff")
         if simple := SIMPLE_LINE.fullmatch(line):
             return f"{simple[1]}> {simple[2]}"
         payload = parse_json(line)

@@ -86,15 +86,15 @@ def receive(pull: Sock) -> list[bytes]:
 
 # Turn lines into messages.
 
-# Characters that may control a terminal: controls except TAB, line separators, direction overrides,
-# and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
-UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
+# Every character may control a terminal, and is escaped, but TAB, printable ASCII, and these: all
+# beyond ASCII but controls, line separators, direction overrides, and lone surrogates. (Joiners,
+# which emoji and Persian need, and no-break spaces are text.)
+SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
 # A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape. The
-# pattern finds its two strings, and two empty ones in any other line. (TAB is not in UNSAFE, but
-# JSON does not allow it in a string.)
-STRING = rf'"([^"\\\t{UNSAFE}]*)"'
+# pattern finds its two strings, and two empty ones in any other line.
+STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
 
 # Numbers are kept as the text they were written as. int rejects NaN and Infinity: not JSON.

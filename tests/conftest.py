@@ -1,5 +1,6 @@
 """What pytest loads: the modules that hold the fixtures."""
 
+import signal
 import sys
 
 import hypothesis
@@ -8,6 +9,9 @@ import pytest
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")  # A slow machine fails no test.
 sys.dont_write_bytecode = True  # Importing the scripts leaves nothing beside them.
+for name in ("SIGINT", "SIGQUIT"):  # A shell that runs pytest in the background ignores them.
+    if getattr(signal, name, None) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 pytest.register_assert_rewrite("processes")  # which terminal imports
 pytest_plugins = ["processes", "peers", "network"]
 

@@ -175,7 +175,7 @@ def test_the_client_refuses_a_damaged_key(
 
 # README, Keys: Without `chat.key`, nobody can read, post, or crash the server.
 # README, Differences from the original: can read and post, unless there is a key
-# README, Limits: On an untrusted network, use a [key](#keys)
+# README, Limits: A [key](#keys) or [ssh](#ssh) keeps strangers out
 
 
 @pytest.mark.parametrize("served", [False, pytest.param(True, marks=slow)])

@@ -29,9 +29,9 @@ def limited(files: int, kind: str = "") -> list[str]:
     return ["sh", "-c", f'ulimit {kind} -n {files}; exec "$@"', "sh"]
 
 
-# README, Limits: Lines and messages have at most 16,384 bytes, prefixes to subscribe to at most
-# 502.
-# README, Differences from the original: the server disconnects others that send one
+# README, Limits: Lines and messages are at most 16,384 bytes long, subscription prefixes at most
+# 502 bytes.
+# README, Differences from the original: the server disconnects any other program that sends one
 
 
 @pytest.mark.parametrize("keyed", [False, True])
@@ -55,9 +55,9 @@ def test_the_server_disconnects_those_who_send_more(
     assert all(monitor.poll(1_000 * TIMEOUT) for monitor in disconnected)
 
 
-# README, Limits: The server's memory for each client is bounded: 2,000 messages for a subscriber
-# (32 MB of the longest; a message that is queued for several is stored once), and 256 lines from a
-# sender (4 MB of the longest).
+# README, Limits: The queues that the server keeps are bounded: 2,000 messages for each subscriber
+# (at most 32 MB; a message that is queued for several is stored once), and 256 lines from each
+# sender (at most 4 MB).
 
 
 @pytest.mark.parametrize("kind", ["PUSH", "SUB"])
@@ -116,7 +116,8 @@ def test_a_flood_of_subscriptions_does_not_delay_the_chat(server: Script, join: 
     assert statistics.median(waits) < 0.02
 
 
-# README, Limits: Only the limit of open files bounds the number of connections.
+# README, Limits: The number of connections is limited only by the open-file limit (`ulimit -n`).
+# Beyond it, new connections are refused, and the chat goes on.
 
 
 @LINUX

@@ -25,7 +25,7 @@ from terminal import Open
 import client
 import server as server_script
 
-# README, Options: listen on an address, or on a network interface such as `eth0`
+# README, Options: the address, or the network interface such as `eth0`, to listen on
 
 
 def chat(ports: tuple[int, int], host: str) -> None:
@@ -90,8 +90,8 @@ def test_the_server_binds_to_an_interface_and_to_all(
             chat(server.ports, host.address)
 
 
-# README, Options: receive lines on it
-# README, Options: publish messages on it
+# README, Options: port for incoming lines; 0 picks a free one
+# README, Options: port for outgoing messages; 0 picks a free one
 
 
 @pytest.mark.parametrize("taken", [0, 1], ids=["PULL", "PUB"])
@@ -165,7 +165,7 @@ def test_wrong_usage_is_status_2(
     assert printed.replace("'", "").endswith(f"{problem}\n".replace("'", ""))
 
 
-# README, Options: the server: a name that has an IPv4 address, or an IPv4 or IPv6 address
+# README, Options: the server: an IPv4 or IPv6 address, or a host name (resolved to IPv4 only)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "[::1]"])

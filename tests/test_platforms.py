@@ -198,8 +198,8 @@ def test_too_few_open_files_are_one_line_and_status_1(server: Script, begin: Beg
         )
 
 
-# README, Delivery in detail: If stdout is closed, as by `| head -1`, the client reads no more
-# input, and waits for the last echo.
+# README, Delivery in detail: If stdout is closed, as by `| head -1`, the client reads no more input
+# and waits for the last echo.
 
 
 def test_a_reader_of_stdout_may_leave(server: Script, begin: Begin, join: Join) -> None:
@@ -273,7 +273,7 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(server: Script, beg
     assert script.wait() == 0
 
 
-# README, Platforms: Python 3.13 for Windows under Wine, through pipes
+# README, Platforms: Python 3.13 for Windows under Wine
 
 
 @WINDOWS
@@ -310,7 +310,7 @@ def test_what_is_printed_has_the_line_ends_of_the_platform(server: Script) -> No
         assert not any(b"\n" in line for line in lines)
 
 
-# README, Platforms: the line editor in a console is not tested
+# README, Platforms: the line editor by hand in Wine's console
 
 
 @WINDOWS
@@ -360,7 +360,7 @@ class Console:
         self.pushed_back = char
 
 
-# README, zmq-talk-chat: hardened so that you can leave it running all day.
+# README, zmq-talk-chat: It survives restarts, slow readers and hostile text.
 
 
 @LINUX

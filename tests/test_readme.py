@@ -65,7 +65,7 @@ def commands(section: str) -> list[str]:
     return re.sub(r"\|\n +", "| ", text).splitlines()
 
 
-# README, Tests: each promise on this page, with its tests
+# README, Tests: lists each promise on this page with its tests
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.quote[:60])
@@ -132,7 +132,7 @@ def test_nothing_of_the_project_can_be_imported_by_accident(tmp_path: Path) -> N
     assert found.stdout.split() == [b"None"] * 3
 
 
-# README, zmq-talk-chat: `client.py` is self-contained: copy it to that host
+# README, zmq-talk-chat: copy `client.py` there. It needs no other file of this project.
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -271,7 +271,7 @@ def wait_followed(page: Page, ann: Peer, text: str) -> None:
     repeat(append, lambda: ann.sub.poll(0) and ann.sub.recv() == message_of("web", text))
 
 
-# README, zmq-talk-chat: In a second terminal, join the chat. Ctrl-D leaves:
+# README, zmq-talk-chat: In a second terminal, join the chat (Ctrl-D to leave):
 # README, Keys: A client joins like this:
 # README, ssh: `python server.py --bind 127.0.0.1` admits only clients on its own host.
 
@@ -312,7 +312,7 @@ def test_post(page: Page, ann: Peer) -> None:
     assert ann.receive() == message_of("make", "error")
 
 
-# README, Recipes: Follow a log, or just listen.
+# README, Recipes: Post a log as it grows, or just listen.
 
 
 @SHELL

@@ -225,7 +225,7 @@ def test_nothing_of_a_message_is_lost(
 
 
 # README, What it adds to the original: Messages appear immediately, above the line you are typing.
-# README, Differences from the original: it appears immediately, above that line
+# README, Differences from the original: it appears immediately, above the line you are typing
 
 
 def test_a_burst_shows_each_message_once_and_in_order(
@@ -322,7 +322,7 @@ def test_a_line_whose_echo_is_late_is_printed(
     assert ken.process.wait(TIMEOUT) == 0
 
 
-# README, Delivery: While there is no connection, the line stays on the screen, and is sent when the
+# README, Delivery: While there is no connection, the line stays on the screen and is sent when the
 # server is back.
 
 
@@ -363,7 +363,8 @@ def test_what_is_typed_before_the_client_is_up_is_there_once(
     assert bare_server.receive_all() == [line_of("ken", line) for line in lines]
 
 
-# README, Terminal: Pasting several lines sends each of them.
+# README, Terminal: Pasting several lines sends each of them, except the last one if it does not end
+# with Enter.
 
 PASTES = {
     "code": ["def f(x):", "\tif x:", "", "\t\treturn\tx", "", "", "f(1)"],

@@ -135,9 +135,9 @@ def test_with_a_name_every_short_line_has_an_echo(typed: bytes, name: str) -> No
     assert outbox.report() == ""
 
 
-# README, Delivery in detail: A line that the server will drop is sent unchanged, since another
-# server may accept it. A notice says why nobody will see it: every time on a terminal, the first
-# time in a pipe. The exit status is 1.
+# README, Delivery in detail: A line that this server would drop is sent anyway, unless it is too
+# long, since another server may accept it. A notice says why nobody will see it: every time on a
+# terminal, the first time in a pipe.
 
 TOO_LONG_ESCAPED = '{"user": "k", "message": "%s"}' % ("\x85" * 5_000)
 PROBLEMS = {
@@ -209,7 +209,7 @@ def test_lines_that_will_be_dropped_are_sent_in_their_turn(
     assert script.stderr.endswith("client.py: 1,500 lines may not have been delivered\n")
 
 
-# README, Differences from the original: the client does not send it, and prints a notice
+# README, Differences from the original: the client prints a notice instead of sending it
 
 LONG = {
     "text": (None, b"x" * 16_385, "16,385"),
@@ -268,8 +268,7 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
     assert [client.sanitize_message(message)[0] for message in published(line)] == expected
 
 
-# README, Differences from the original: whatever another server sends, the client escapes, except
-# colors and TABs
+# README, Differences from the original: again by the client, in case another server does not
 
 FRAMES = {  # what a server publishes, what is printed without colours, and what with them
     "message": (b"ken> \x1b[36mhello\x1b[0m", "ken> hello", "ken> \x1b[36mhello\x1b[0m"),

@@ -104,9 +104,9 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
     return server_script.chat_messages(list(lines), reports), reports.details
 
 
-# README, The wire: Each frame is a line: UTF-8 JSON of at most 16,384 bytes, an object with `user`
-# and `message`, which are strings or numbers. Other keys are ignored.
-# README, The wire: Each frame is a message: UTF-8 of at most 16,384 bytes, `{user}>
+# README, The wire: A line is a ZeroMQ message of one frame: UTF-8 JSON of at most 16,384 bytes, an
+# object with `user` and `message`, which are strings or numbers. Other keys are ignored.
+# README, The wire: A message has one frame of at most 16,384 bytes in UTF-8: `{user}>
 # ESC[36m{message}ESC[0m`, where `ESC[36m` is cyan.
 # README, Differences from the original: published as it was written
 
@@ -209,9 +209,9 @@ def test_a_line_is_published_as_by_the_original(
     assert messages_of(line) == ([original], [])
 
 
-# README, The wire: the server escapes control characters other than TAB, line separators, direction
-# overrides and lone surrogates, for example as `\x1b` or `\u202e`. All other text passes unchanged,
-# including joined emoji.
+# README, The wire: the server escapes control characters (except TAB), line separators, direction
+# overrides and lone surrogates. It writes them as, for example, `\x1b` or `\u202e`. All other text
+# passes unchanged, including joined emoji.
 
 
 def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> None:
@@ -235,10 +235,10 @@ def test_control_characters_are_escaped_in_both_strings(ascii_only: bool) -> Non
     assert messages_of(line) == ([message_of(r"\x9b2J", r"\u202e")], [])
 
 
-# README, Differences from the original: the server drops the line and logs why
+# README, Differences from the original: the server drops it and logs why
 # README, Differences from the original: dropped in the same way
 # README, Differences from the original: JSON in Latin-1, or with comments
-# README, Differences from the original: empty line of another program
+# README, Differences from the original: an empty line from another program
 
 
 @pytest.mark.parametrize("name", DROPPED)
