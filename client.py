@@ -48,15 +48,16 @@ Sock = zmq.Socket[bytes]
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
 WINDOW = 1_000  # lines in flight; a pipe is not read while that many wait
-SUB_HWM = 200  # messages that wait in SUB
+SUB_HWM = 200  # messages that wait in SUB, and that are received in one go
+READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait in the loop
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets reconnect
-ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice; at the end, until a retransmission
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines count as undelivered
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, or until a line is pushed again
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
 CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
-# what a write to a pipe fails with if its reader has left: the latter on Windows
+# the errors of a write to a pipe whose reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -69,21 +70,21 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
     """
     now = time.monotonic()
     while outbox.lines or not stdin.ended:
-        # wait for some input; while draining, only echoes can change anything
+        # wait for some input, or only for echoes if it has ended or the window is full
         window_full = len(outbox.lines) >= WINDOW and not screen.interactive
-        draining = stdin.ended or window_full
-        for line in wait(connection, stdin, draining):
+        reading = not stdin.ended and not window_full
+        for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
-                screen.print_problem(*problem)
+                screen.print_problem(problem)
             elif not connection.up or outbox.waited >= ECHO_TIMEOUT:
                 screen.print_typed(line)  # now, since its echo may take a while
 
         # push it
-        if connection.came_up():
+        if connection.update():
             outbox.go_back()
         if connection.up:
             outbox.push(connection.push)
-        screen.print_notice(connection.new_notice())
+        screen.print_notice(connection.take_notice())
 
         # dump buffered messages
         messages = receive(connection.sub)
@@ -97,18 +98,18 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 
         # retransmit or give up lines whose echoes are overdue
         before, now = now, time.monotonic()
-        if not check_echoes(outbox, connection, draining, now - before):
+        if not check_echoes(outbox, connection, reading, now - before):
             break
-        screen.print_notice(outbox.new_notice() if screen.interactive else "")
+        screen.print_notice(outbox.take_notice() if screen.interactive else "")
         screen.refresh()
 
 
 # Wait for some input.
 
 
-def wait(connection: "Connection", stdin: "Stdin", draining: bool) -> list[bytes]:
-    """Wait until something happens. Return the lines that can be read, unless draining."""
-    sources = [] if draining else [stdin.loop_end.fileno()]
+def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
+    """Wait until something happens. Return the lines of stdin that can be read, if reading."""
+    sources = [stdin.loop_end.fileno()] if reading else []
     sockets = [connection.sub, *connection.monitors.values()]
     ready, _, _ = zmq.select([*sockets, *sources], [], [], TICK)
     return stdin.read_lines() if stdin.loop_end.fileno() in ready else []
@@ -137,9 +138,14 @@ class Stdin:
         self.thread_end.close()
 
     def read_lines(self) -> list[bytes]:
-        """Return the lines that are complete now, without their ends, and without empty lines."""
-        lines, self.ended = self.splitter.feed(self.loop_end.recv(MAX_LINE))
-        return [line for line in lines if line]
+        """Return the lines that are complete now, without their ends."""
+        return self.split(self.loop_end.recv(READ_SIZE))
+
+    def split(self, data: bytes) -> list[bytes]:
+        """Return the lines that end in data, without empty ones. No data is the end of stdin."""
+        lines, self.ended = self.splitter.feed(data)
+        torn = self.failed and not data  # Then what is left is no whole line.
+        return [] if torn else [line for line in lines if line]
 
     def stop(self) -> None:
         """Treat stdin as ended."""
@@ -176,16 +182,17 @@ class Connection:
         self.push, self.sub, self.host = push, sub, host
         self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
         self.connected: set[Sock] = set()  # which of the two sockets are connected
-        self.ready_at = 0.0  # when the subscription is in effect, after the last handshake
+        self.ready_at = 0.0  # SLOW_JOINER_DELAY after the last handshake
         self.up = False
         self.ever_up = False
         self.last_up_at = time.monotonic()  # or the start
         self.retry_at = self.last_up_at + RETRY_INTERVAL
-        # Whether the last notice said that it is up. In a pipe, there is none for the first time.
+        # What the last notice said: True for up, False for down, None if there was none. For a
+        # pipe, it starts as True: the first connection is no news.
         self.noticed_up = None if interactive else True
 
-    def came_up(self) -> bool:
-        """Read the monitors. Return whether the connection has just come up.
+    def update(self) -> bool:
+        """Read the monitors, and reconnect if need be. Return whether it has just come up.
 
         After even a brief loss, it is down until the new subscription is in effect.
         """
@@ -219,11 +226,13 @@ class Connection:
             sock.disconnect(endpoint)
             sock.connect(endpoint)
 
-    def new_notice(self) -> str:
+    def take_notice(self) -> str:
         """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
+        if self.up == self.noticed_up:
+            return ""
         missing = self.monitors.keys() - self.connected
         is_down = missing and time.monotonic() >= self.last_up_at + NOTICE_DELAY
-        if self.up == self.noticed_up or not (self.up or is_down):
+        if not self.up and not is_down:
             return ""
         self.noticed_up = self.up
         if self.up:
@@ -245,30 +254,37 @@ class Line(NamedTuple):
     echo: int | None  # None if the server will drop the line
 
 
+class Problem(NamedTuple):
+    """Why nobody will see a line, or not as it was typed."""
+
+    kind: str
+    detail: str
+
+
 class Outbox:
     """The lines that are not acknowledged yet. The first `in_flight` of them have been pushed.
 
-    A line is queued, pushed, and removed when its echo comes back. Echoes come in the order of the
-    lines, so the echo of a later line shows a gap: this client missed what was published before,
-    because it was not subscribed, or the server went on without it. Then, and over each new
-    connection, all lines are pushed again (go-back-N).
+    A line is queued, pushed, and removed when its echo comes. All lines are pushed again
+    (go-back-N) over a new connection, and when a gap shows: the echo of a later line comes first.
+    Then this client has missed an echo, because its subscription came late, or because nobody read
+    its stdout and the server went on without it. A line that the server will drop has no echo, and
+    is removed when it is pushed. See check_echoes for what happens if no echo comes.
 
-    An echo is known by its text, so an equal line by someone of the same name is taken for it. A
-    line that the server will drop has no echo, and is removed when it is pushed.
+    An echo is known by its text, so an equal line by someone of the same name is taken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0
-        self.gap = False  # Lines were pushed again for a gap, and it is not filled yet.
-        self.waited = 0.0  # seconds without an echo, in which lines waited for one
-        self.retransmit_after = ECHO_TIMEOUT  # of these seconds, the newest line is pushed again
+        self.gap = False  # A gap has shown, and the first line's echo has not come since.
+        self.waited = 0.0  # seconds since the last echo, counted while lines wait for one
+        self.retransmit_at = ECHO_TIMEOUT  # the value of waited at which a line is pushed again
         self.undelivered = 0  # lines given up, not sent, or that the server will drop
         self.noticed_delay = False
 
-    def add(self, line: bytes) -> tuple[str, str] | None:
-        """Queue a line. Return the problem with it, if there is one: its kind, and the detail.
+    def add(self, line: bytes) -> Problem | None:
+        """Queue a line. Return the problem with it, if there is one.
 
         A line that our server would drop is queued as well: another server may publish it.
         """
@@ -276,19 +292,19 @@ class Outbox:
         if self.user is not None:
             text = line.decode(errors="replace")
             if text.encode() != line:
-                problem = "not UTF-8", "invalid bytes are sent as \ufffd"
+                problem = Problem("not UTF-8", "invalid bytes are sent as \ufffd")
             payload = {"user": self.user, "message": text}
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
-            return "line not sent", f"{size}, but the server takes {MAX_LINE:,} at most"
+            return Problem("line not sent", f"{size}, but the server takes {MAX_LINE:,} at most")
         try:
             self.lines.append(Line(frame, hash(echo_of(frame))))
         except ValueError as error:
             self.lines.append(Line(frame, None))
             self.undelivered += 1
-            problem = "the server will drop this line", f"{error}: {excerpt(line)}"
+            problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
         return problem
 
     def push(self, push: Sock) -> None:
@@ -301,26 +317,26 @@ class Outbox:
                     del self.lines[self.in_flight]
                 else:
                     self.in_flight += 1
-                self.retransmit_after = self.waited + ECHO_TIMEOUT
+                self.retransmit_at = self.waited + ECHO_TIMEOUT
 
     def acknowledge(self, messages: list["Message"]) -> None:
-        """Remove the lines whose echoes are among the messages; go back if there is a gap."""
+        """Remove the lines whose echoes are among the messages. Go back if a gap shows."""
         echoes = [line.echo for line in self.lines[: self.in_flight]]
-        missing = set(echoes)
-        acknowledged, go_back = 0, False
+        awaited = set(echoes)
+        acknowledged, gap_shows = 0, False
         for message in messages:
             echo = hash(message.plain)
             if acknowledged < len(echoes) and echo == echoes[acknowledged]:
                 acknowledged += 1
-                missing.discard(echo)
+                awaited.discard(echo)
                 self.gap = False
-            elif echo in missing and not self.gap:
-                self.gap = go_back = True
+            elif echo in awaited and not self.gap:
+                self.gap = gap_shows = True
         if acknowledged:
             del self.lines[:acknowledged]
             self.in_flight -= acknowledged
-            self.waited, self.retransmit_after = 0.0, ECHO_TIMEOUT
-        if go_back:
+            self.waited, self.retransmit_at = 0.0, ECHO_TIMEOUT
+        if gap_shows:
             self.in_flight = 0
 
     def go_back(self) -> None:
@@ -328,22 +344,25 @@ class Outbox:
         self.in_flight, self.gap = 0, False
 
     def pass_time(self, seconds: float) -> None:
-        """Count time without an echo, if lines wait for one."""
+        """Count seconds in which lines wait for an echo."""
         self.waited += seconds if self.lines else 0.0
 
     def retransmit(self, push: Sock) -> None:
         """Push the newest line in flight again, once: its echo shows whether there is a gap."""
         with contextlib.suppress(zmq.Again):
             push.send(self.lines[self.in_flight - 1].frame, zmq.NOBLOCK)
-            self.gap, self.retransmit_after = False, math.inf
+            self.gap, self.retransmit_at = False, math.inf
 
     def give_up(self) -> None:
-        """Never push the lines in flight again. The next echo counts as overdue already."""
+        """Give up on the lines in flight: they are never pushed again.
+
+        waited does not start from 0: the next line is overdue at once, and printed as it is typed.
+        """
         self.undelivered += self.in_flight
         del self.lines[: self.in_flight]
-        self.in_flight, self.waited = 0, ECHO_TIMEOUT
+        self.in_flight, self.gap, self.waited = 0, False, ECHO_TIMEOUT
 
-    def new_notice(self) -> str:
+    def take_notice(self) -> str:
         """Return a notice if an echo has become overdue."""
         noticed, self.noticed_delay = self.noticed_delay, self.waited >= ECHO_TIMEOUT
         if noticed or not self.noticed_delay:
@@ -357,20 +376,20 @@ class Outbox:
         return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
-def check_echoes(outbox: Outbox, connection: Connection, draining: bool, seconds: float) -> bool:
-    """Retransmit or give up lines whose echoes are overdue. Return whether to go on.
+def check_echoes(outbox: Outbox, connection: Connection, reading: bool, seconds: float) -> bool:
+    """Act if no echo comes for too long. Return whether to go on.
 
-    While input can be read, lines are given up after DELIVERY_TIMEOUT, but the chat goes on: this
-    may be a server whose messages look different. While draining, the newest line is pushed again
-    after ECHO_TIMEOUT, and the chat ends after DELIVERY_TIMEOUT.
+    If more input can be read: after DELIVERY_TIMEOUT, give up on the lines in flight, but go on.
+    This may be a server whose messages look different. If no more can be read: after ECHO_TIMEOUT,
+    push the newest line again, and after DELIVERY_TIMEOUT, end.
     """
-    if connection.up or draining:
+    if connection.up or not reading:
         outbox.pass_time(min(seconds, 1))  # A longer time means that this process was stopped.
-    if not draining:
+    if reading:
         if outbox.waited >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return True
-    if connection.up and outbox.in_flight and outbox.waited >= outbox.retransmit_after:
+    if connection.up and outbox.in_flight and outbox.waited >= outbox.retransmit_at:
         outbox.retransmit(connection.push)
     return outbox.waited < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
@@ -479,9 +498,9 @@ class Screen:
         has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
         auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
         self.color = color == "always" or (color == "auto" and auto)
-        self.interactive = is_terminal(0)
+        self.interactive = is_terminal(0)  # else stdin is a file or a pipe: "a pipe" here
         editing = self.interactive and is_terminal(1) and has_escapes
-        self.editor = Editor() if editing else None
+        self.editor = Editor() if editing else None  # None unless stdin and stdout are terminals
         self.terminal = Terminal() if editing and sys.platform != "win32" else None
         self.drawn = ("", 0)  # the typed row as it was drawn last, and the width of the window then
         self.problems: set[str] = set()  # the kinds that were printed
@@ -496,11 +515,11 @@ class Screen:
         if self.editor:
             self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
-    def print_problem(self, kind: str, detail: str) -> None:
-        """Print a notice about a line. In a pipe, print only the first one of a kind."""
-        if self.interactive or kind not in self.problems:
-            self.problems.add(kind)
-            self.print_notice(f"{kind}: {detail}")
+    def print_problem(self, problem: Problem) -> None:
+        """Print a notice about a line. For a pipe, print only the first one of a kind."""
+        if self.interactive or problem.kind not in self.problems:
+            self.problems.add(problem.kind)
+            self.print_notice(f"{problem.kind}: {problem.detail}")
 
     def print_notice(self, text: str) -> None:
         """Print a notice, if there is one. A notice is what is not part of the chat."""
@@ -540,7 +559,8 @@ class Screen:
                     end = "\n" if self.editor.line else ""
                     os.write(1, (colorama.Style.RESET_ALL + WRAP + end).encode())
                 if report:
-                    with open_stream(2) as stderr:  # A signal may have interrupted sys.stderr.
+                    # Not sys.stderr: a signal may have interrupted a write to it.
+                    with open_stream(2) as stderr:
                         print(f"client.py: {sanitize(report)}", file=stderr)
 
         run_for(0.3, print_last)
@@ -646,14 +666,15 @@ class Editor:
     def word(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        first_letters = "".join(character[0] for character in ahead)
-        return self.cursor + step * len(re.findall(pattern, first_letters)[0])
+        letters = "".join(character[0] for character in ahead)  # one of each item
+        return self.cursor + step * len(re.findall(pattern, letters)[0])
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        Terminals differ in the width of some characters. So the terminal itself saves the position
-        of the cursor. Widths only choose which part of a long line is shown.
+        Show what fits: up to a quarter of the row after the cursor, what fits before it, then more
+        after it. Terminals differ in the width of some characters. So the terminal itself saves the
+        position of the cursor. Widths only choose which part of a long line is shown.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
         columns_after = sum(map(width, fit(after, columns // 4)))
@@ -699,9 +720,12 @@ def fit(line: list[str], columns: int) -> list[str]:
     return line
 
 
+# A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. A
+# key may be torn between two reads. A sequence that is malformed ends before the first character
+# that cannot belong to it.
 KEY = re.compile(
     r"""
-    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # half a key
+    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # a torn key
     | \x1b+ \[M...                 # a report of the mouse
     | \x1b+ \[\[.                  # a function key of the Linux console
     | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence, such as that of Delete
@@ -774,12 +798,13 @@ if sys.platform != "win32":
 
         def set_up(self) -> None:
             """Turn line buffering and echo off, and the keys that IEXTEN has the kernel handle."""
-            settings = termios.tcgetattr(0)
-            settings[0] &= ~termios.ICRNL
-            settings[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
-            settings[3] |= termios.NOFLSH  # Ctrl-Z must not drop messages.
-            settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
+            iflag, lflag, cc = 0, 3, 6  # places in what tcgetattr returns
             with contextlib.suppress(termios.error):  # The terminal may be gone.
+                settings = termios.tcgetattr(0)
+                settings[iflag] &= ~termios.ICRNL
+                settings[lflag] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+                settings[lflag] |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
+                settings[cc][termios.VMIN], settings[cc][termios.VTIME] = 1, 0
                 termios.tcsetattr(0, termios.TCSANOW, settings)
 
         def restore(self) -> None:
@@ -795,8 +820,9 @@ if sys.platform != "win32":
         def stop(self) -> None:
             """Stop, and set the terminal up again after fg.
 
-            A signal that comes meanwhile has its default action: a handler might not run before the
-            thread that reads the terminal is stopped again.
+            While stopped, signals have their default action. Python runs handlers in the main
+            thread only. Before that runs, the reading thread may read in the background, which
+            stops the process again, and the signal would seem lost.
             """
             self.stop_requested = False
             self.restore()
@@ -825,7 +851,9 @@ else:
         while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":  # half of an emoji
             char = msvcrt.getwch()
             if char in "\0\xe0":
-                try:  # 0xE0 is also the letter à. Then getwch holds nothing back, and this works.
+                # 0xE0 is also the letter à. After a special key, getwch holds its second half, and
+                # ungetwch fails. After the letter, it succeeds, and getwch returns that again.
+                try:
                     msvcrt.ungetwch(char)
                     msvcrt.getwch()
                 except OSError:
@@ -856,8 +884,9 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 def prepare_files() -> None:
     """Raise OSError unless 32 more files can be opened: libzmq aborts if it cannot open its own.
 
-    Put /dev/null in the place of standard streams that are closed. A socket could get their number
-    otherwise. Have the others block, even if another process has set O_NONBLOCK.
+    Put /dev/null in the place of standard streams that are closed. Otherwise a socket could get the
+    number of one, and what is meant for stderr. Have the others block, even if another process has
+    set O_NONBLOCK.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
@@ -873,7 +902,7 @@ def prepare_files() -> None:
 
 
 def open_stream(file: int) -> TextIO:
-    """Open stdout or stderr for text. Windows makes of it what its consoles and pipes expect."""
+    """Open stdout or stderr for UTF-8. On Windows, open also knows consoles, and writes CRLF."""
     return open(file, "w", encoding="utf-8", errors="replace", closefd=False)
 
 
@@ -951,6 +980,24 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
+    """Set up the terminal, if there is a line editor, and start the thread that reads stdin."""
+    stdin = Stdin(screen.editor or Splitter())
+    read: Callable[[], bytes] = functools.partial(os.read, 0, READ_SIZE)
+    if screen.terminal:
+        screen.terminal.set_up()
+        if zmq.select([0], [], [], 0)[0]:
+            # This was typed before. The kernel has shown it, so print_typed must not.
+            for line in stdin.split(os.read(0, READ_SIZE)):
+                if problem := outbox.add(line):
+                    screen.print_problem(problem)
+    elif sys.platform == "win32":  # os.read would return text in the console's code page.
+        file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+        read = read_console if screen.editor else functools.partial(file.read, READ_SIZE)
+    threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
+    return stdin
+
+
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     """Make the sockets, and chat. Return what may not have been delivered, or an empty string.
 
@@ -961,20 +1008,9 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     connection = Connection(push, sub, options.host, screen.interactive)
     sub.connect(f"tcp://{options.host}:{options.sub_port}")
     push.connect(f"tcp://{options.host}:{options.push_port}")
-    read: Callable[[], bytes] = functools.partial(os.read, 0, MAX_LINE)
-    if screen.terminal and screen.editor:
-        screen.terminal.set_up()
-        if zmq.select([0], [], [], 0)[0]:  # The kernel has shown already what was typed before.
-            for line in filter(None, screen.editor.feed(os.read(0, MAX_LINE))[0]):
-                if problem := outbox.add(line):
-                    screen.print_problem(*problem)
-    elif sys.platform == "win32":  # os.read returns what the console's code page makes of a text.
-        file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-        read = read_console if screen.editor else functools.partial(file.read, MAX_LINE)
-    stdin = Stdin(screen.editor or Splitter())
-    threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
+    stdin = start_reading(screen, outbox)
     chat(stdin, connection, outbox, screen)
-    # Give libzmq a second to send what is left: lines without an echo. A name lookup may hang.
+    # Give libzmq a second to send lines that were pushed. In a thread, as a name lookup may hang.
     run_for(1, context.destroy, 1_000)
     unread = "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
     return "; ".join(filter(None, (outbox.report(), unread)))
@@ -994,7 +1030,7 @@ def main() -> int:
     try:
         report = run(options, screen, outbox)
     except (OSError, zmq.ZMQError) as error:
-        report = str(error)
+        report = "; ".join(filter(None, (str(error), outbox.report())))
     finally:
         screen.close(report)
     return int(bool(report))

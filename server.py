@@ -33,16 +33,16 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes in a line, and in a message
-MAX_SUBSCRIPTION = 512  # bytes in a subscription, of which libzmq adds 10
+MAX_SUBSCRIPTION = 512  # bytes in the frame of a subscription: a prefix of 502, and libzmq's 10
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 32 MB at most
 BATCH = 300  # lines received before they are published
 IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
-SUBSCRIBER_TIMEOUT = 2.0  # seconds that a full queue may delay the chat
-MIN_TIMEOUT = 0.05  # the same, after many subscribers stalled
-RECOVERY = 0.05  # seconds of the timeout that come back in each second
+SUBSCRIBER_TIMEOUT = 2.0  # seconds that a full queue may delay the chat; each stall halves them
+MIN_TIMEOUT = 0.05  # seconds that remain after many stalls
+REGAIN = 0.05  # seconds by which a shortened timeout grows again, each second
 SHUTDOWN_TIMEOUT = 2.2  # seconds from a signal until the loop ends, even if lines keep coming
-LAST_WAITS = 0.2  # seconds after these in which full queues may still delay the last batch
+LAST_BATCH_TIMEOUT = 0.2  # seconds after that in which full queues may delay the last batch
 PEER_TIMEOUT = 20  # seconds until TCP gives up a peer that does not answer
 LOG_INTERVAL = 0.2  # seconds between writes to stderr
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
@@ -57,14 +57,15 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     while time.monotonic() < shutdown.deadline:
         lines = receive(pull)
         publisher.publish(chat_messages(lines, log))
+        if not lines and shutdown.requested:
+            break
         if not lines:
-            if shutdown.requested:
-                break
-            pub.get(zmq.EVENTS)  # has libzmq free the queues of subscribers that have left
+            pub.get(zmq.EVENTS)  # lets libzmq free the queues of subscribers that have left
 
 
-# Receive. Two things make the server about three times as fast: batches, which wake libzmq's I/O
-# thread only once, and calling pyzmq's compiled recv and send directly.
+# Receive. Two things make the server about three times as fast: it receives all waiting lines
+# before it sends any, so that libzmq's I/O thread wakes once for all of them, and it calls pyzmq's
+# compiled recv and send without their Python wrappers.
 
 recv = zmq.backend.Socket.recv
 send = zmq.backend.Socket.send
@@ -78,7 +79,7 @@ def receive(pull: Sock) -> list[bytes]:
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         if not pull.get(zmq.EVENTS):
-            return [recv(pull)]  # When lines come one by one, this saves an exception for each.
+            return [recv(pull)]  # The loop below would end with an exception after each line.
         while len(lines) < BATCH:
             lines.append(recv(pull, zmq.NOBLOCK))
     return lines
@@ -92,8 +93,8 @@ def receive(pull: Sock) -> list[bytes]:
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
-# A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape. The
-# pattern finds its two strings, and two empty ones in any other line.
+# A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
+# findall returns a pair for each line: user and text of a simple line, ("", "") of any other.
 STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
 
@@ -108,11 +109,11 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     once, handles simple lines five times as fast as parsing. Only the other lines are parsed.
     """
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # JSON may contain line ends. Parse all lines.
+    if len(pairs) != len(lines):  # A line contains line ends, as JSON may. Parse all lines.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
-        if not user:
+        if not user:  # The line is not simple, or the user is empty.
             try:
                 user, text = parse(line)
             except ValueError as error:
@@ -158,7 +159,7 @@ class Publisher:
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.timeout = SUBSCRIBER_TIMEOUT  # seconds, at the time of the last stall
+        self.shortened_timeout = SUBSCRIBER_TIMEOUT  # seconds, just after the last stall
         self.stalled_at = -math.inf  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
@@ -172,9 +173,9 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
-        recovered = self.timeout + RECOVERY * (now - self.stalled_at)
-        left = max(0, self.shutdown.deadline + LAST_WAITS - now)
-        timeout = min(SUBSCRIBER_TIMEOUT, recovered, left)
+        regained = self.shortened_timeout + REGAIN * (now - self.stalled_at)
+        left = max(0, self.shutdown.deadline + LAST_BATCH_TIMEOUT - now)
+        timeout = min(SUBSCRIBER_TIMEOUT, regained, left)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             send(self.pub, message)
@@ -183,7 +184,8 @@ class Publisher:
             self.pub.set(zmq.XPUB_NODROP, 0)
             send(self.pub, message)
             self.pub.set(zmq.XPUB_NODROP, 1)
-            self.timeout, self.stalled_at = max(MIN_TIMEOUT, timeout / 2), time.monotonic()
+            self.shortened_timeout = max(MIN_TIMEOUT, timeout / 2)
+            self.stalled_at = time.monotonic()
             self.log.report("a subscriber stalled: the chat goes on without it")
 
 
@@ -230,7 +232,7 @@ class Log:
 
 
 def open_stderr() -> TextIO:
-    """Open stderr for text. Windows makes of it what its console, or a pipe, expects."""
+    """Open stderr for UTF-8. On Windows, open also knows consoles, and writes CRLF."""
     return open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
@@ -265,8 +267,8 @@ class Shutdown:
 def handle_signals(shutdown: Shutdown) -> None:
     """Shut down on any signal that terminates, except those that are ignored at startup.
 
-    A shell script that runs `server.py &` makes it ignore SIGINT: Ctrl-C then ends the client in
-    the script, but not its server.
+    A shell script starts `server.py &` with SIGINT ignored, so that Ctrl-C ends the client in the
+    script, but not its server.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
         signum = getattr(signal, name, None)
@@ -277,8 +279,8 @@ def handle_signals(shutdown: Shutdown) -> None:
 def prepare_files() -> None:
     """Raise ValueError unless 20 more files can be opened: libzmq aborts if it cannot open its own.
 
-    Put /dev/null in the place of standard streams that are closed. A socket could get their number
-    otherwise, and what is written to stderr.
+    Put /dev/null in the place of standard streams that are closed. Otherwise a socket could get the
+    number of one, and what is meant for stderr.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
@@ -353,7 +355,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    pub.set(zmq.SNDBUF, 65_536)  # Small, so that room in it soon shows that a subscriber reads.
+    pub.set(zmq.SNDBUF, 65_536)  # small, so that libzmq soon sees that a slow subscriber reads
     return pull, pub
 
 
@@ -373,6 +375,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
             f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}; see --help"
         ) from None
     bound = sock.get_string(zmq.LAST_ENDPOINT)
+    # libzmq calls all addresses [::] or 0.0.0.0.
     return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
 
 

@@ -182,7 +182,7 @@ def test_lines_wait_until_the_subscription_is_in_effect(
     for sock, port in zip((push, sub), bare_server.ports, strict=True):
         sock.connect(f"tcp://127.0.0.1:{port}")
     connected_at = 0.0
-    while not connection.came_up():
+    while not connection.update():
         if len(connection.connected) < 2:
             connected_at = time.monotonic()
     assert time.monotonic() - connected_at >= 0.1

@@ -207,6 +207,8 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
     assert server.process.poll() is None
 
 
+# README, Limits: Apart from that, floods of garbage or subscriptions do not disturb the chat.
+
 READY = zmtp.ready(b"SUB")
 STRANGERS = [
     b"",

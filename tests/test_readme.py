@@ -93,7 +93,9 @@ def test_every_promise_is_quoted(section: str) -> None:
 def test_the_promises_are_printed_in_the_order_of_the_page() -> None:
     script = [sys.executable, "-X", "utf8", str(ROOT / "tests" / "promises.py")]
     printed = subprocess.check_output(script, encoding="utf-8")
-    first = "Tests: each promise on this page, with its tests\n    test_readme.py::test_a_quote"
+    first = (
+        "Tests: lists each promise on this page with its tests\n    test_readme.py::test_a_quote"
+    )
     assert first in printed
     headings = [line.partition(":")[0] for line in printed.splitlines() if line[0] != " "]
     assert list(dict.fromkeys(headings)) == [name for name in SECTIONS if name in headings]

@@ -163,7 +163,7 @@ def test_a_line_that_the_server_will_drop_is_reported(
     outbox = client.Outbox(None)
     problem = outbox.add(typed)
     assert problem
-    client.Screen("never").print_problem(*problem)
+    client.Screen("never").print_problem(problem)
     assert capsys.readouterr().err == f"client.py: {notice}\n"
     assert outbox.report() == "1 line may not have been delivered"
     assert published(typed) == []
