@@ -363,7 +363,7 @@ def draw(results: Results, file: Path) -> None:
         axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
         axis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.set_title("messages delivered per second, by the number of readers", color=grey)
+    axes.set_title("messages delivered per second, by the number of subscribers", color=grey)
     axes.tick_params(colors=grey)
     axes.spines[:].set_color(grey)
     axes.grid(color=grey, alpha=0.25)
