@@ -53,7 +53,7 @@ READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait in the loop
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
-RETRY_INTERVAL = 10.0  # seconds without a connection until the sockets reconnect
+RETRY_INTERVAL = 10.0  # seconds without a connection until the client no longer counts on libzmq
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, or until a line is pushed again
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
 CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
@@ -187,9 +187,8 @@ class Connection:
         self.ever_up = False
         self.last_up_at = time.monotonic()  # or the start
         self.retry_at = self.last_up_at + RETRY_INTERVAL
-        # What the last notice said: True for up, False for down, None if there was none. For a
-        # pipe, it starts as True: the first connection is no news.
-        self.noticed_up = None if interactive else True
+        # The state that was last announced. A pipe starts as announced up: only trouble is news.
+        self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether it has just come up.
@@ -228,13 +227,13 @@ class Connection:
 
     def take_notice(self) -> str:
         """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
-        if self.up == self.noticed_up:
+        if self.up == self.announced_up:
             return ""
         missing = self.monitors.keys() - self.connected
         is_down = missing and time.monotonic() >= self.last_up_at + NOTICE_DELAY
         if not self.up and not is_down:
             return ""
-        self.noticed_up = self.up
+        self.announced_up = self.up
         if self.up:
             return f"connected to {self.host}"
         problem = f"no server at {self.host} (or its --key differs)"
@@ -264,11 +263,12 @@ class Problem(NamedTuple):
 class Outbox:
     """The lines that are not acknowledged yet. The first `in_flight` of them have been pushed.
 
-    A line is queued, pushed, and removed when its echo comes. All lines are pushed again
-    (go-back-N) over a new connection, and when a gap shows: the echo of a later line comes first.
-    Then this client has missed an echo, because its subscription came late, or because nobody read
-    its stdout and the server went on without it. A line that the server will drop has no echo, and
-    is removed when it is pushed. See check_echoes for what happens if no echo comes.
+    A line is queued, pushed, and removed when its echo comes. Echoes come in the order of the
+    lines. If that of a later line comes first, this client has missed an echo, because its
+    subscription came late, or because nobody read its stdout and the server went on without it.
+    Then, and over a new connection, all lines are pushed again (go-back-N). A line that the server
+    will drop has no echo, and is removed when it is pushed. See check_echoes for what happens if no
+    echo comes.
 
     An echo is known by its text, so an equal line by someone of the same name is taken for it.
     """
@@ -277,7 +277,7 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0
-        self.gap = False  # A gap has shown, and the first line's echo has not come since.
+        self.went_back = False  # for a missed echo; then later echoes mean nothing until it comes
         self.waited = 0.0  # seconds since the last echo, counted while lines wait for one
         self.retransmit_at = ECHO_TIMEOUT  # the value of waited at which a line is pushed again
         self.undelivered = 0  # lines given up, not sent, or that the server will drop
@@ -320,47 +320,48 @@ class Outbox:
                 self.retransmit_at = self.waited + ECHO_TIMEOUT
 
     def acknowledge(self, messages: list["Message"]) -> None:
-        """Remove the lines whose echoes are among the messages. Go back if a gap shows."""
+        """Remove the lines whose echoes are among the messages. Go back if one was missed."""
         echoes = [line.echo for line in self.lines[: self.in_flight]]
         awaited = set(echoes)
-        acknowledged, gap_shows = 0, False
+        acknowledged, missed = 0, False
         for message in messages:
             echo = hash(message.plain)
             if acknowledged < len(echoes) and echo == echoes[acknowledged]:
                 acknowledged += 1
-                awaited.discard(echo)
-                self.gap = False
-            elif echo in awaited and not self.gap:
-                self.gap = gap_shows = True
+                awaited.discard(echo)  # A second copy of it is not the echo of a later line.
+                self.went_back = False
+            elif echo in awaited and not self.went_back:
+                self.went_back = missed = True
         if acknowledged:
             del self.lines[:acknowledged]
             self.in_flight -= acknowledged
             self.waited, self.retransmit_at = 0.0, ECHO_TIMEOUT
-        if gap_shows:
+        if missed:
             self.in_flight = 0
 
     def go_back(self) -> None:
         """Have all lines pushed over a new connection: better twice than never."""
-        self.in_flight, self.gap = 0, False
+        self.in_flight, self.went_back = 0, False
 
     def pass_time(self, seconds: float) -> None:
         """Count seconds in which lines wait for an echo."""
         self.waited += seconds if self.lines else 0.0
 
     def retransmit(self, push: Sock) -> None:
-        """Push the newest line in flight again, once: its echo shows whether there is a gap."""
+        """Push the newest line in flight again, once. Its echo shows whether others were missed."""
         with contextlib.suppress(zmq.Again):
             push.send(self.lines[self.in_flight - 1].frame, zmq.NOBLOCK)
-            self.gap, self.retransmit_at = False, math.inf
+            self.went_back, self.retransmit_at = False, math.inf
 
     def give_up(self) -> None:
         """Give up on the lines in flight: they are never pushed again.
 
-        waited does not start from 0: the next line is overdue at once, and printed as it is typed.
+        waited stays at ECHO_TIMEOUT: this server may publish no echoes that the client knows, so
+        what is typed next is printed at once.
         """
         self.undelivered += self.in_flight
         del self.lines[: self.in_flight]
-        self.in_flight, self.gap, self.waited = 0, False, ECHO_TIMEOUT
+        self.in_flight, self.went_back, self.waited = 0, False, ECHO_TIMEOUT
 
     def take_notice(self) -> str:
         """Return a notice if an echo has become overdue."""
@@ -379,9 +380,10 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, reading: bool, seconds: float) -> bool:
     """Act if no echo comes for too long. Return whether to go on.
 
-    If more input can be read: after DELIVERY_TIMEOUT, give up on the lines in flight, but go on.
-    This may be a server whose messages look different. If no more can be read: after ECHO_TIMEOUT,
-    push the newest line again, and after DELIVERY_TIMEOUT, end.
+    reading is False after the end of the input, and while the window is full: then only echoes
+    help. The newest line is pushed again after ECHO_TIMEOUT, and the chat ends after
+    DELIVERY_TIMEOUT. While reading, lines are given up after DELIVERY_TIMEOUT, and the chat goes
+    on: this may be a server whose messages look different.
     """
     if connection.up or not reading:
         outbox.pass_time(min(seconds, 1))  # A longer time means that this process was stopped.
@@ -721,8 +723,8 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. A
-# key may be torn between two reads. A sequence that is malformed ends before the first character
-# that cannot belong to it.
+# key may be torn between two reads: `partial` comes first, or ESC [ would match as a whole key. A
+# sequence that is malformed ends before the first character that cannot belong to it.
 KEY = re.compile(
     r"""
     (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # a torn key
@@ -820,9 +822,9 @@ if sys.platform != "win32":
         def stop(self) -> None:
             """Stop, and set the terminal up again after fg.
 
-            While stopped, signals have their default action. Python runs handlers in the main
-            thread only. Before that runs, the reading thread may read in the background, which
-            stops the process again, and the signal would seem lost.
+            While stopped, signals have their default action. Otherwise a SIGTERM could go
+            unhandled: its handler needs the main thread, but the read of the other thread, in the
+            background, stops the process first.
             """
             self.stop_requested = False
             self.restore()
@@ -831,8 +833,8 @@ if sys.platform != "win32":
             for signum in caught:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            if self.in_background():
-                signal.raise_signal(signal.SIGTTOU)  # after bg
+            with contextlib.suppress(termios.error):  # After bg, the kernel stops it here until fg.
+                termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
             for signum in caught:
                 signal.signal(signum, handlers[signum])
             self.set_up()

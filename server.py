@@ -79,7 +79,7 @@ def receive(pull: Sock) -> list[bytes]:
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         if not pull.get(zmq.EVENTS):
-            return [recv(pull)]  # The loop below would end with an exception after each line.
+            return [recv(pull)]  # Nothing waits: block for one line.
         while len(lines) < BATCH:
             lines.append(recv(pull, zmq.NOBLOCK))
     return lines
@@ -109,7 +109,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     once, handles simple lines five times as fast as parsing. Only the other lines are parsed.
     """
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # A line contains line ends, as JSON may. Parse all lines.
+    if len(pairs) != len(lines):  # A line contains a line end, as JSON may: parse all lines.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
@@ -159,7 +159,9 @@ class Publisher:
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.shortened_timeout = SUBSCRIBER_TIMEOUT  # seconds, just after the last stall
+        self.timeout_after_stall = (
+            SUBSCRIBER_TIMEOUT  # seconds; halved by each stall, regrown by REGAIN
+        )
         self.stalled_at = -math.inf  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
@@ -173,18 +175,18 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
-        regained = self.shortened_timeout + REGAIN * (now - self.stalled_at)
+        regained = self.timeout_after_stall + REGAIN * (now - self.stalled_at)
         left = max(0, self.shutdown.deadline + LAST_BATCH_TIMEOUT - now)
         timeout = min(SUBSCRIBER_TIMEOUT, regained, left)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             send(self.pub, message)
         except zmq.Again:
-            # After one send without NODROP, libzmq skips full queues until they are half empty.
+            # One send without NODROP has libzmq skip full queues until they are half empty.
             self.pub.set(zmq.XPUB_NODROP, 0)
             send(self.pub, message)
             self.pub.set(zmq.XPUB_NODROP, 1)
-            self.shortened_timeout = max(MIN_TIMEOUT, timeout / 2)
+            self.timeout_after_stall = max(MIN_TIMEOUT, timeout / 2)
             self.stalled_at = time.monotonic()
             self.log.report("a subscriber stalled: the chat goes on without it")
 

@@ -364,8 +364,8 @@ def test_a_client_may_be_started_before_its_server(ken: Ken, start_server: Start
     assert early.stderr == NO_SERVER + CONNECTED
 
 
-# README, Delivery in detail: at most 1,000 lines are sent again for the new connection, and at most
-# 1,000 more for a missed echo.
+# README, Delivery in detail: A broken connection causes at most 2,000 resends: up to 1,000 on
+# reconnecting, and up to 1,000 if an echo is then missed.
 # README, Differences from the original: lines without an echo are sent again
 
 
@@ -437,7 +437,7 @@ def test_the_newest_line_goes_again_if_no_echo_comes(
 
 
 # README, Delivery in detail: The client waits this long for the next echo:
-# README, Delivery in detail: never up | 8 seconds | exits with status 1
+# README, Delivery in detail: was never up | 8 seconds | exits with status 1
 
 
 @slow
@@ -527,10 +527,10 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
     assert 8 < time.monotonic() - began < 15
 
 
-# README, Delivery in detail: up now or earlier | 30 seconds | exits with status 1
-# README, Delivery in detail: down | forever
-# README, Delivery: If no echo comes for 30 seconds at the end of the input, the client reports how
-# many lines may not have been delivered and exits with status 1.
+# README, Delivery in detail: has been up at least once | 30 seconds | exits with status 1
+# README, Delivery in detail: is down | forever
+# README, Delivery: If, after the end of the input, 30 seconds pass without an echo, the client
+# reports how many lines may not have been delivered and exits with status 1.
 
 
 @slow

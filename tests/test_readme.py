@@ -134,7 +134,7 @@ def test_nothing_of_the_project_can_be_imported_by_accident(tmp_path: Path) -> N
     assert found.stdout.split() == [b"None"] * 3
 
 
-# README, zmq-talk-chat: copy `client.py` there. It needs no other file of this project.
+# README, zmq-talk-chat: copy `client.py` there. It needs only pyzmq and colorama.
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -387,7 +387,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (said.returncode, said.stdout) == (0, b"")
 
 
-# README, Beyond one machine: run this forwarder on other hosts, and have clients connect to those
+# README, Beyond one machine: run this forwarder on other hosts, and have clients connect to them:
 
 
 def with_ports(text: str, host: str, ports: tuple[int, int]) -> str:

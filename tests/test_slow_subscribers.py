@@ -39,8 +39,8 @@ def read(
     return bytes(data), times
 
 
-# README, Differences from the original: the server slows down for [subscribers that keep
-# up](#slow-subscribers)
+# README, Differences from the original: the server slows down to the pace of its subscribers,
+# unless they [stall](#slow-subscribers)
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(100, marks=slow)])
@@ -68,7 +68,7 @@ def test_subscribers_that_keep_reading_lose_nothing(server: Script, count: int) 
 
 
 # README, Slow subscribers: When a queue is full, the chat slows down to the pace of that
-# subscriber, as long as it reads about 3,000 short messages in two seconds.
+# subscriber, as long as it reads at least about 1,500 short messages a second.
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_a_slow_subscriber_loses_nothing(server: Script, count: int, rate: int, 
 
 
 # README, Slow subscribers: The server queues up to 2,000 messages for each subscriber.
-# README, Slow subscribers: It delays the chat by two seconds, then loses messages until it has read
-# half of its queue.
+# README, Slow subscribers: It delays the chat by at most two seconds, then loses messages until it
+# has read half of its queue.
 # README, Differences from the original: it delays the chat by two seconds at most, then loses
 # messages; the server logs it
 

@@ -270,8 +270,8 @@ def test_typing_is_prompt_in_a_flood(ken: Terminal, bare_server: BareServer) -> 
     assert max(delays) < 0.5
 
 
-# README, What it adds to the original: No message can move the cursor, clear the screen or set the
-# title.
+# README, What it adds to the original: No message can clear the screen, set the title or change
+# another line.
 
 
 def test_colours(open_client: OpenClient, bare_server: BareServer) -> None:

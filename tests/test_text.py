@@ -136,8 +136,8 @@ def test_with_a_name_every_short_line_has_an_echo(typed: bytes, name: str) -> No
 
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, unless it is too
-# long, since another server may accept it. A notice says why nobody will see it: every time on a
-# terminal, the first time in a pipe.
+# long, since another server may accept it. A notice says why nobody will see it: for each such line
+# on a terminal, only for the first in a pipe.
 
 TOO_LONG_ESCAPED = '{"user": "k", "message": "%s"}' % ("\x85" * 5_000)
 PROBLEMS = {
@@ -268,7 +268,8 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
     assert [client.sanitize_message(message)[0] for message in published(line)] == expected
 
 
-# README, Differences from the original: again by the client, in case another server does not
+# README, Differences from the original: the client escapes them, too (all but colors and TAB), in
+# case it talks to another server
 
 FRAMES = {  # what a server publishes, what is printed without colours, and what with them
     "message": (b"ken> \x1b[36mhello\x1b[0m", "ken> hello", "ken> \x1b[36mhello\x1b[0m"),
