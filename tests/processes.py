@@ -229,7 +229,11 @@ def start_server(start: Start) -> StartServer:
 
     def start_it(*options: object, ports: tuple[int, int] | None = None, **how: Any) -> Script:
         ports = ports or (free_port(), free_port())
-        return wait_bound(start("server.py", *server_options(ports), *options, **how))
+        script = start("server.py", *server_options(ports), *options, **how)
+        while sys.platform == "win32" and script.wait_stderr("\n") and "denied" in script.stderr:
+            # Windows keeps a port for a moment after the process that had it was killed.
+            script = start("server.py", *server_options(ports), *options, **how)
+        return wait_bound(script)
 
     return start_it
 
