@@ -230,9 +230,11 @@ def start_server(start: Start) -> StartServer:
     def start_it(*options: object, ports: tuple[int, int] | None = None, **how: Any) -> Script:
         ports = ports or (free_port(), free_port())
         script = start("server.py", *server_options(ports), *options, **how)
-        while sys.platform == "win32" and script.wait_stderr("\n") and "denied" in script.stderr:
+        for _ in range(20 if sys.platform == "win32" else 0):
             # Windows keeps a port for a moment after the process that had it was killed.
-            script = start("server.py", *server_options(ports), *options, **how)
+            script.wait_stderr("\n")
+            if "denied" in script.stderr:
+                script = start("server.py", *server_options(ports), *options, **how)
         return wait_bound(script)
 
     return start_it
