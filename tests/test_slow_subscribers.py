@@ -181,7 +181,7 @@ def test_many_subscribers_that_stall_again_and_again_delay_the_chat_little(
             sub.recv(1 << 23)  # It reads half of its queue, and stalls again.
             waits.append(peer.round_trip())
     assert statistics.median(waits) < 0.1
-    assert max(waits) < 1.2  # the second stall
+    assert max(waits) < 2.2  # a second, a half, a quarter, ... if those stall one after the other
 
 
 # README, Slow subscribers: A subscriber whose host stops answering is disconnected after about 20
