@@ -321,6 +321,8 @@ class Outbox:
 
     def acknowledge(self, messages: list["Message"]) -> None:
         """Remove the lines whose echoes are among the messages. Go back if one was missed."""
+        if not messages:
+            return
         echoes = [line.echo for line in self.lines[: self.in_flight]]
         awaited = set(echoes)
         acknowledged, missed = 0, False

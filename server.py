@@ -159,9 +159,7 @@ class Publisher:
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.timeout_after_stall = (
-            SUBSCRIBER_TIMEOUT  # seconds; halved by each stall, regrown by REGAIN
-        )
+        self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # halved by each stall; REGAIN regrows it
         self.stalled_at = -math.inf  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
