@@ -23,7 +23,6 @@ import contextlib
 import errno
 import functools
 import json
-import math
 import os
 import re
 import signal
@@ -32,6 +31,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn, TextIO
 
@@ -44,6 +44,7 @@ else:
     import termios
 
 Sock = zmq.Socket[bytes]
+Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
@@ -59,6 +60,7 @@ DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
 CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
 # the errors of a write to a pipe whose reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
+CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -69,14 +71,14 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
     echo comes in time. Raises OSError if stdout fails.
     """
     now = time.monotonic()
-    while outbox.lines or not stdin.ended:
+    while outbox or not stdin.ended:
         # wait for some input, or only for echoes if it has ended or the window is full
-        window_full = len(outbox.lines) >= WINDOW and not screen.interactive
+        window_full = len(outbox) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not window_full
         for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
                 screen.print_problem(problem)
-            elif not connection.up or outbox.waited >= ECHO_TIMEOUT:
+            elif not connection.up or outbox.overdue:
                 screen.print_typed(line)  # now, since its echo may take a while
 
         # push it
@@ -98,9 +100,11 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 
         # retransmit or give up lines whose echoes are overdue
         before, now = now, time.monotonic()
-        if not check_echoes(outbox, connection, reading, now - before):
+        if connection.up or not reading:
+            notice = outbox.pass_time(min(now - before, 1))  # more means: this process was stopped
+            screen.print_notice(notice if screen.interactive else "")
+        if not check_echoes(outbox, connection.ever_up, reading):
             break
-        screen.print_notice(outbox.take_notice() if screen.interactive else "")
         screen.refresh()
 
 
@@ -261,27 +265,27 @@ class Problem(NamedTuple):
 
 
 class Outbox:
-    """The lines that are not acknowledged yet. The first `in_flight` of them have been pushed.
+    """The lines without an echo: those in flight, as they were pushed, then those still to push.
 
-    A line is queued, pushed, and removed when its echo comes. Echoes come in the order of the
-    lines. If that of a later line comes first, this client has missed an echo, because its
-    subscription came late, or because nobody read its stdout and the server went on without it.
-    Then, and over a new connection, all lines are pushed again (go-back-N). A line that the server
-    will drop has no echo, and is removed when it is pushed. See check_echoes for what happens if no
-    echo comes.
+    Echoes come in the same order. If an echo comes while older lines are in flight, the client has
+    missed theirs: its subscription came late, or nobody read its stdout and the server went on
+    without it. Then it pushes the older lines again. Over a new connection, it pushes all again.
 
     An echo is known by its text, so an equal line by someone of the same name is taken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.lines: list[Line] = []
-        self.in_flight = 0
-        self.went_back = False  # for a missed echo; then later echoes mean nothing until it comes
-        self.waited = 0.0  # seconds since the last echo, counted while lines wait for one
-        self.retransmit_at = ECHO_TIMEOUT  # the value of waited at which a line is pushed again
-        self.undelivered = 0  # lines given up, not sent, or that the server will drop
-        self.noticed_delay = False
+        self.in_flight: list[Line] = []
+        self.queued: deque[Line] = deque()
+        self.probe: Line | None = None  # the newest line in flight, once it was pushed again
+        self.since_echo = 0.0  # seconds, counted while lines wait for an echo
+        self.since_push = 0.0  # likewise, since a line was last pushed
+        self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
+
+    def __len__(self) -> int:
+        """Return the number of lines without an echo."""
+        return len(self.in_flight) + len(self.queued)
 
     def add(self, line: bytes) -> Problem | None:
         """Queue a line. Return the problem with it, if there is one.
@@ -300,86 +304,91 @@ class Outbox:
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return Problem("line not sent", f"{size}, but the server takes {MAX_LINE:,} at most")
         try:
-            self.lines.append(Line(frame, hash(echo_of(frame))))
+            self.queued.append(Line(frame, hash(echo_of(frame))))
         except ValueError as error:
-            self.lines.append(Line(frame, None))
-            self.undelivered += 1
+            self.queued.append(Line(frame, None))
             problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
         return problem
 
     def push(self, push: Sock) -> None:
-        """Push lines (slide 8), until WINDOW are in flight."""
+        """Push queued lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
-            while self.in_flight < min(WINDOW, len(self.lines)):
-                line = self.lines[self.in_flight]
-                push.send(line.frame, zmq.NOBLOCK)
+            while self.queued and len(self.in_flight) < WINDOW:
+                push.send(self.queued[0].frame, zmq.NOBLOCK)
+                self.since_push = 0.0
+                line = self.queued.popleft()
                 if line.echo is None:
-                    del self.lines[self.in_flight]
+                    self.undelivered += 1
                 else:
-                    self.in_flight += 1
-                self.retransmit_at = self.waited + ECHO_TIMEOUT
+                    self.in_flight.append(line)
 
-    def acknowledge(self, messages: list["Message"]) -> None:
-        """Remove the lines whose echoes are among the messages. Go back if one was missed."""
-        if not messages:
+    def acknowledge(self, messages: list[Message]) -> None:
+        """Remove the lines whose echoes are among the messages. Queue those in between again."""
+        if not (messages and self.in_flight):
             return
-        echoes = [line.echo for line in self.lines[: self.in_flight]]
-        awaited = set(echoes)
-        acknowledged, missed = 0, False
-        for message in messages:
-            echo = hash(message.plain)
-            if acknowledged < len(echoes) and echo == echoes[acknowledged]:
-                acknowledged += 1
-                awaited.discard(echo)  # A second copy of it is not the echo of a later line.
-                self.went_back = False
-            elif echo in awaited and not self.went_back:
-                self.went_back = missed = True
-        if acknowledged:
-            del self.lines[:acknowledged]
-            self.in_flight -= acknowledged
-            self.waited, self.retransmit_at = 0.0, ECHO_TIMEOUT
-        if missed:
-            self.in_flight = 0
+        echoes = [line.echo for line in self.in_flight]
+        done, missed = 0, list[Line]()
+        for plain, _ in messages:
+            try:
+                index = echoes.index(hash(plain), done)
+            except ValueError:  # somebody else's message, or a second copy of an echo
+                continue
+            missed += self.in_flight[done:index]
+            done = index + 1
+        if done:
+            del self.in_flight[:done]
+            self.queue_again(missed)
+            self.since_echo = 0.0
+
+    def queue_again(self, lines: list[Line]) -> None:
+        """Queue lines in front of those that were never pushed: better twice than never."""
+        self.queued.extendleft(reversed(lines))
 
     def go_back(self) -> None:
-        """Have all lines pushed over a new connection: better twice than never."""
-        self.in_flight, self.went_back = 0, False
+        """Queue all lines again, for a new connection."""
+        self.queue_again(self.in_flight)
+        self.in_flight, self.probe = [], None
 
-    def pass_time(self, seconds: float) -> None:
-        """Count seconds in which lines wait for an echo."""
-        self.waited += seconds if self.lines else 0.0
+    def pass_time(self, seconds: float) -> str:
+        """Count seconds in which lines wait for an echo. Return a notice when it gets overdue."""
+        was_overdue = self.overdue
+        if len(self):
+            self.since_echo += seconds
+            self.since_push += seconds
+        if was_overdue or not self.overdue:
+            return ""
+        first = excerpt([*self.in_flight, *self.queued][0].frame)
+        return f"no echo yet for {count_lines(len(self))}; the first: {first}"
 
-    def retransmit(self, push: Sock) -> None:
-        """Push the newest line in flight again, once. Its echo shows whether others were missed."""
-        with contextlib.suppress(zmq.Again):
-            push.send(self.lines[self.in_flight - 1].frame, zmq.NOBLOCK)
-            self.went_back, self.retransmit_at = False, math.inf
+    @property
+    def overdue(self) -> bool:
+        """Whether the next echo is overdue."""
+        return self.since_echo >= ECHO_TIMEOUT
+
+    def retransmit(self) -> None:
+        """Queue the newest line in flight again, once. Its echo shows whether others were missed.
+
+        TCP does the same, and calls it a tail loss probe (RFC 8985).
+        """
+        if self.in_flight and self.in_flight[-1] is not self.probe:
+            self.probe = self.in_flight.pop()
+            self.queue_again([self.probe])
 
     def give_up(self) -> None:
         """Give up on the lines in flight: they are never pushed again.
 
-        waited stays at ECHO_TIMEOUT: this server may publish no echoes that the client knows, so
-        what is typed next is printed at once.
+        The next echo stays overdue: this server may publish none that the client recognizes.
         """
-        self.undelivered += self.in_flight
-        del self.lines[: self.in_flight]
-        self.in_flight, self.went_back, self.waited = 0, False, ECHO_TIMEOUT
-
-    def take_notice(self) -> str:
-        """Return a notice if an echo has become overdue."""
-        noticed, self.noticed_delay = self.noticed_delay, self.waited >= ECHO_TIMEOUT
-        if noticed or not self.noticed_delay:
-            return ""
-        first = excerpt(self.lines[0].frame)
-        return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
+        self.undelivered += len(self.in_flight)
+        self.in_flight, self.since_echo = [], ECHO_TIMEOUT
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
-        count = self.undelivered + sum(line.echo is not None for line in self.lines)
+        count = self.undelivered + len(self)
         return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
-def check_echoes(outbox: Outbox, connection: Connection, reading: bool, seconds: float) -> bool:
+def check_echoes(outbox: Outbox, ever_up: bool, reading: bool) -> bool:
     """Act if no echo comes for too long. Return whether to go on.
 
     reading is False after the end of the input, and while the window is full: then only echoes
@@ -387,15 +396,13 @@ def check_echoes(outbox: Outbox, connection: Connection, reading: bool, seconds:
     DELIVERY_TIMEOUT. While reading, lines are given up after DELIVERY_TIMEOUT, and the chat goes
     on: this may be a server whose messages look different.
     """
-    if connection.up or not reading:
-        outbox.pass_time(min(seconds, 1))  # A longer time means that this process was stopped.
     if reading:
-        if outbox.waited >= DELIVERY_TIMEOUT:
+        if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return True
-    if connection.up and outbox.in_flight and outbox.waited >= outbox.retransmit_at:
-        outbox.retransmit(connection.push)
-    return outbox.waited < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
+    if outbox.overdue and outbox.since_push >= ECHO_TIMEOUT:
+        outbox.retransmit()
+    return outbox.since_echo < (DELIVERY_TIMEOUT if ever_up else CONNECT_TIMEOUT)
 
 
 def count_lines(count: int) -> str:
@@ -422,7 +429,6 @@ SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
 # Numbers are kept as the text they were written as. int rejects NaN and Infinity: not JSON.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=int).decode
-COLOR_BYTES = len(colorama.Fore.CYAN + colorama.Style.RESET_ALL)
 
 
 def echo_of(frame: bytes) -> str:
@@ -431,10 +437,10 @@ def echo_of(frame: bytes) -> str:
     Raises ValueError, with the reason, if it makes none.
     """
     try:
-        line = frame.decode().removeprefix("\ufeff")
+        line = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(line):
             return f"{simple[1]}> {simple[2]}"
-        payload = parse_json(line)
+        payload = parse_json(line.removeprefix("\ufeff"))
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
@@ -443,7 +449,7 @@ def echo_of(frame: bytes) -> str:
         if line.startswith("{"):
             hint = "write the whole object on one line"
         raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
-    if len(echo.encode()) + COLOR_BYTES > MAX_LINE:
+    if len(echo.encode()) + len(CYAN + RESET) > MAX_LINE:
         raise ValueError("too long once its control characters are escaped")
     return echo
 
@@ -456,13 +462,6 @@ def sanitize(text: str) -> str:
 
 
 # Dump buffered messages.
-
-
-class Message(NamedTuple):
-    """A message whose control characters are escaped."""
-
-    plain: str  # without its colours
-    colored: str
 
 
 COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
@@ -480,13 +479,13 @@ def receive(sub: Sock) -> list[Message]:
 def sanitize_message(frame: bytes) -> Message:
     """Return a message from a frame, which may come from any server."""
     text = frame.decode(errors="replace")
-    plain = COLOR.sub("", text)
-    if not plain.isprintable():
-        plain = sanitize(plain)
-        text = "".join(part if COLOR.match(part) else sanitize(part) for part in COLOR.split(text))
-    if "\x1b" in text and not text.endswith(colorama.Style.RESET_ALL):
-        text += colorama.Style.RESET_ALL  # Colours must not leak into what follows.
-    return Message(plain, text)
+    plain = text.removesuffix(RESET).replace(CYAN, "")
+    if not plain.isprintable():  # as most messages are
+        parts = [part if COLOR.match(part) else sanitize(part) for part in COLOR.split(text)]
+        plain, text = "".join(parts[::2]), "".join(parts)
+    if "\x1b" in text and not text.endswith(RESET):
+        text += RESET  # Colours must not leak into what follows.
+    return plain, text
 
 
 class Screen:
@@ -511,7 +510,8 @@ class Screen:
     def print_messages(self, messages: list[Message]) -> None:
         """Print messages (slide 8). Raises OSError."""
         if messages:
-            self.write([m.colored if self.color else m.plain for m in messages], sys.stdout)
+            texts = [colored if self.color else plain for plain, colored in messages]
+            self.write(texts, sys.stdout)
 
     def print_typed(self, line: bytes) -> None:
         """Print a line that has left the typed row, and whose echo may take a while."""
@@ -560,7 +560,7 @@ class Screen:
             with contextlib.suppress(OSError):
                 if self.editor:
                     end = "\n" if self.editor.line else ""
-                    os.write(1, (colorama.Style.RESET_ALL + WRAP + end).encode())
+                    os.write(1, (RESET + WRAP + end).encode())
                 if report:
                     # Not sys.stderr: a signal may have interrupted a write to it.
                     with open_stream(2) as stderr:

@@ -32,17 +32,17 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_LINE = 16_384  # bytes in a line, and in a message
-MAX_SUBSCRIPTION = 512  # bytes in the frame of a subscription: a prefix of 502, and libzmq's 10
+MAX_LINE = 16_384  # bytes in a line: libzmq disconnects a longer one's sender; and in a message
+MAX_SUBSCRIPTION = 512  # bytes in a subscription: libzmq's 10, and the prefix (the talk's is '')
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 32 MB at most
-BATCH = 300  # lines received before they are published
+BATCH = 300  # waiting lines that are received, at most, before they are published
 IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
-SUBSCRIBER_TIMEOUT = 2.0  # seconds that a full queue may delay the chat; each stall halves them
-MIN_TIMEOUT = 0.05  # seconds that remain after many stalls
+SUBSCRIBER_TIMEOUT = 2.0  # seconds that a subscriber whose queue is full may delay the chat
+MIN_TIMEOUT = 0.05  # the same after many such delays: see Publisher
 REGAIN = 0.05  # seconds by which a shortened timeout grows again, each second
 SHUTDOWN_TIMEOUT = 2.1  # seconds from a signal until the loop ends, even if lines keep coming
-LAST_BATCH_TIMEOUT = 0.2  # seconds after that in which full queues may delay the last batch
+LAST_BATCH_TIMEOUT = 0.2  # seconds beyond that for which full queues may delay the last batch
 PEER_TIMEOUT = 20  # seconds until TCP gives up a peer that does not answer
 LOG_INTERVAL = 0.2  # seconds between writes to stderr
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
@@ -57,43 +57,42 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     while time.monotonic() < shutdown.deadline:
         lines = receive(pull)
         publisher.publish(chat_messages(lines, log))
-        if not lines and shutdown.requested:
-            break
         if not lines:
-            pub.get(zmq.EVENTS)  # lets libzmq free the queues of subscribers that have left
+            if shutdown.requested:
+                break
+            # A socket cleans up only when it is used: free the queues of subscribers that left.
+            pub.get(zmq.EVENTS)
 
 
-# Receive. Two things make the server about three times as fast: it receives all waiting lines
-# before it sends any, so that libzmq's I/O thread wakes once for all of them, and it calls pyzmq's
-# compiled recv and send without their Python wrappers.
-
-recv = zmq.backend.Socket.recv
-send = zmq.backend.Socket.send
+# Receive.
 
 
 def receive(pull: Sock) -> list[bytes]:
     """Return the lines waiting in PULL, at most BATCH. If there are none, wait for one.
 
-    Return an empty list if none comes within RCVTIMEO.
+    Return an empty list if none comes within RCVTIMEO. To receive many lines before any is sent
+    makes the server about twice as fast: libzmq's I/O thread then wakes once for all of them.
     """
     lines: list[bytes] = []
-    with contextlib.suppress(zmq.Again):
+    recv = pull.recv
+    with contextlib.suppress(zmq.Again):  # None came in time, or no more are waiting.
         if not pull.get(zmq.EVENTS):
-            return [recv(pull)]  # Nothing waits: block for one line.
+            return [recv()]  # None is waiting: block for one.
         while len(lines) < BATCH:
-            lines.append(recv(pull, zmq.NOBLOCK))
+            lines.append(recv(zmq.NOBLOCK))
     return lines
 
 
 # Turn lines into messages.
 
-# Every character may control a terminal, and is escaped, but TAB, printable ASCII, and these: all
-# beyond ASCII but controls, line separators, direction overrides, and lone surrogates. (Joiners,
-# which emoji and Persian need, and no-break spaces are text.)
+# Safe to print are TAB, printable ASCII, and SAFE. SAFE is everything beyond ASCII except control
+# characters, line separators, direction overrides and lone surrogates. (Joiners, which emoji and
+# Persian need, and no-break spaces are text.) Any other character could control the reader's
+# terminal, and is escaped.
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
-# A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
+# A simple line: as json.dumps and JSON.stringify write it, with nothing to unescape or to escape.
 # findall returns a pair for each line: user and text of a simple line, ("", "") of any other.
 STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
@@ -108,35 +107,35 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     A line that has none is dropped, and reported. A regular expression, applied to all lines at
     once, handles simple lines five times as fast as parsing. Only the other lines are parsed.
     """
+    # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line is parsed.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # A line contains a line end, as JSON may: parse all lines.
+    if len(pairs) != len(lines):  # JSON with line ends in it, or no lines: the pairs are no use.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
-        if not user:  # The line is not simple, or the user is empty.
-            try:
+        try:
+            if not user:  # The line is not simple, or the user is empty.
                 user, text = parse(line)
-            except ValueError as error:
-                log.report("dropped a line", f"{error}: {line[:60]!r}")
-                continue
-        messages.append(f"{user}> {CYAN}{text}{RESET}".encode())
+            message = f"{user}> {CYAN}{text}{RESET}".encode()
+            if len(message) > MAX_LINE:
+                raise ValueError("too long once its control characters are escaped")
+            messages.append(message)
+        except ValueError as error:
+            log.report("dropped a line", f"{error}: {line[:60]!r}")
     return messages
 
 
 def parse(line: bytes) -> tuple[str, str]:
-    """Return the user and the text of a line that is not simple, sanitized.
+    """Return the user and the text of a line, sanitized.
 
-    Raises ValueError, with the reason, if it has none, or they make a message that is too long.
+    Raises ValueError if it is anything but an object with both: not UTF-8, a list, nested too
+    deeply.
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))
-        user, text = sanitize(payload["user"]), sanitize(payload["message"])
+        return sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        # whatever it is instead: no UTF-8, a list, a null, nested too deeply
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
-    if len(f"{user}> {CYAN}{text}{RESET}".encode()) > MAX_LINE:
-        raise ValueError("too long once its control characters are escaped")
-    return user, text
 
 
 def sanitize(text: str) -> str:
@@ -148,19 +147,22 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
+send = zmq.backend.Socket.send  # compiled; Socket.send wraps it in Python, which takes as long
+
 
 class Publisher:
     """Publishes messages, and limits how long slow subscribers may delay the chat.
 
-    A subscriber whose queue stays full for the timeout has stalled. The chat then goes on without
-    it until it has read half of its queue. The timeout backs off: each stall halves it, so that
-    many of them delay the chat little longer than one, and it recovers with time.
+    When the queue of a subscriber is full, the chat waits for it. If the queue is still full after
+    the timeout, the subscriber has stalled. The chat then goes on without it: it misses messages
+    until it has read half of its queue. Each stall halves the timeout, which recovers with time, so
+    that many stalled subscribers delay the chat little longer than two.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # halved by each stall; REGAIN regrows it
-        self.stalled_at = -math.inf  # the time of the last stall
+        self.stalled_at = 0.0  # the time of the last stall
+        self.timeout_then = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -173,19 +175,20 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
-        regained = self.timeout_after_stall + REGAIN * (now - self.stalled_at)
+        regained = self.timeout_then + REGAIN * (now - self.stalled_at)
         left = max(0, self.shutdown.deadline + LAST_BATCH_TIMEOUT - now)
         timeout = min(SUBSCRIBER_TIMEOUT, regained, left)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             send(self.pub, message)
         except zmq.Again:
-            # One send without NODROP has libzmq skip full queues until they are half empty.
+            # Without NODROP, libzmq drops the message for full queues. It also leaves these out of
+            # all later sends, until half of the queue has been read.
             self.pub.set(zmq.XPUB_NODROP, 0)
             send(self.pub, message)
             self.pub.set(zmq.XPUB_NODROP, 1)
-            self.timeout_after_stall = max(MIN_TIMEOUT, timeout / 2)
             self.stalled_at = time.monotonic()
+            self.timeout_then = max(MIN_TIMEOUT, timeout / 2)
             self.log.report("a subscriber stalled: the chat goes on without it")
 
 
@@ -207,7 +210,7 @@ class Log:
         self.thread.start()
 
     def report(self, text: str, detail: str = "") -> None:
-        """Queue a report."""
+        """Queue a report. Reports of the same text are equal."""
         with self.lock:
             count, _ = self.reports.get(text, (0, ""))
             self.reports[text] = count + 1, detail
@@ -225,14 +228,14 @@ class Log:
             with self.lock:
                 reports, self.reports = self.reports, {}
             for text, (count, detail) in reports.items():
-                parts = [f"{text} ({count:,} times)" if count > 1 else text, detail]
-                entry = f"server.py: {': '.join(filter(None, parts))}\n"
+                times = f" ({count:,} times)" if count > 1 else ""
+                reason = f": {detail}" if detail else ""
                 with contextlib.suppress(OSError), open_stderr() as stderr:
-                    stderr.write(entry)
+                    stderr.write(f"server.py: {text}{times}{reason}\n")
 
 
 def open_stderr() -> TextIO:
-    """Open stderr for UTF-8. On Windows, open also knows consoles, and writes CRLF."""
+    """Open stderr for UTF-8. sys.stderr uses the locale's encoding, and None if it was closed."""
     return open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
@@ -247,21 +250,23 @@ class Shutdown:
     """
 
     def __init__(self) -> None:
-        self.requested = False
         self.deadline = math.inf
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.deadline < math.inf
 
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Block all further signals: each would restart the wait in pyzmq that it interrupts, so a
-        Ctrl-C that is held down would keep the loop from ending. (If they were ignored, Python
-        would print a traceback for one that comes at this moment.)
+        Block further signals in this thread: each would restart the wait in pyzmq that it
+        interrupts, so a Ctrl-C that is held down would keep the loop from ending.
         """
-        if self.requested:
-            return
-        self.requested, self.deadline = True, time.monotonic() + SHUTDOWN_TIMEOUT
-        if hasattr(signal, "pthread_sigmask"):  # Windows: signals do not interrupt waits.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if not self.requested:
+            self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+            if hasattr(signal, "pthread_sigmask"):  # Windows: signals do not interrupt waits.
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def handle_signals(shutdown: Shutdown) -> None:
@@ -314,14 +319,14 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
-        if public_file.name.strip(".") == "key":
+        if public_file.name.strip(".") == "key":  # NAME is empty, or ends in "/" or ".".
             raise ValueError("it needs a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
         public_in_file, _ = zmq.auth.load_certificate(public_file)
         public, secret = zmq.auth.load_certificate(secret_file)
-        if not secret or not public_in_file == public == zmq.curve_public(secret):
+        if not secret or {public_in_file, public} != {zmq.curve_public(secret)}:
             raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
@@ -351,11 +356,14 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
     pub.set(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION + encryption)
-    # Process one subscription between two sends, so that a flood of them cannot delay messages.
+    # PUB receives subscriptions. It processes all that are queued before it sends, so queue only
+    # one: a flood of them would delay messages.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    pub.set(zmq.SNDBUF, 65_536)  # small, so that libzmq soon sees that a slow subscriber reads
+    # Keep the kernel's buffer small. It has to drain before libzmq can send more, and until then a
+    # slow subscriber looks stalled.
+    pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
 
 
@@ -431,5 +439,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: while Python shuts down, a second Ctrl-C would change the exit status.
+    # Not sys.exit: it may wait for libzmq or for stderr, and a second Ctrl-C would then change the
+    # exit status.
     os._exit(main())

@@ -71,7 +71,7 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes]) -> Non
     outbox = client.Outbox(None)
     for line in split(typed):
         outbox.add(line)
-    assert [line.frame for line in outbox.lines] == lines
+    assert [line.frame for line in outbox.queued] == lines
 
 
 # README, Delivery in detail: A byte order mark at the start of the input is dropped.
@@ -119,7 +119,7 @@ NAMED = {
 def test_a_name_makes_a_line_json(name: str, typed: bytes, user: str, message: str) -> None:
     outbox = client.Outbox(name)
     outbox.add(typed)
-    ((frame, echo),) = outbox.lines
+    ((frame, echo),) = outbox.queued
     assert json.loads(frame) == {"user": user, "message": message}
     assert echo == hash(client.sanitize(f"{user}> {message}"))
 
@@ -129,8 +129,8 @@ def test_with_a_name_every_short_line_has_an_echo(typed: bytes, name: str) -> No
     outbox = client.Outbox(name)
     outbox.add(typed)
     assert outbox.report() == "1 line may not have been delivered"
-    outbox.in_flight = 1
-    (message,) = published(outbox.lines[0].frame)
+    outbox.in_flight.append(outbox.queued.popleft())
+    (message,) = published(outbox.in_flight[0].frame)
     outbox.acknowledge([client.sanitize_message(message)])
     assert outbox.report() == ""
 
@@ -224,7 +224,7 @@ def test_a_line_that_is_too_long_is_not_sent(user: str | None, typed: bytes, siz
     problem = outbox.add(typed)
     assert problem
     assert ": ".join(problem) == TOO_LONG.format(size).replace("more bytes", "more")
-    assert outbox.lines == []
+    assert not outbox.queued
     assert outbox.report() == "1 line may not have been delivered"
 
 
