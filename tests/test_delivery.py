@@ -164,8 +164,9 @@ def test_a_client_receives_nothing_from_before(
     assert run_client(server.ports, typed(1), "--user", "k").stdout == b"k> 1\n"
 
 
-# README, What it adds to the original: Here, the client waits for its subscription first.
-# README, Differences from the original: the client waits for its subscription
+# README, What it adds to the original: Here, the client gives its subscription time to take effect
+# first.
+# README, Differences from the original: the client gives its subscription time to take effect
 
 
 def test_the_first_line_is_published_to_its_sender(server: Script, run_client: RunClient) -> None:
@@ -215,7 +216,8 @@ def test_it_ends_at_once_though_the_server_leaves_after_the_last_echo(
     assert read_all(script) == b"k> 1\n"
 
 
-# README, Delivery in detail: It does the same if the echo of a later line comes first.
+# README, Delivery in detail: If the echo of a later line comes first, the client has missed the
+# echoes of the lines before it, and sends these lines again.
 
 
 def test_lines_whose_echoes_were_missed_go_again(bare_server: BareServer, ken: Ken) -> None:
@@ -234,7 +236,9 @@ def test_lines_whose_echoes_were_missed_go_again(bare_server: BareServer, ken: K
     assert bare_server.receive_all(0.1) == []
 
 
-# README, Differences from the original: at most 1,000 lines are in flight
+# README, Differences from the original: the client sends at most 1,000 lines ahead of their echoes
+# README, Delivery in detail: No more input can be read at its end, and, from a pipe or a file,
+# while 1,000 lines are in flight.
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
 
 
@@ -284,7 +288,7 @@ def test_equal_lines_need_as_many_echoes(server: Script, run_client: RunClient) 
 
 
 # README, Delivery in detail: The client is connected while both of its sockets are. When either
-# reconnects, the client sends every unacknowledged line again (go-back-N).
+# reconnects, the client sends all lines in flight again.
 
 SOCKETS = {"PULL": ("pull",), "PUB": ("pub",), "both": ("pull", "pub")}
 
@@ -364,7 +368,8 @@ def test_a_client_may_be_started_before_its_server(ken: Ken, start_server: Start
 
 # README, Delivery in detail: A broken connection causes at most 2,000 resends: up to 1,000 on
 # reconnecting, and up to 1,000 if an echo is then missed.
-# README, Differences from the original: lines without an echo are sent again
+# README, Differences from the original: lines without an echo are sent again, so some may appear
+# twice
 
 
 @pytest.mark.parametrize("pauses", [(0,), pytest.param((0, 0, 5), marks=slow)])
@@ -402,8 +407,8 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
     assert list(dict.fromkeys(numbers_in(printed[0]))) == list(range(1, 1_501))
 
 
-# README, Delivery in detail: if no echo comes for five seconds, the client sends its newest line
-# again, once.
+# README, Delivery in detail: So when all input is sent and no echo comes for five seconds, the
+# client sends its newest line again, once.
 
 
 @slow
@@ -525,10 +530,11 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
     assert 8 < time.monotonic() - began < 15
 
 
-# README, Delivery in detail: has been up at least once | 30 seconds | exits with status 1
+# README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: is down | forever
-# README, Delivery: If, after the end of the input, 30 seconds pass without an echo, the client
-# reports how many lines may not have been delivered and exits with status 1.
+# README, Delivery: After the end of the input, if no echo comes for 30 seconds, the client reports
+# how many lines may not have been delivered, and exits with status 1.
+# README, Differences from the original: nobody knows | the client exits with status 1
 
 
 @slow
@@ -585,7 +591,8 @@ def test_lines_are_given_up_after_30_seconds_without_an_echo(
     assert read_line(patient) == b"k> 1\n"
 
 
-# README, Delivery in detail: gives up on these lines, continues, and in the end exits with status 1
+# README, Delivery in detail: gives up on the lines in flight, goes on, and in the end exits with
+# status 1
 # README, Delivery in detail: Lines that the client has given up on are never sent again.
 
 

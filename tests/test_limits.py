@@ -29,8 +29,8 @@ def limited(files: int, kind: str = "") -> list[str]:
     return ["sh", "-c", f'ulimit {kind} -n {files}; exec "$@"', "sh"]
 
 
-# README, Limits: Lines and messages are at most 16,384 bytes long, subscription prefixes at most
-# 502 bytes.
+# README, Limits: Lines and messages are at most 16,384 bytes long. The prefix that a SUB socket
+# subscribes to is at most 502 bytes long. The server disconnects a client that sends more.
 # README, Differences from the original: the server disconnects any other program that sends one
 
 
@@ -56,7 +56,7 @@ def test_the_server_disconnects_those_who_send_more(
 
 
 # README, Limits: The queues that the server keeps are bounded: 2,000 messages for each subscriber
-# (at most 32 MB; a message that is queued for several is stored once), and 256 lines from each
+# (at most 33 MB; a message that is queued for several is stored once), and 256 lines from each
 # sender (at most 4 MB).
 
 
@@ -207,7 +207,7 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
     assert server.process.poll() is None
 
 
-# README, Limits: Apart from that, floods of garbage or subscriptions do not disturb the chat.
+# README, Limits: Floods of garbage or subscriptions do not delay the chat.
 
 READY = zmtp.ready(b"SUB")
 STRANGERS = [

@@ -314,7 +314,7 @@ def test_post(page: Page, ann: Peer) -> None:
     assert ann.receive() == message_of("make", "error")
 
 
-# README, Recipes: Post a log as it grows, or just listen.
+# README, Recipes: Post a log as it grows, or just listen, with an input that never ends.
 
 
 @SHELL
@@ -387,7 +387,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (said.returncode, said.stdout) == (0, b"")
 
 
-# README, Beyond one machine: run this forwarder on other hosts, and have clients connect to them:
+# README, Beyond one machine: run this forwarder on other hosts, and have clients connect to them.
 
 
 def with_ports(text: str, host: str, ports: tuple[int, int]) -> str:

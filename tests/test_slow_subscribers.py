@@ -67,8 +67,8 @@ def test_subscribers_that_keep_reading_lose_nothing(server: Script, count: int) 
                 complete += key.data[0] == len(messages)
 
 
-# README, Slow subscribers: When a queue is full, the chat slows down to the pace of that
-# subscriber, as long as it reads at least about 1,500 short messages a second.
+# README, Slow subscribers: When a queue is full, the chat waits until half of it has been read. A
+# subscriber that manages this within two seconds loses nothing, and the chat runs at its pace.
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_slow_subscriber_loses_nothing(server: Script, count: int, rate: int, 
 
 
 # README, Slow subscribers: The server queues up to 2,000 messages for each subscriber.
-# README, Slow subscribers: It delays the chat by at most two seconds, then loses messages until it
+# README, Slow subscribers: It has delayed the chat by two seconds, and now loses messages until it
 # has read half of its queue.
 # README, Differences from the original: it delays the chat by two seconds at most, then loses
 # messages; the server logs it
@@ -159,9 +159,9 @@ def test_another_stalled_subscriber_delays_the_chat(
     server.wait_stderr(STALLED)
 
 
-# README, What it adds to the original: A slow subscriber gets time to catch up.
-# README, Slow subscribers: even many stalled subscribers delay the chat little longer than one
-# does.
+# README, What it adds to the original: A subscriber that falls behind gets time to catch up.
+# README, Slow subscribers: So many stalled subscribers together delay the chat by about four
+# seconds, and 50 ms for each.
 
 
 @slow

@@ -291,8 +291,7 @@ def test_colours(open_client: OpenClient, bare_server: BareServer) -> None:
     assert b"\x1b[3" not in uncoloured.received
 
 
-# README, Delivery: On a terminal, a line disappears when you press Enter, and its echo takes its
-# place.
+# README, Delivery: On a terminal, when you press Enter, the echo of your line replaces it.
 
 
 def test_a_typed_line_gives_way_to_its_echo(ken: Terminal, bare_server: BareServer) -> None:

@@ -45,6 +45,7 @@ def split(*parts: bytes) -> list[bytes]:
 
 # README, Differences from the original: Without `--user`, the client sends the same bytes as the
 # original.
+# README, Delivery in detail: Empty lines are not sent.
 
 ONE = line_of("k", "1")
 SPACED = b'{ "message":"m",  "user":"k", "more": [1e999]} '
@@ -75,6 +76,7 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes]) -> Non
 
 
 # README, Delivery in detail: A byte order mark at the start of the input is dropped.
+# README, Differences from the original: | sent with the first line | dropped |
 
 
 @given(st.lists(st.binary(max_size=9).filter(lambda line: b"\n" not in line)), st.data())

@@ -104,10 +104,11 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
     return server_script.chat_messages(list(lines), reports), reports.details
 
 
-# README, The wire: A line is a ZeroMQ message of one frame: UTF-8 JSON of at most 16,384 bytes, an
-# object with `user` and `message`, which are strings or numbers. Other keys are ignored.
-# README, The wire: A message has one frame of at most 16,384 bytes in UTF-8: `{user}>
-# ESC[36m{message}ESC[0m`, where `ESC[36m` is cyan.
+# README, The wire: A line is one frame of at most 16,384 bytes. It holds a JSON object in UTF-8
+# with `user` and `message`, which are strings or numbers. Other keys are ignored.
+# README, The wire: A message is one frame in UTF-8: `{user}> ESC[36m{message}ESC[0m`, where
+# `ESC[36m` is cyan. It has at most 16,384 bytes: the server drops a line whose message would be
+# longer.
 # README, Differences from the original: published as it was written
 
 
@@ -236,7 +237,7 @@ def test_control_characters_are_escaped_in_both_strings(ascii_only: bool) -> Non
 
 
 # README, Differences from the original: the server drops it and logs why
-# README, Differences from the original: dropped in the same way
+# README, Differences from the original: dropped and logged by the server, too
 # README, Differences from the original: JSON in Latin-1, or with comments
 # README, Differences from the original: an empty line from another program
 
