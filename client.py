@@ -14,7 +14,10 @@ The loop is the talk's, slides 8 to 14, but messages appear without pressing Ent
 
 The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
 line, and acknowledges it. Lines without an echo are sent again over the next connection, so a line
-may appear twice. On a terminal, a line editor keeps the line being typed below the messages.
+may appear twice.
+
+The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
+a file. On a terminal, a line editor keeps the line being typed below the messages. It comes last.
 """
 
 import argparse
@@ -48,14 +51,14 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight; a pipe is not read while that many wait
-SUB_HWM = 200  # messages that wait in SUB, and that are received in one go
+WINDOW = 1_000  # lines in flight; no more of a pipe is read while the outbox holds that many
+SUB_HWM = 200  # messages of up to 64 kB that wait in SUB; the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait in the loop
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
-RETRY_INTERVAL = 10.0  # seconds without a connection until the client no longer counts on libzmq
-ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, or until a line is pushed again
+RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
+ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
 CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
 # the errors of a write to a pipe whose reader has left; Windows reports EINVAL, or EPIPE
@@ -67,11 +70,11 @@ MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Screen") -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and each line has its echo, or when nothing more can be read and no
-    echo comes in time. Raises OSError if stdout fails.
+    End when the input has ended and all lines have their echoes, or when check_echoes says so.
+    Raises OSError if stdout fails.
     """
     now = time.monotonic()
-    while outbox or not stdin.ended:
+    while len(outbox) or not stdin.ended:
         # wait for some input, or only for echoes if it has ended or the window is full
         window_full = len(outbox) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not window_full
@@ -82,10 +85,11 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
                 screen.print_typed(line)  # now, since its echo may take a while
 
         # push it
-        if connection.update():
+        came_up = connection.update()
+        if came_up:
             outbox.go_back()
         if connection.up:
-            outbox.push(connection.push)
+            outbox.push_to(connection.push)
         screen.print_notice(connection.take_notice())
 
         # dump buffered messages
@@ -94,16 +98,13 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         try:
             screen.print_messages(messages)
         except OSError as error:
-            if error.errno not in READER_LEFT:  # as after `| head -1`
+            if error.errno not in READER_LEFT:
                 raise
-            stdin.stop()
+            stdin.ended = True  # Nobody reads stdout any more, as after `| head -1`.
 
-        # retransmit or give up lines whose echoes are overdue
+        # act if no echo comes
         before, now = now, time.monotonic()
-        if connection.up or not reading:
-            notice = outbox.pass_time(min(now - before, 1))  # more means: this process was stopped
-            screen.print_notice(notice if screen.interactive else "")
-        if not check_echoes(outbox, connection.ever_up, reading):
+        if not check_echoes(outbox, connection, screen, reading, now - before):
             break
         screen.refresh()
 
@@ -113,9 +114,10 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 
 def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
-    sources = [stdin.loop_end.fileno()] if reading else []
-    sockets = [connection.sub, *connection.monitors.values()]
-    ready, _, _ = zmq.select([*sockets, *sources], [], [], TICK)
+    sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
+    if reading:
+        sources.append(stdin.loop_end.fileno())
+    ready, _, _ = zmq.select(sources, [], [], TICK)
     return stdin.read_lines() if stdin.loop_end.fileno() in ready else []
 
 
@@ -148,12 +150,9 @@ class Stdin:
     def split(self, data: bytes) -> list[bytes]:
         """Return the lines that end in data, without empty ones. No data is the end of stdin."""
         lines, self.ended = self.splitter.feed(data)
-        torn = self.failed and not data  # Then what is left is no whole line.
-        return [] if torn else [line for line in lines if line]
-
-    def stop(self) -> None:
-        """Treat stdin as ended."""
-        self.ended = True
+        if self.failed and self.ended:
+            return []  # What is left may be half a line.
+        return [line for line in lines if line]
 
 
 class Splitter:
@@ -165,7 +164,8 @@ class Splitter:
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that end in data, and whether stdin has ended: no data means so."""
-        *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
+        ended = data or b"\n"  # The end of stdin ends its last line.
+        *lines, partial = (self.partial + ended).split(b"\n")
         self.partial = partial[:MAX_KEPT]
         if lines:
             lines[0] = lines[0].removeprefix(self.bom)
@@ -186,16 +186,17 @@ class Connection:
         self.push, self.sub, self.host = push, sub, host
         self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
         self.connected: set[Sock] = set()  # which of the two sockets are connected
-        self.ready_at = 0.0  # SLOW_JOINER_DELAY after the last handshake
         self.up = False
         self.ever_up = False
-        self.last_up_at = time.monotonic()  # or the start
-        self.retry_at = self.last_up_at + RETRY_INTERVAL
-        # The state that was last announced. A pipe starts as announced up: only trouble is news.
+        now = time.monotonic()
+        self.ready_at = now  # when the subscription is in effect
+        self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
+        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, likewise
+        # What the last notice said. A pipe is taken for up at first, and gets no notice of it.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
-        """Read the monitors, and reconnect if need be. Return whether it has just come up.
+        """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
         After even a brief loss, it is down until the new subscription is in effect.
         """
@@ -213,7 +214,7 @@ class Connection:
         self.up = len(self.connected) == 2 and now >= self.ready_at
         if self.up:
             self.ever_up = True
-            self.last_up_at, self.retry_at = now, now + RETRY_INTERVAL
+            self.notice_at, self.retry_at = now + NOTICE_DELAY, now + RETRY_INTERVAL
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
@@ -231,19 +232,17 @@ class Connection:
 
     def take_notice(self) -> str:
         """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
-        if self.up == self.announced_up:
-            return ""
         missing = self.monitors.keys() - self.connected
-        is_down = missing and time.monotonic() >= self.last_up_at + NOTICE_DELAY
-        if not self.up and not is_down:
+        is_down = bool(missing) and time.monotonic() >= self.notice_at
+        if self.up == self.announced_up or not (self.up or is_down):
             return ""
         self.announced_up = self.up
         if self.up:
             return f"connected to {self.host}"
         problem = f"no server at {self.host} (or its --key differs)"
         if len(missing) == 1:
-            port = missing.pop().get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-            problem = f"no answer from port {port} of {self.host}"
+            port_number = missing.pop().get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+            problem = f"no answer from port {port_number} of {self.host}"
         return f"{problem}; your lines will be sent when it is back"
 
 
@@ -265,11 +264,12 @@ class Problem(NamedTuple):
 
 
 class Outbox:
-    """The lines without an echo: those in flight, as they were pushed, then those still to push.
+    """The lines without an echo: those in flight, in the order of their push, and those to push.
 
     Echoes come in the same order. If an echo comes while older lines are in flight, the client has
-    missed theirs: its subscription came late, or nobody read its stdout and the server went on
-    without it. Then it pushes the older lines again. Over a new connection, it pushes all again.
+    missed their echoes: its subscription took effect late, or it received nothing because nobody
+    read its stdout, and the server went on without it. The older lines are then pushed again. Over
+    a new connection, all lines are.
 
     An echo is known by its text, so an equal line by someone of the same name is taken for it.
     """
@@ -278,9 +278,9 @@ class Outbox:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
-        self.probe: Line | None = None  # the newest line in flight, once it was pushed again
-        self.since_echo = 0.0  # seconds, counted while lines wait for an echo
-        self.since_push = 0.0  # likewise, since a line was last pushed
+        self.probe: Line | None = None  # the line that retransmit pushed again last
+        self.since_echo = 0.0  # seconds since the last echo, counted while lines wait for one
+        self.since_push = 0.0  # seconds since a line was last pushed, likewise
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
     def __len__(self) -> int:
@@ -298,6 +298,7 @@ class Outbox:
             if text.encode() != line:
                 problem = Problem("not UTF-8", "invalid bytes are sent as \ufffd")
             payload = {"user": self.user, "message": text}
+            # NAME may be invalid, too.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
@@ -310,7 +311,7 @@ class Outbox:
             problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
         return problem
 
-    def push(self, push: Sock) -> None:
+    def push_to(self, push: Sock) -> None:
         """Push queued lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.queued and len(self.in_flight) < WINDOW:
@@ -327,7 +328,8 @@ class Outbox:
         if not (messages and self.in_flight):
             return
         echoes = [line.echo for line in self.in_flight]
-        done, missed = 0, list[Line]()
+        missed: list[Line] = []
+        done = 0  # lines at the start of in_flight that are acknowledged or missed
         for plain, _ in messages:
             try:
                 index = echoes.index(hash(plain), done)
@@ -345,25 +347,9 @@ class Outbox:
         self.queued.extendleft(reversed(lines))
 
     def go_back(self) -> None:
-        """Queue all lines again, for a new connection."""
+        """Queue all lines in flight again, for a new connection."""
         self.queue_again(self.in_flight)
         self.in_flight, self.probe = [], None
-
-    def pass_time(self, seconds: float) -> str:
-        """Count seconds in which lines wait for an echo. Return a notice when it gets overdue."""
-        was_overdue = self.overdue
-        if len(self):
-            self.since_echo += seconds
-            self.since_push += seconds
-        if was_overdue or not self.overdue:
-            return ""
-        first = excerpt([*self.in_flight, *self.queued][0].frame)
-        return f"no echo yet for {count_lines(len(self))}; the first: {first}"
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the next echo is overdue."""
-        return self.since_echo >= ECHO_TIMEOUT
 
     def retransmit(self) -> None:
         """Queue the newest line in flight again, once. Its echo shows whether others were missed.
@@ -375,12 +361,25 @@ class Outbox:
             self.queue_again([self.probe])
 
     def give_up(self) -> None:
-        """Give up on the lines in flight: they are never pushed again.
-
-        The next echo stays overdue: this server may publish none that the client recognizes.
-        """
+        """Forget the lines in flight. Echoes stay overdue: the server may publish none at all."""
         self.undelivered += len(self.in_flight)
         self.in_flight, self.since_echo = [], ECHO_TIMEOUT
+
+    def pass_time(self, seconds: float) -> None:
+        """Count seconds, if lines wait for an echo."""
+        if len(self):
+            self.since_echo += seconds
+            self.since_push += seconds
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the next echo is overdue."""
+        return self.since_echo >= ECHO_TIMEOUT
+
+    def notice(self) -> str:
+        """Return a notice that echoes are overdue."""
+        first = excerpt([*self.in_flight, *self.queued][0].frame)
+        return f"no echo yet for {count_lines(len(self))}; the first: {first}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
@@ -388,21 +387,31 @@ class Outbox:
         return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
-def check_echoes(outbox: Outbox, ever_up: bool, reading: bool) -> bool:
-    """Act if no echo comes for too long. Return whether to go on.
+def check_echoes(
+    outbox: Outbox, connection: Connection, screen: "Screen", reading: bool, seconds: float
+) -> bool:
+    """Count the seconds of a turn of the loop. Return False if the chat should end.
 
-    reading is False after the end of the input, and while the window is full: then only echoes
-    help. The newest line is pushed again after ECHO_TIMEOUT, and the chat ends after
-    DELIVERY_TIMEOUT. While reading, lines are given up after DELIVERY_TIMEOUT, and the chat goes
-    on: this may be a server whose messages look different.
+    While input is read, and a connection is up: after ECHO_TIMEOUT, a person gets a notice, and
+    typed lines are printed at once. After DELIVERY_TIMEOUT, the lines in flight are given up, since
+    this may be a server whose messages look different. The chat goes on.
+
+    At the end of the input, or while the window is full, only echoes can help: after ECHO_TIMEOUT,
+    the newest line is pushed again. After DELIVERY_TIMEOUT, the chat ends, or after CONNECT_TIMEOUT
+    if there never was a connection.
     """
+    was_overdue = outbox.overdue
+    if connection.up or not reading:
+        outbox.pass_time(min(seconds, 1))  # A longer turn means that this process was stopped.
+    if screen.interactive and outbox.overdue and not was_overdue:
+        screen.print_notice(outbox.notice())
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return True
-    if outbox.overdue and outbox.since_push >= ECHO_TIMEOUT:
+    if connection.up and outbox.overdue and outbox.since_push >= ECHO_TIMEOUT:
         outbox.retransmit()
-    return outbox.since_echo < (DELIVERY_TIMEOUT if ever_up else CONNECT_TIMEOUT)
+    return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
 def count_lines(count: int) -> str:
@@ -439,7 +448,7 @@ def echo_of(frame: bytes) -> str:
     try:
         line = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(line):
-            return f"{simple[1]}> {simple[2]}"
+            return f"{simple[1]}> {simple[2]}"  # shorter than the line, even with its colours
         payload = parse_json(line.removeprefix("\ufeff"))
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -480,8 +489,9 @@ def sanitize_message(frame: bytes) -> Message:
     """Return a message from a frame, which may come from any server."""
     text = frame.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "")
-    if not plain.isprintable():  # as most messages are
-        parts = [part if COLOR.match(part) else sanitize(part) for part in COLOR.split(text)]
+    if not plain.isprintable():  # other colours, or something to escape: rare
+        parts = COLOR.split(text)  # text, colour, text, ...
+        parts[::2] = map(sanitize, parts[::2])
         plain, text = "".join(parts[::2]), "".join(parts)
     if "\x1b" in text and not text.endswith(RESET):
         text += RESET  # Colours must not leak into what follows.
@@ -500,7 +510,7 @@ class Screen:
         has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
         auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
         self.color = color == "always" or (color == "auto" and auto)
-        self.interactive = is_terminal(0)  # else stdin is a file or a pipe: "a pipe" here
+        self.interactive = is_terminal(0)
         editing = self.interactive and is_terminal(1) and has_escapes
         self.editor = Editor() if editing else None  # None unless stdin and stdout are terminals
         self.terminal = Terminal() if editing and sys.platform != "win32" else None
@@ -640,7 +650,9 @@ class Editor:
 
     def delete(self, index: int) -> str:
         """Delete the text between the cursor and an index. Return it."""
-        start, end = sorted((self.cursor, min(max(index, 0), len(self.line))))
+        before = self.cursor
+        self.move(index)
+        start, end = sorted((before, self.cursor))
         deleted = "".join(self.line[start:end])
         del self.line[start:end]
         self.cursor = start
@@ -676,11 +688,12 @@ class Editor:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         Show what fits: up to a quarter of the row after the cursor, what fits before it, then more
-        after it. Terminals differ in the width of some characters. So the terminal itself saves the
-        position of the cursor. Widths only choose which part of a long line is shown.
+        after it. Widths only choose this part. Terminals differ in the width of some characters, so
+        the terminal itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
         columns_after = sum(map(width, fit(after, columns // 4)))
+        # One column is for the cursor, if it is at the end.
         before = fit(before[::-1], columns - 1 - columns_after)[::-1]
         after = fit(after, columns - sum(map(width, before)))
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
@@ -724,14 +737,14 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. A
-# key may be torn between two reads: `partial` comes first, or ESC [ would match as a whole key. A
-# sequence that is malformed ends before the first character that cannot belong to it.
+# key may be torn between two reads. That case comes first: its start would match as another key.
 KEY = re.compile(
     r"""
-    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # a torn key
+    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # all so far
     | \x1b+ \[M...                 # a report of the mouse
     | \x1b+ \[\[.                  # a function key of the Linux console
-    | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence, such as that of Delete
+    | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence, such as that of Delete; a
+                                   # malformed one ends before what cannot belong to it
     | \x1b+ O[0-9;]*.              # the same in the terminal's application mode
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours
     | \x1b+ .                      # a key with Alt
@@ -759,6 +772,7 @@ KEYS: dict[str, Callable[[Editor], object]] = {
     "\x1b[A \x1bOA \x10": lambda e: e.recall(-1),  # Up, Ctrl-P
     "\x1b[B \x1bOB \x0e": lambda e: e.recall(1),  # Down, Ctrl-N
 }
+# Not split(), which takes some of these keys for spaces.
 EDITS = {key: edit for keys, edit in KEYS.items() for key in keys.split(" ")}
 
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
@@ -800,14 +814,14 @@ if sys.platform != "win32":
                 return False
 
         def set_up(self) -> None:
-            """Turn line buffering and echo off, and the keys that IEXTEN has the kernel handle."""
-            iflag, lflag, cc = 0, 3, 6  # places in what tcgetattr returns
+            """Have each key passed on at once, as it is, and not shown. Ctrl-C remains a signal."""
             with contextlib.suppress(termios.error):  # The terminal may be gone.
-                settings = termios.tcgetattr(0)
-                settings[iflag] &= ~termios.ICRNL
-                settings[lflag] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
-                settings[lflag] |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
-                settings[cc][termios.VMIN], settings[cc][termios.VTIME] = 1, 0
+                iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(0)
+                iflag &= ~termios.ICRNL
+                lflag &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+                lflag |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
+                cc[termios.VMIN], cc[termios.VTIME] = 1, 0
+                settings = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
                 termios.tcsetattr(0, termios.TCSANOW, settings)
 
         def restore(self) -> None:
@@ -823,9 +837,9 @@ if sys.platform != "win32":
         def stop(self) -> None:
             """Stop, and set the terminal up again after fg.
 
-            While stopped, signals have their default action. Otherwise a SIGTERM could go
-            unhandled: its handler needs the main thread, but the read of the other thread, in the
-            background, stops the process first.
+            Meanwhile, signals have their default action. Python runs a handler in the main thread.
+            But in the background, the other thread reads the terminal, and the kernel stops this
+            process for that before a handler runs: `kill %1` would not end it.
             """
             self.stop_requested = False
             self.restore()
@@ -834,7 +848,8 @@ if sys.platform != "win32":
             for signum in caught:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            with contextlib.suppress(termios.error):  # After bg, the kernel stops it here until fg.
+            with contextlib.suppress(termios.error):
+                # After bg, the kernel stops this process here, until fg.
                 termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
             for signum in caught:
                 signal.signal(signum, handlers[signum])
@@ -863,7 +878,8 @@ else:
                     char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
             elif char == "\x03":
                 signal.raise_signal(signal.SIGINT)
-            keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input here
+            keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input on Windows
+        # Join the halves of emoji.
         return keys.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
@@ -888,8 +904,8 @@ def prepare_files() -> None:
     """Raise OSError unless 32 more files can be opened: libzmq aborts if it cannot open its own.
 
     Put /dev/null in the place of standard streams that are closed. Otherwise a socket could get the
-    number of one, and what is meant for stderr. Have the others block, even if another process has
-    set O_NONBLOCK.
+    number of stderr, for example, and be sent the notices. Make the streams blocking, in case
+    another process has set O_NONBLOCK.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
@@ -910,9 +926,10 @@ def open_stream(file: int) -> TextIO:
 
 
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
-    """Return PUSH and SUB, for IPv6 or for IPv4, since libzmq tries only one address of a name.
+    """Return PUSH and SUB, for IPv6 addresses, or for IPv4 addresses and names.
 
-    With the file of a server's public key, they are encrypted. Raises OSError if that has no key.
+    (Of a name with several addresses, libzmq tries only one.) With key, the file of a server's
+    public key, they are encrypted. Raises OSError if it holds none.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
@@ -951,9 +968,9 @@ def host(text: str) -> str:
     if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):
         name = text.rpartition(":")[0] or "HOST"
         raise argparse.ArgumentTypeError(f"write {name} --push-port PORT --sub-port PORT")
-    if not re.fullmatch(
-        r"[a-zA-Z0-9][\w.-]*|\[?(?=.*:.*:)[0-9a-fA-F:.]+(%[\w.-]+)?\]?", text, re.ASCII
-    ):
+    name_or_ipv4 = r"[a-zA-Z0-9][\w.-]*"
+    ipv6 = r"\[?(?=.*:.*:)[0-9a-fA-F:.]+(%[\w.-]+)?\]?"  # two colons or more
+    if not re.fullmatch(f"{name_or_ipv4}|{ipv6}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not a host name or an address")
     return text
 
@@ -990,7 +1007,7 @@ def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
     if screen.terminal:
         screen.terminal.set_up()
         if zmq.select([0], [], [], 0)[0]:
-            # This was typed before. The kernel has shown it, so print_typed must not.
+            # The kernel has already shown what was typed before this, so do not print these lines.
             for line in stdin.split(os.read(0, READ_SIZE)):
                 if problem := outbox.add(line):
                     screen.print_problem(problem)
