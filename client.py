@@ -254,6 +254,7 @@ class Line(NamedTuple):
 
     frame: bytes
     echo: int | None  # None if the server will drop the line
+    resent: bool = False  # over the same connection
 
 
 class Problem(NamedTuple):
@@ -268,7 +269,7 @@ class Outbox:
 
     Echoes come in the same order. If an echo comes while older lines are in flight, the client has
     missed their echoes: its subscription took effect late, or it received nothing because nobody
-    read its stdout, and the server went on without it. The older lines are then pushed again. Over
+    read its stdout, and the server went on without it. The older lines are then resent, once. Over
     a new connection, all lines are.
 
     An echo is known by its text, so an equal line by someone of the same name is taken for it.
@@ -278,7 +279,6 @@ class Outbox:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
-        self.probe: Line | None = None  # the line that retransmit pushed again last
         self.since_echo = 0.0  # seconds since the last echo, counted while lines wait for one
         self.since_push = 0.0  # seconds since a line was last pushed, likewise
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -324,7 +324,7 @@ class Outbox:
                     self.in_flight.append(line)
 
     def acknowledge(self, messages: list[Message]) -> None:
-        """Remove the lines whose echoes are among the messages. Queue those in between again."""
+        """Remove the lines whose echoes are among the messages. Resend those in between."""
         if not (messages and self.in_flight):
             return
         echoes = [line.echo for line in self.in_flight]
@@ -339,26 +339,30 @@ class Outbox:
             done = index + 1
         if done:
             del self.in_flight[:done]
-            self.queue_again(missed)
             self.since_echo = 0.0
+            self.resend(missed)
 
-    def queue_again(self, lines: list[Line]) -> None:
-        """Queue lines in front of those that were never pushed: better twice than never."""
-        self.queued.extendleft(reversed(lines))
+    def resend(self, lines: list[Line]) -> None:
+        """Queue lines again, but give up on those that were resent before.
 
-    def go_back(self) -> None:
-        """Queue all lines in flight again, for a new connection."""
-        self.queue_again(self.in_flight)
-        self.in_flight, self.probe = [], None
+        Their echoes were missed twice. So the server does not publish them, or in another form.
+        """
+        again = [line._replace(resent=True) for line in lines if not line.resent]
+        self.undelivered += len(lines) - len(again)
+        self.queued.extendleft(reversed(again))
 
-    def retransmit(self) -> None:
-        """Queue the newest line in flight again, once. Its echo shows whether others were missed.
+    def resend_newest(self) -> None:
+        """Resend the newest line in flight, once. Its echo will show whether others were missed.
 
         TCP does the same, and calls it a tail loss probe (RFC 8985).
         """
-        if self.in_flight and self.in_flight[-1] is not self.probe:
-            self.probe = self.in_flight.pop()
-            self.queue_again([self.probe])
+        if self.in_flight and not self.in_flight[-1].resent:
+            self.resend([self.in_flight.pop()])
+
+    def go_back(self) -> None:
+        """Queue all lines for a new connection: better twice than never."""
+        lines = [*self.in_flight, *self.queued]
+        self.in_flight, self.queued = [], deque(line._replace(resent=False) for line in lines)
 
     def give_up(self) -> None:
         """Forget the lines in flight. Echoes stay overdue: the server may publish none at all."""
@@ -397,7 +401,7 @@ def check_echoes(
     this may be a server whose messages look different. The chat goes on.
 
     At the end of the input, or while the window is full, only echoes can help: after ECHO_TIMEOUT,
-    the newest line is pushed again. After DELIVERY_TIMEOUT, the chat ends, or after CONNECT_TIMEOUT
+    the newest line is resent. After DELIVERY_TIMEOUT, the chat ends, or after CONNECT_TIMEOUT
     if there never was a connection.
     """
     was_overdue = outbox.overdue
@@ -410,7 +414,7 @@ def check_echoes(
             outbox.give_up()
         return True
     if connection.up and outbox.overdue and outbox.since_push >= ECHO_TIMEOUT:
-        outbox.retransmit()
+        outbox.resend_newest()
     return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
