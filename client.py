@@ -17,7 +17,8 @@ line, and acknowledges it. Lines without an echo are sent again over the next co
 may appear twice.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. On a terminal, a line editor keeps the line being typed below the messages. It comes last.
+a file. On a terminal, a line editor keeps the line being typed below the messages. Its code is the
+second half of this file. The rest can be read without it.
 """
 
 import argparse
@@ -60,7 +61,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
-CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # the same at the end of the input, if there never was a connection
 # the errors of a write to a pipe whose reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -82,7 +83,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
             if problem := outbox.add(line):
                 screen.print_problem(problem)
             elif not connection.up or outbox.overdue:
-                screen.print_typed(line)  # now, since its echo may take a while
+                screen.print_typed(line)  # Otherwise, its echo shows it soon.
 
         # push it
         came_up = connection.update()
@@ -100,7 +101,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         except OSError as error:
             if error.errno not in READER_LEFT:
                 raise
-            stdin.ended = True  # Nobody reads stdout any more, as after `| head -1`.
+            stdin.ended = True  # After `| head -1`: read no more, but deliver what was read.
 
         # act if no echo comes
         before, now = now, time.monotonic()
@@ -164,8 +165,8 @@ class Splitter:
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that end in data, and whether stdin has ended: no data means so."""
-        ended = data or b"\n"  # The end of stdin ends its last line.
-        *lines, partial = (self.partial + ended).split(b"\n")
+        # The end of stdin ends its last line.
+        *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
         self.partial = partial[:MAX_KEPT]
         if lines:
             lines[0] = lines[0].removeprefix(self.bom)
@@ -192,7 +193,7 @@ class Connection:
         self.ready_at = now  # when the subscription is in effect
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, likewise
-        # What the last notice said. A pipe is taken for up at first, and gets no notice of it.
+        # What the last notice said. A pipe starts with True: it gets notices of problems only.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
@@ -233,8 +234,9 @@ class Connection:
     def take_notice(self) -> str:
         """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
         missing = self.monitors.keys() - self.connected
-        is_down = bool(missing) and time.monotonic() >= self.notice_at
-        if self.up == self.announced_up or not (self.up or is_down):
+        if not self.up and not (missing and time.monotonic() >= self.notice_at):
+            return ""  # It has just gone down, or the subscription is not in effect yet.
+        if self.up == self.announced_up:
             return ""
         self.announced_up = self.up
         if self.up:
@@ -253,7 +255,7 @@ class Line(NamedTuple):
     """A line as it is pushed, and the hash of its echo; the echo itself would take more memory."""
 
     frame: bytes
-    echo: int | None  # None if the server will drop the line
+    echo_hash: int | None  # None if the server will drop the line
     resent: bool = False  # over the same connection
 
 
@@ -268,9 +270,9 @@ class Outbox:
     """The lines without an echo: those in flight, in the order of their push, and those to push.
 
     Echoes come in the same order. If an echo comes while older lines are in flight, the client has
-    missed their echoes: its subscription took effect late, or it received nothing because nobody
-    read its stdout, and the server went on without it. The older lines are then resent, once. Over
-    a new connection, all lines are.
+    missed their echoes: its subscription took effect late, or its stdout was blocked for so long
+    that the server dropped messages for it. The older lines are then resent, once. Over a new
+    connection, all lines are.
 
     An echo is known by its text, so an equal line by someone of the same name is taken for it.
     """
@@ -279,6 +281,7 @@ class Outbox:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
+        # One clock for all lines, and only an echo resets it.
         self.since_echo = 0.0  # seconds since the last echo, counted while lines wait for one
         self.since_push = 0.0  # seconds since a line was last pushed, likewise
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -318,7 +321,7 @@ class Outbox:
                 push.send(self.queued[0].frame, zmq.NOBLOCK)
                 self.since_push = 0.0
                 line = self.queued.popleft()
-                if line.echo is None:
+                if line.echo_hash is None:
                     self.undelivered += 1
                 else:
                     self.in_flight.append(line)
@@ -327,12 +330,12 @@ class Outbox:
         """Remove the lines whose echoes are among the messages. Resend those in between."""
         if not (messages and self.in_flight):
             return
-        echoes = [line.echo for line in self.in_flight]
+        hashes = [line.echo_hash for line in self.in_flight]
         missed: list[Line] = []
         done = 0  # lines at the start of in_flight that are acknowledged or missed
         for plain, _ in messages:
             try:
-                index = echoes.index(hash(plain), done)
+                index = hashes.index(hash(plain), done)
             except ValueError:  # somebody else's message, or a second copy of an echo
                 continue
             missed += self.in_flight[done:index]
@@ -358,6 +361,7 @@ class Outbox:
         """
         if self.in_flight and not self.in_flight[-1].resent:
             self.resend([self.in_flight.pop()])
+            self.since_push = 0.0
 
     def go_back(self) -> None:
         """Queue all lines for a new connection: better twice than never."""
@@ -396,13 +400,16 @@ def check_echoes(
 ) -> bool:
     """Count the seconds of a turn of the loop. Return False if the chat should end.
 
-    While input is read, and a connection is up: after ECHO_TIMEOUT, a person gets a notice, and
-    typed lines are printed at once. After DELIVERY_TIMEOUT, the lines in flight are given up, since
-    this may be a server whose messages look different. The chat goes on.
+    While input is read:
+    - after ECHO_TIMEOUT, typed lines are printed at once;
+    - after DELIVERY_TIMEOUT, the lines in flight are given up, and the chat goes on: this may be a
+      server whose messages look different;
+    - time without a connection does not count.
 
-    At the end of the input, or while the window is full, only echoes can help: after ECHO_TIMEOUT,
-    the newest line is resent. After DELIVERY_TIMEOUT, the chat ends, or after CONNECT_TIMEOUT
-    if there never was a connection.
+    At the end of the input, or while the window is full, no later line can show what was missed:
+    - after ECHO_TIMEOUT, the newest line is resent;
+    - after DELIVERY_TIMEOUT, the chat ends, or after CONNECT_TIMEOUT, if there never was a
+      connection.
     """
     was_overdue = outbox.overdue
     if connection.up or not reading:
@@ -458,6 +465,7 @@ def echo_of(frame: bytes) -> str:
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        # AttributeError is from sanitize, if it gets no text.
         hint = "to just type text, use --user NAME"
         if line.startswith("{"):
             hint = "write the whole object on one line"
@@ -633,7 +641,7 @@ class Editor:
                 return lines, True
             elif edit := EDITS.get(key):
                 edit(self)
-            elif key[0] == "\t" or key[0] >= " ":
+            elif key[0] == "\t" or key[0] >= " ":  # text; other keys do nothing
                 self.insert(key)
         return lines, not data
 
@@ -655,7 +663,7 @@ class Editor:
     def delete(self, index: int) -> str:
         """Delete the text between the cursor and an index. Return it."""
         before = self.cursor
-        self.move(index)
+        self.move(index)  # which keeps it within the line
         start, end = sorted((before, self.cursor))
         deleted = "".join(self.line[start:end])
         del self.line[start:end]
@@ -740,8 +748,9 @@ def fit(line: list[str], columns: int) -> list[str]:
     return line
 
 
-# A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. A
-# key may be torn between two reads. That case comes first: its start would match as another key.
+# A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
+# a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
+# reads. That case comes first: its start would match as another key.
 KEY = re.compile(
     r"""
     (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # all so far
@@ -841,9 +850,9 @@ if sys.platform != "win32":
         def stop(self) -> None:
             """Stop, and set the terminal up again after fg.
 
-            Meanwhile, signals have their default action. Python runs a handler in the main thread.
-            But in the background, the other thread reads the terminal, and the kernel stops this
-            process for that before a handler runs: `kill %1` would not end it.
+            Until fg, signals have their default action. In the background, the kernel stops this
+            process as soon as the other thread reads the terminal. Python could then not run a
+            handler in the main thread, and `kill %1` would not end the process.
             """
             self.stop_requested = False
             self.restore()

@@ -121,9 +121,9 @@ NAMED = {
 def test_a_name_makes_a_line_json(name: str, typed: bytes, user: str, message: str) -> None:
     outbox = client.Outbox(name)
     outbox.add(typed)
-    ((frame, echo),) = outbox.queued
-    assert json.loads(frame) == {"user": user, "message": message}
-    assert echo == hash(client.sanitize(f"{user}> {message}"))
+    (line,) = outbox.queued
+    assert json.loads(line.frame) == {"user": user, "message": message}
+    assert line.echo_hash == hash(client.sanitize(f"{user}> {message}"))
 
 
 @given(st.binary(), st.text())
