@@ -218,6 +218,7 @@ def test_it_ends_at_once_though_the_server_leaves_after_the_last_echo(
 
 # README, Delivery in detail: If the echo of a later line comes first, the client has missed the
 # echoes of the lines before it, and sends these lines again, once.
+# README, Delivery in detail: The client misses echoes if its stdout is blocked for long
 # README, Delivery in detail: If the echo of a line is missed twice over one connection, the client
 # gives up on the line
 
@@ -245,7 +246,7 @@ def test_lines_whose_echoes_were_missed_go_again_once(
 
 
 # README, Differences from the original: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: No more input can be read at its end, and, from a pipe or a file,
+# README, Delivery in detail: It cannot after the end of the input, nor, from a pipe or a file,
 # while 1,000 lines are in flight.
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
 
@@ -375,9 +376,9 @@ def test_a_client_may_be_started_before_its_server(ken: Ken, start_server: Start
 
 
 # README, Delivery in detail: A broken connection causes at most 2,000 resends: up to 1,000 on
-# reconnecting, and up to 1,000 if an echo is then missed.
+# reconnecting, and up to 1,000 if echoes are then missed.
 # README, Differences from the original: lines without an echo are sent again, so some may appear
-# twice
+# more than once
 
 
 @pytest.mark.parametrize("pauses", [(0,), pytest.param((0, 0, 5), marks=slow)])
@@ -415,8 +416,8 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
     assert list(dict.fromkeys(numbers_in(printed[0]))) == list(range(1, 1_501))
 
 
-# README, Delivery in detail: So when all input is sent and no echo comes for five seconds, the
-# client sends its newest line again, once.
+# README, Delivery in detail: If no echo comes for five seconds, the client sends its newest line
+# again, once.
 
 
 @slow
@@ -447,7 +448,7 @@ def test_the_newest_line_goes_again_if_no_echo_comes(
         assert script.wait() == 0
 
 
-# README, Delivery in detail: The client waits this long for the next echo:
+# README, Delivery in detail: The client waits a limited time for the next echo.
 # README, Delivery in detail: was never up | 8 seconds | exits with status 1
 
 
@@ -539,7 +540,7 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
 
 
 # README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
-# README, Delivery in detail: is down | forever
+# README, Delivery in detail: is down | any time
 # README, Delivery: After the end of the input, if no echo comes for 30 seconds, the client reports
 # how many lines may not have been delivered, and exits with status 1.
 # README, Differences from the original: nobody knows | the client exits with status 1

@@ -99,7 +99,8 @@ def test_fifty_senders_of_long_lines_and_a_subscriber_take_their_share(server: S
     assert 100 < grown < 32 + 50 * 4.2 + 20  # the subscriber's queue, the senders', and the rest
 
 
-# README, Limits: libzmq does not limit the number of subscriptions
+# README, Limits: libzmq limits neither the number of subscriptions nor the number of frames in a
+# ZeroMQ message
 
 
 def test_a_flood_of_subscriptions_does_not_delay_the_chat(server: Script, join: Join) -> None:
@@ -116,8 +117,8 @@ def test_a_flood_of_subscriptions_does_not_delay_the_chat(server: Script, join: 
     assert statistics.median(waits) < 0.02
 
 
-# README, Limits: The number of connections is limited only by the open-file limit (`ulimit -n`).
-# Beyond it, new connections are refused, and the chat goes on.
+# README, Limits: The number of connections is limited only by the hard limit of open files (`ulimit
+# -Hn`). Beyond it, new connections are refused, and the chat goes on.
 
 
 @LINUX

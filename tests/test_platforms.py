@@ -214,8 +214,8 @@ def test_a_reader_of_stdout_may_leave(server: Script, begin: Begin, join: Join) 
     assert [peer.receive(), peer.receive()] == [message_of("k", "one"), message_of("k", "two")]
 
 
-# README, Options: If a signal ends the client, it is 128 plus the number of the signal, such as 130
-# for Ctrl-C.
+# README, Options: If a signal ends the client, the status is 128 plus the number of the signal,
+# such as 130 for Ctrl-C.
 
 
 @POSIX
@@ -361,7 +361,7 @@ class Console:
         self.pushed_back = char
 
 
-# README, zmq-talk-chat: It survives restarts, slow subscribers and hostile text.
+# README, zmq-talk-chat: The chat survives restarts, slow subscribers and hostile text.
 
 
 @LINUX

@@ -380,7 +380,7 @@ def test_without_input(page: Page, ann: Peer) -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    unit = blocks("systemd")[0].replace("/opt/chat/.venv/bin/python", sys.executable)
+    unit = blocks("systemd")[-1].replace("/opt/chat/.venv/bin/python", sys.executable)
     (tmp_path / "chat.service").write_text(unit)
     command = ["systemd-analyze", "verify", str(tmp_path / "chat.service")]
     said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -129,6 +129,7 @@ def test_a_stalled_subscriber_loses_messages_until_it_has_read_half_of_its_queue
 
 
 # README, Slow subscribers: Each stall halves the wait for the next one, down to 50 ms.
+# README, Slow subscribers: After 40 seconds without a stall, the wait is two seconds again.
 
 
 @pytest.mark.parametrize(
@@ -160,8 +161,8 @@ def test_another_stalled_subscriber_delays_the_chat(
 
 
 # README, What it adds to the original: A subscriber that falls behind gets time to catch up.
-# README, Slow subscribers: So many stalled subscribers together delay the chat by about four
-# seconds, and 50 ms for each.
+# README, Slow subscribers: However many subscribers stall, they delay the chat by about four
+# seconds in total, plus 50 ms each.
 
 
 @slow

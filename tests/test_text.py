@@ -138,8 +138,8 @@ def test_with_a_name_every_short_line_has_an_echo(typed: bytes, name: str) -> No
 
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, unless it is too
-# long, since another server may accept it. A notice says why nobody will see it: for each such line
-# on a terminal, only for the first in a pipe.
+# long, since another server may accept it. A notice says why this server would drop it: on a
+# terminal for each such line, from a pipe only for the first.
 
 TOO_LONG_ESCAPED = '{"user": "k", "message": "%s"}' % ("\x85" * 5_000)
 PROBLEMS = {

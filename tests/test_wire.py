@@ -237,7 +237,8 @@ def test_control_characters_are_escaped_in_both_strings(ascii_only: bool) -> Non
 
 
 # README, Differences from the original: the server drops it and logs why
-# README, Differences from the original: dropped and logged by the server, too
+# README, Differences from the original: the client prints a notice; the server drops and logs it as
+# well
 # README, Differences from the original: JSON in Latin-1, or with comments
 # README, Differences from the original: an empty line from another program
 
