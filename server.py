@@ -32,14 +32,14 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_LINE = 16_384  # bytes in a line: libzmq disconnects a longer one's sender; and in a message
-MAX_SUBSCRIPTION = 512  # bytes in a subscription: libzmq's 10, and the prefix (the talk's is '')
+MAX_LINE = 16_384  # bytes in a line, and in a message; libzmq disconnects clients that send more
+MAX_SUBSCRIPTION = 512  # bytes in a subscription: 10 of libzmq, and the prefix, '' in the talk
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # waiting lines that are received, at most, before they are published
 IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
 SUBSCRIBER_TIMEOUT = 2.0  # seconds that a subscriber whose queue is full may delay the chat
-MIN_TIMEOUT = 0.05  # the same after many such delays: see Publisher
+MIN_TIMEOUT = 0.05  # seconds that it may delay the chat after many stalls: see Publisher
 REGAIN = 0.05  # seconds by which a shortened timeout grows again, each second
 SHUTDOWN_TIMEOUT = 2.1  # seconds from a signal until the loop ends, even if lines keep coming
 LAST_BATCH_TIMEOUT = 0.2  # seconds beyond that for which full queues may delay the last batch
@@ -51,7 +51,7 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    PULL must have RCVTIMEO set, and PUB XPUB_NODROP: see make_sockets.
+    make_sockets sets PULL to give up waiting after IDLE_TIMEOUT, and PUB to wait for full queues.
     """
     publisher = Publisher(pub, shutdown, log)
     while time.monotonic() < shutdown.deadline:
@@ -70,14 +70,18 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
 def receive(pull: Sock) -> list[bytes]:
     """Return the lines waiting in PULL, at most BATCH. If there are none, wait for one.
 
-    Return an empty list if none comes within RCVTIMEO. To receive many lines before any is sent
-    makes the server about twice as fast: libzmq's I/O thread then wakes once for all of them.
+    Return an empty list if none comes in time. To receive many lines first, and then to send them
+    all, makes the server about twice as fast: the thread in which libzmq writes to the network
+    wakes once for all of them, not once for each.
     """
+    if not pull.get(zmq.EVENTS):
+        try:
+            return [pull.recv()]
+        except zmq.Again:
+            return []
     lines: list[bytes] = []
-    recv = pull.recv
-    with contextlib.suppress(zmq.Again):  # None came in time, or no more are waiting.
-        if not pull.get(zmq.EVENTS):
-            return [recv()]  # None is waiting: block for one.
+    recv = pull.recv  # saves a lookup for each line
+    with contextlib.suppress(zmq.Again):  # until no more are waiting
         while len(lines) < BATCH:
             lines.append(recv(zmq.NOBLOCK))
     return lines
@@ -93,7 +97,9 @@ SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
 # A simple line: as json.dumps and JSON.stringify write it, with nothing to unescape or to escape.
-# findall returns a pair for each line: user and text of a simple line, ("", "") of any other.
+# Its strings hold printable ASCII but " and \, and SAFE (no TAB, which JSON escapes). *+ never
+# backtracks. Any other line matches .* instead, so that findall returns a pair for each line: user
+# and text of a simple line, ("", "") of any other.
 STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
 
@@ -109,7 +115,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """
     # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line is parsed.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # JSON with line ends in it, or no lines: the pairs are no use.
+    if len(pairs) != len(lines):  # A line end within JSON makes two pairs of it: parse all lines.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
@@ -128,8 +134,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
 def parse(line: bytes) -> tuple[str, str]:
     """Return the user and the text of a line, sanitized.
 
-    Raises ValueError if it is anything but an object with both: not UTF-8, a list, nested too
-    deeply.
+    Raises ValueError if it is no object with both, such as a list, not UTF-8, or nested too deeply.
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))
@@ -147,7 +152,7 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-send = zmq.backend.Socket.send  # compiled; Socket.send wraps it in Python, which takes as long
+compiled_send = zmq.backend.Socket.send  # Socket.send wraps it in Python, and takes twice as long
 
 
 class Publisher:
@@ -155,40 +160,42 @@ class Publisher:
 
     When the queue of a subscriber is full, the chat waits for it. If the queue is still full after
     the timeout, the subscriber has stalled. The chat then goes on without it: it misses messages
-    until it has read half of its queue. Each stall halves the timeout, which recovers with time, so
-    that many stalled subscribers delay the chat little longer than two.
+    until it has read half of its queue.
+
+    Each stall halves the timeout, down to MIN_TIMEOUT, and REGAIN makes it grow again. So the first
+    stalls delay the chat by 4 seconds in all, and further ones by MIN_TIMEOUT each.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.stalled_at = 0.0  # the time of the last stall
-        self.timeout_then = SUBSCRIBER_TIMEOUT  # the timeout right after it
+        self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
         for message in messages:
             try:
-                send(self.pub, message, zmq.NOBLOCK)
+                compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
-        regained = self.timeout_then + REGAIN * (now - self.stalled_at)
-        left = max(0, self.shutdown.deadline + LAST_BATCH_TIMEOUT - now)
-        timeout = min(SUBSCRIBER_TIMEOUT, regained, left)
+        regained = self.timeout_after_stall + REGAIN * (now - self.stalled_at)
+        remaining = max(0, self.shutdown.deadline + LAST_BATCH_TIMEOUT - now)
+        timeout = min(SUBSCRIBER_TIMEOUT, regained, remaining)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
-            send(self.pub, message)
+            compiled_send(self.pub, message)
         except zmq.Again:
             # Without NODROP, libzmq drops the message for full queues. It also leaves these out of
             # all later sends, until half of the queue has been read.
             self.pub.set(zmq.XPUB_NODROP, 0)
-            send(self.pub, message)
+            compiled_send(self.pub, message)
             self.pub.set(zmq.XPUB_NODROP, 1)
             self.stalled_at = time.monotonic()
-            self.timeout_then = max(MIN_TIMEOUT, timeout / 2)
+            self.timeout_after_stall = max(MIN_TIMEOUT, timeout / 2)
             self.log.report("a subscriber stalled: the chat goes on without it")
 
 
@@ -235,7 +242,7 @@ class Log:
 
 
 def open_stderr() -> TextIO:
-    """Open stderr for UTF-8. sys.stderr uses the locale's encoding, and None if it was closed."""
+    """Open stderr for UTF-8, since sys.stderr has the locale's encoding, or is None."""
     return open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
@@ -243,7 +250,10 @@ def open_stderr() -> TextIO:
 
 
 class Shutdown:
-    """Whether a signal has requested a shutdown, and the time by which the loop must end then.
+    """When the loop must end: never, until a signal requests a shutdown.
+
+    The loop ends as soon as no line is waiting. If lines keep coming, it ends at the deadline. Then
+    main gives subscribers some time, so that the server has ended three seconds after the signal.
 
     The handler of the signal raises no exception. It could come between receiving a line and
     publishing it, and the line would be lost.
@@ -285,7 +295,7 @@ def prepare_files() -> None:
     """Raise ValueError unless 20 more files can be opened: libzmq aborts if it cannot open its own.
 
     Put /dev/null in the place of standard streams that are closed. Otherwise a socket could get the
-    number of one, and what is meant for stderr.
+    number of stderr, and be sent the log.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
@@ -319,14 +329,14 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
-        if public_file.name.strip(".") == "key":  # NAME is empty, or ends in "/" or ".".
+        if not name or name.endswith(("/", os.sep, ".")):
             raise ValueError("it needs a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
         public_in_file, _ = zmq.auth.load_certificate(public_file)
         public, secret = zmq.auth.load_certificate(secret_file)
-        if not secret or {public_in_file, public} != {zmq.curve_public(secret)}:
+        if not secret or zmq.curve_public(secret) != public or public_in_file != public:
             raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
@@ -334,7 +344,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
 
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they admit only clients with the public key (CURVE, RFC 26).
+    """Return PULL and PUB. With keys, they admit only clients that know the public one (RFC 26).
 
     The high-water marks are set before bind, and never again: changing one later can make
     libzmq 4.3.5 use a freed pipe.
@@ -439,6 +449,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: it may wait for libzmq or for stderr, and a second Ctrl-C would then change the
-    # exit status.
+    # Not sys.exit, which would wait for libzmq, and for the log.
     os._exit(main())
