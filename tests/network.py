@@ -7,7 +7,6 @@ makes the namespaces, and removes them when its stdin ends, so even if the tests
 
 import contextlib
 import ctypes
-import json
 import math
 import os
 import random
@@ -15,12 +14,10 @@ import select
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +27,9 @@ if sys.platform != "win32":
     import fcntl
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+Way = deque[tuple[float, bytes]]  # packets on their way, each with the time of its arrival
+MAX_QUEUE = 2.0  # seconds that a packet may wait to be sent, before it is dropped
 MTU = 1_500  # bytes in a packet at most, as the kernel gives it to a TUN device
-QUEUE = 100  # packets that may wait to be sent, in each direction
 
 
 class Host(NamedTuple):
@@ -59,53 +57,25 @@ class Host(NamedTuple):
                 assert setns(here.fileno(), 0) == 0
 
 
-@dataclass(eq=False)
-class Link:
-    """What the link is like, the same in both directions."""
+class Network:
+    """Two hosts and the link between them."""
 
-    rate: float | None = None  # bits per second; None or 0: no limit
-    delay: float = 0.0  # seconds that a packet travels once it is sent
-    loss: float = 0.0  # the share of packets lost, 0 to 1
-    up: bool = True  # if not, packets vanish, and no host notices
+    def __init__(self, carrier: "subprocess.Popen[str]") -> None:
+        self.carrier = carrier
+        self.server_host, self.client_host = hosts(carrier.pid)
 
+    def become(self, loss: float = 0, delay: float = 0, rate: float = math.inf) -> None:
+        """Make the link lose a share of its packets, delay them, and limit them to bits a second.
 
-class Network(Link):
-    """Two hosts and their link. Its attributes may be set at any moment, and hold from then on."""
+        The hosts do not notice.
+        """
+        print(loss, delay, rate, file=self.carrier.stdin, flush=True)
+        assert self.answer() == "ok"
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        pipe = subprocess.PIPE
-        # In a session of its own, or Ctrl-C would end it before it has removed the namespaces.
-        self._carrier = subprocess.Popen(
-            [sys.executable, __file__], bufsize=0, stdin=pipe, stdout=pipe, start_new_session=True
-        )
-        self.server_host, self.client_host = hosts(self._carrier.pid)
-        self._wait_answer()
-        super().__init__()
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        if name in Link.__annotations__:
-            assert self._carrier.stdin
-            with self._lock:
-                self._carrier.stdin.write(json.dumps(astuple(self)).encode())
-                self._wait_answer()
-
-    def _wait_answer(self) -> None:
-        assert self._carrier.stdout
-        answer = self._carrier.stdout.readline().decode().strip()
-        if answer != "ok":
-            self.close()
-            raise OSError(answer or "the network's carrier has ended")
-
-    def close(self) -> None:
-        """Remove both hosts. Processes on them run on, cut off."""
-        assert self._carrier.stdin and self._carrier.stdout
-        self._carrier.stdin.close()
-        status = self._carrier.wait(10)
-        self._carrier.stdout.close()
-        if status:
-            raise OSError(f"the network's carrier ended with {status}")
+    def answer(self) -> str:
+        """Wait for what the carrier says: "ok", or why it cannot make the hosts."""
+        assert self.carrier.stdout
+        return self.carrier.stdout.readline().strip()
 
 
 @pytest.fixture
@@ -113,12 +83,20 @@ def network() -> Iterator[Network]:
     """Give a network whose link is perfect, to begin with. It takes Linux, root and ip."""
     if sys.platform != "linux":
         pytest.skip("needs Linux: network namespaces")
-    try:
-        made = Network()
-    except OSError as error:
-        pytest.skip(f"no network can be made here: {error}")
-    with contextlib.closing(made):
+    with subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # or Ctrl-C would end it before it has removed the namespaces
+    ) as carrier:
+        made = Network(carrier)
+        answer = made.answer()
+        assert answer, "the carrier has failed"
+        if answer != "ok":
+            pytest.skip(f"no network can be made here: {answer}")
         yield made
+    assert carrier.returncode == 0
 
 
 def hosts(carrier: int) -> tuple[Host, Host]:
@@ -128,7 +106,7 @@ def hosts(carrier: int) -> tuple[Host, Host]:
 
 def ip(*words: str) -> None:
     """Run ip; raise what it says if it fails."""
-    ended = subprocess.run(["ip", *words], stderr=subprocess.PIPE, text=True, check=False)
+    ended = subprocess.run(["ip", *words], stderr=subprocess.PIPE, text=True)
     if ended.returncode:
         raise OSError(f"ip {' '.join(words)}: {ended.stderr.strip()}")
 
@@ -136,8 +114,6 @@ def ip(*words: str) -> None:
 def make(host: Host) -> int:
     """Make a host; return the file descriptor of its device."""
     name, address = host
-    with suppress(OSError):
-        ip("netns", "delete", name)  # left by a carrier that had this process id and was killed
     ip("netns", "add", name)
     ip("-n", name, "link", "set", "lo", "up")  # before ioctl, whose errors do not say what failed
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
@@ -148,67 +124,30 @@ def make(host: Host) -> int:
     return device
 
 
-@dataclass
-class Direction:
-    """One way across the link: a queue, the sender that empties it, and the way itself."""
-
-    source: int
-    target: int
-    queue: deque[bytes] = field(default_factory=deque)
-    way: deque[tuple[float, bytes]] = field(default_factory=deque)  # each with when it was sent
-    began: float = 0.0  # when the sender began with the first in the queue
-
-    def receive(self, link: Link, now: float) -> None:
-        """Queue what the host sends, or lose it."""
-        if not self.queue:
-            self.began = max(self.began, now)
-        with suppress(BlockingIOError):
-            for _ in range(QUEUE // 2):  # then it is the other direction's turn
-                packet = os.read(self.source, MTU)
-                if random.random() >= link.loss:
-                    self.queue.append(packet)
-
-    def advance(self, link: Link, now: float) -> float:
-        """Bring each packet to where it is by now; return when the next one is due somewhere.
-
-        The sender's times follow from one another, so a late call does not make the link slower.
-        """
-        queue, way, due = self.queue, self.way, math.inf
-        if not link.up:
-            queue.clear()
-            way.clear()
-        while queue:
-            sent = self.began + (len(queue[0]) * 8 / link.rate if link.rate else 0)
-            if sent > now:
-                due = sent
-                break
-            self.began = sent
-            way.append((sent, queue.popleft()))
-        while len(queue) > QUEUE:
-            queue.pop()
-        while way and way[0][0] + link.delay <= now:
-            with suppress(OSError):  # if the device is down
-                os.write(self.target, way.popleft()[1])
-        return min(due, way[0][0] + link.delay) if way else due
-
-
 def carry(server: int, client: int) -> None:
-    """Carry packets between two devices over the link that stdin describes, until it ends."""
-    link, said = Link(), b"-"
-    directions = Direction(server, client), Direction(client, server)
-    while said:
-        due = min([direction.advance(link, time.monotonic()) for direction in directions])
-        wait = min(60, max(0, due - time.monotonic()))
-        ready = select.select([server, client, 0], [], [], wait)[0]
+    """Carry packets between two devices until stdin ends. It says what the link is like."""
+    loss, delay, rate = 0.0, 0.0, math.inf
+    ways = [(server, client, Way()), (client, server, Way())]
+    while True:
         now = time.monotonic()
-        for direction in directions:
-            if direction.source in ready:
-                direction.receive(link, now)
-        if 0 in ready and (said := os.read(0, 1_000)):
-            old, link = link, Link(*json.loads(said))
-            if link.rate != old.rate:  # what the senders have begun with, they begin again
-                for direction in directions:
-                    direction.began = now
+        for _, target, way in ways:
+            while way and way[0][0] <= now:
+                with suppress(OSError):  # if the device is down
+                    os.write(target, way.popleft()[1])
+        due = min([way[0][0] for _, _, way in ways if way], default=math.inf)
+        ready = select.select([server, client, sys.stdin], [], [], min(60, due - now))[0]
+        now = time.monotonic()
+        for source, _, way in ways:
+            if source in ready:
+                packet = os.read(source, MTU)
+                begin = max(now, way[-1][0] - delay) if way else now
+                if random.random() >= loss and begin - now < MAX_QUEUE:
+                    way.append((begin + 8 * len(packet) / rate + delay, packet))
+        if sys.stdin in ready:
+            link = sys.stdin.readline()
+            if not link:
+                return
+            loss, delay, rate = map(float, link.split())
             print("ok", flush=True)
 
 

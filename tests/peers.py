@@ -95,28 +95,39 @@ class BareServer:
     Their ports stay the same when one of them is closed and opened again.
     """
 
-    def __init__(self, context: Context, max_line: int) -> None:
-        self.context, self.max_line = context, max_line
-        self.colors = "\x1b[36m", "\x1b[0m"
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self.ports = free_port(), free_port()
-        self.open_pull()
-        self.open_pub()
+        self.open("pull", "pub")
 
-    def open_pull(self) -> None:
-        """Open PULL. It hangs up at each line that is longer than max_line."""
-        self.pull = self.context.socket(zmq.PULL)
-        self.pull.set(zmq.MAXMSGSIZE, self.max_line)
-        bind(self.pull, self.ports[0])
+    def open(self, *names: str) -> None:
+        """Open "pull", "pub" or both."""
+        if "pull" in names:
+            self.pull = self._bound(zmq.PULL, self.ports[0])
+        if "pub" in names:
+            self.pub = self._bound(zmq.PUB, self.ports[1])
 
-    def open_pub(self) -> None:
-        """Open PUB."""
-        self.pub = self.context.socket(zmq.PUB)
-        self.pub.set(zmq.SNDHWM, 100_000)
-        bind(self.pub, self.ports[1])
+    def _bound(self, kind: int, port: int) -> Sock:
+        sock = self.context.socket(kind)
+        sock.set(zmq.SNDHWM, 100_000)
 
-    def receive(self, timeout: float = TIMEOUT) -> bytes:
+        def bind() -> bool:
+            with contextlib.suppress(zmq.ZMQError):  # The one before it is still being closed.
+                sock.bind(f"tcp://127.0.0.1:{port}")
+                return True
+            return False
+
+        wait_for(bind, lambda: f"port {port} is not free")
+        return sock
+
+    def close(self, *names: str) -> None:
+        """Close "pull", "pub" or both. What was published is still delivered."""
+        for name in names:
+            getattr(self, name).close(linger=1_000)
+
+    def receive(self) -> bytes:
         """Return the next line; fail if none comes."""
-        assert self.pull.poll(int(1_000 * timeout)), "no line came"
+        assert self.pull.poll(1_000 * TIMEOUT), "no line came"
         return self.pull.recv()
 
     def receive_all(self, quiet: float = 0.3) -> list[bytes]:
@@ -126,11 +137,15 @@ class BareServer:
             lines.append(self.pull.recv())
         return lines
 
-    def echo(self, line: bytes) -> None:
-        """Publish the message of a line."""
-        payload = json.loads(line)
-        on, off = self.colors
-        self.pub.send(f"{payload['user']}> {on}{payload['message']}{off}".encode())
+    def expect(self, lines: list[bytes]) -> None:
+        """Receive these lines, and no others after them."""
+        assert [self.receive() for _ in lines] == lines
+        assert self.receive_all(0.1) == []
+
+    def echo(self, *lines: bytes) -> None:
+        """Publish the messages of lines."""
+        for line in lines:
+            self.pub.send(message_of(**json.loads(line)))
 
     def answer(self, count: int) -> list[bytes]:
         """Receive and echo a number of lines; return them."""
@@ -141,29 +156,6 @@ class BareServer:
         return lines
 
 
-def bind(sock: Sock, port: int) -> None:
-    """Bind a socket to a port, as soon as it is free."""
-
-    def bound() -> bool:
-        try:
-            sock.bind(f"tcp://127.0.0.1:{port}")
-        except zmq.ZMQError:  # The socket that had it is still being closed.
-            return False
-        return True
-
-    wait_for(bound, lambda: f"port {port} is not free")
-
-
-MakeBareServer = Callable[..., BareServer]
-
-
 @pytest.fixture
-def make_bare_server(context: Context) -> MakeBareServer:
-    """Give a function that makes a BareServer. Its lines may be limited to some bytes."""
-    return lambda max_line=-1: BareServer(context, max_line)
-
-
-@pytest.fixture
-def bare_server(make_bare_server: MakeBareServer) -> BareServer:
-    """Give a BareServer."""
-    return make_bare_server()
+def bare_server(context: Context) -> BareServer:
+    return BareServer(context)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 
 import pyte
-import terminal
-from processes import ROOT, Script, free_port, port_options, python, server_options, wait_bound
+from processes import ROOT, free_port, port_options, python, server_options
+from terminal import CONNECTED, Terminal
 
 COLUMNS, ROWS = 58, 14  # of each terminal
 PICTURE = ROOT / ".github" / "picture.svg"
@@ -28,7 +28,6 @@ FILL, BAR_FILL, BORDER, BUTTON, TITLE = "#1c212b", "#2a303c", "#444c5a", "#59627
 COLORS = {"default": "#dde2e9", "cyan": "#4fd3dc"}
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
-CONNECTED = "client.py: connected to localhost"
 TYPED_MEANWHILE = "did you miss anything?"
 HALF_TYPED = "and what if you write to me while I am typ"
 
@@ -39,39 +38,34 @@ HALF_TYPED = "and what if you write to me while I am typ"
 @contextlib.contextmanager
 def serve(ports: tuple[int, int]) -> Iterator[None]:
     """Run server.py."""
-    command = python("server.py", *server_options(ports))
-    server = Script(subprocess.Popen(command, stderr=subprocess.PIPE))
+    process = subprocess.Popen(python("server.py", *server_options(ports)))
     try:
-        wait_bound(server)
         yield
     finally:
-        server.terminate()
-
-
-@contextlib.contextmanager
-def join(user: str, ports: tuple[int, int]) -> Iterator[terminal.Terminal]:
-    """Run client.py on a terminal. Wait until it is connected."""
-    command = python("client.py", "localhost", "--user", user, *port_options(ports))
-    window = terminal.Terminal(*command, "--color", "always", columns=COLUMNS, rows=ROWS)
-    try:
-        window.wait_rows(CONNECTED)
-        yield window
-    finally:
-        window.close()
+        process.terminate()
+        process.wait()
 
 
 def play() -> str:
     """Have two people chat, and the server restart meanwhile. Return the picture."""
     ports = free_port(), free_port()
     with contextlib.ExitStack() as stack:
+
+        def join(user: str) -> Terminal:
+            command = python("client.py", "--user", user, *port_options(ports), "--color", "always")
+            window = Terminal(*command, columns=COLUMNS, rows=ROWS)
+            stack.enter_context(contextlib.closing(window))
+            window.wait_rows(CONNECTED)
+            return window
+
+        def say(user: str, text: str, *typed: str) -> None:
+            windows[user].type(f"{text}\r")
+            ken.wait_rows(f"{user}> {text}", *typed)
+            ann.wait_rows(f"{user}> {text}")
+
         with serve(ports):
-            ken, ann = (stack.enter_context(join(user, ports)) for user in ("ken", "ann"))
-
-            def say(user: str, text: str, *typed: str) -> None:
-                (ken if user == "ken" else ann).type(f"{text}\r")
-                ken.wait_rows(f"{user}> {text}", *typed)
-                ann.wait_rows(f"{user}> {text}")
-
+            ken, ann = join("ken"), join("ann")
+            windows = {"ken": ken, "ann": ann}
             say("ken", "good morning, anyone up?")
             say("ann", "おはよう、ken 👋")
             say("ken", "и по-русски можно?")
@@ -82,7 +76,7 @@ def play() -> str:
             window.wait_text("noserveratlocalhost.*whenitisback$")
         ken.type(f"{TYPED_MEANWHILE}\r")
         ken.wait_rows(TYPED_MEANWHILE)
-        # A message reaches only those who are connected: ann has to be the first to come back.
+        # A message reaches only connected clients: ann has to be the first to come back.
         ken.process.send_signal(signal.SIGSTOP)
 
         with serve(ports):
@@ -96,7 +90,7 @@ def play() -> str:
             say("ann", "don't mind me, just keep typing", HALF_TYPED)
             ken.wait_cursor(HALF_TYPED, len(HALF_TYPED))
             ann.wait_cursor("", 0)
-            return draw({"ken": ken.screen, "ann": ann.screen})
+            return draw({user: window.look() for user, window in windows.items()})
 
 
 # The picture.
@@ -112,12 +106,12 @@ def draw(screens: dict[str, pyte.Screen]) -> str:
     ]
     for n, (title, screen) in enumerate(screens.items()):
         lines.append(f'<g transform="translate({MARGIN + n * (WIDTH + GAP)} {MARGIN})">')
-        lines += [*draw_frame(title), *draw_screen(screen), "</g>"]
+        lines += [*draw_window(title, screen), "</g>"]
     return "\n".join([*lines, "</svg>\n"])
 
 
-def draw_frame(title: str) -> Iterator[str]:
-    """Draw a window without its content."""
+def draw_window(title: str, screen: pyte.Screen) -> Iterator[str]:
+    """Draw the frame, the cursor and the rows."""
     frame = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="{RADIUS}"'
     corner = f"A{RADIUS} {RADIUS} 0 0 1"
     yield f'{frame} fill="{FILL}"/>'
@@ -132,10 +126,6 @@ def draw_frame(title: str) -> Iterator[str]:
         f'<text x="{WIDTH // 2}" y="{BAR // 2 + 5}" text-anchor="middle" font-weight="bold"'
         f' fill="{TITLE}">{escape(title)}</text>'
     )
-
-
-def draw_screen(screen: pyte.Screen) -> Iterator[str]:
-    """Draw the cursor and the rows."""
     top, cursor = BAR + PADDING, screen.cursor
     yield (
         f'<rect x="{PADDING + cursor.x * CELL}" y="{top + cursor.y * LINE + 1}"'
@@ -148,7 +138,7 @@ def draw_screen(screen: pyte.Screen) -> Iterator[str]:
 def draw_row(row: Mapping[int, pyte.screens.Char], baseline: int) -> Iterator[str]:
     """Draw a row word by word: its columns stay aligned in a font of any width.
 
-    A wide character, which has an empty cell behind it, is a word, and is drawn amid its two cells.
+    A wide character, which has an empty cell behind it, is a word, drawn in the middle of both.
     """
 
     def word(x: int) -> tuple[str, bool, int]:

@@ -1,7 +1,6 @@
 """The two scripts as processes, and what a test does with them."""
 
 import contextlib
-import ctypes
 import itertools
 import os
 import random
@@ -12,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 30  # seconds until a condition counts as failed, on however busy a machine
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+# Systems give none of these to connections, and no other worker has them.
 PORTS = itertools.cycle(random.sample(range(10_000 + WORKER, 32_000, 20), 1_100))
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: it reads /proc")
 WINDOWS = pytest.mark.skipif(sys.platform != "win32", reason="needs Windows")
-WINE = sys.platform == "win32" and hasattr(ctypes.windll.ntdll, "wine_get_version")
-NO_WINE = pytest.mark.skipif(WINE, reason="needs what Wine has not")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: its signals, shell or files")
 
 
@@ -39,10 +36,7 @@ def wait_for(condition: Callable[[], object], state: Callable[[], object]) -> No
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing uses.
-
-    It is not among those that systems give to connections, nor among those of another worker.
-    """
+    """Return a TCP port that nothing uses."""
     while True:
         number = next(PORTS)
         with contextlib.suppress(OSError), socket.socket() as sock:
@@ -70,16 +64,13 @@ def unix_line_ends(data: bytes) -> bytes:
     return data.replace(os.linesep.encode(), b"\n")
 
 
-@dataclass
 class Script:
     """A script as a process. What it writes to stderr is collected as it comes."""
 
-    process: "subprocess.Popen[bytes]"
-    stderr: str = ""
-    ports: tuple[int, int] = (0, 0)
-    reader: threading.Thread = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+        self.stderr = ""
+        self.ports = (0, 0)  # of a server: start_server sets them
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
@@ -104,12 +95,11 @@ class Script:
         return status
 
     def terminate(self) -> int:
-        """Ask it to end, with SIGTERM; return the exit status."""
+        """Ask it to end; return the exit status."""
         self.process.terminate()
         return self.wait()
 
     def kill(self) -> None:
-        """Kill it, and wait for the end."""
         self.process.kill()
         self.wait()
 
@@ -210,11 +200,8 @@ def start() -> Iterator[Start]:
 
     yield start_script
     for script in scripts:
-        script.kill()
-        for pipe in (script.process.stdin, script.process.stdout, script.process.stderr):
-            if pipe:
-                with contextlib.suppress(BrokenPipeError):  # as a flush at close may say
-                    pipe.close()
+        with contextlib.suppress(BrokenPipeError), script.process:  # which closes its pipes
+            script.kill()
 
 
 StartServer = Callable[..., Script]
@@ -228,28 +215,22 @@ def start_server(start: Start) -> StartServer:
     """
 
     def start_it(*options: object, ports: tuple[int, int] | None = None, **how: Any) -> Script:
-        ports = ports or (free_port(), free_port())
-        script = start("server.py", *server_options(ports), *options, **how)
+        args = [*server_options(ports or (free_port(), free_port())), *options]
+        script = start("server.py", *args, **how)
         for _ in range(20 if sys.platform == "win32" else 0):
             # Windows keeps a port for a moment after the process that had it was killed.
             script.wait_stderr("\n")
             if "denied" in script.stderr:
-                script = start("server.py", *server_options(ports), *options, **how)
-        return wait_bound(script)
+                script = start("server.py", *args, **how)
+        bound = script.wait_stderr(r"PULL is bound to tcp://\S+:(\d+), PUB to tcp://\S+:(\d+)\n")
+        script.ports = int(bound[1]), int(bound[2])
+        return script
 
     return start_it
 
 
-def wait_bound(script: Script) -> Script:
-    """Wait until a server is bound; set its ports, and return it."""
-    match = script.wait_stderr(r"PULL is bound to tcp://\S+:(\d+), PUB to tcp://\S+:(\d+)\n")
-    script.ports = int(match[1]), int(match[2])
-    return script
-
-
 @pytest.fixture
 def server(start_server: StartServer) -> Script:
-    """Give a running server.py."""
     return start_server()
 
 
@@ -275,12 +256,12 @@ def run_client() -> RunClient:
     return run
 
 
-def two_people_chat(start: Start, ports: tuple[int, int], *options: object) -> None:
+def two_people_chat(start: Start, ports: tuple[int, int]) -> None:
     """Have two clients of a server see each other live."""
     people = []
     for name in ("ann", "ken"):
-        user = ["--user", name, *options]
-        people.append(start("client.py", *port_options(ports), *user, stdin=subprocess.PIPE))
+        options = [*port_options(ports), "--user", name]
+        people.append(start("client.py", *options, stdin=subprocess.PIPE))
         write(people[-1], b"here I am\n")
         assert read_line(people[-1]) == name.encode() + b"> here I am\n"
     ann, ken = people

@@ -9,31 +9,21 @@ their tests.
 """
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 TESTS = Path(__file__).parent
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, str] = dict(re.findall(r"^#+ (.+)\n((?:(?!#).*\n?)*)", README, re.MULTILINE))
-MARK = re.compile(
-    r"^# README, (?P<section>[^:\n]+): (?P<quote>.+(?:\n#(?! README, ).*)*)"
-    r"|^def (?P<test>test_\w+)",
-    re.MULTILINE,
-)
+COMMENTS_OR_TEST = re.compile(r"^(# README, .+\n(?:# .+\n)*)|^def (test_\w+)", re.MULTILINE)
 
 
-@dataclass
-class Promise:
+class Promise(NamedTuple):
     """What a comment quotes, and the tests that follow it."""
 
     section: str
     quote: str
-    tests: list[str] = field(default_factory=list)
-
-    def place(self) -> tuple[int, int]:
-        """Return the section's place on the page, and the quote's place in it: -1 if it is not."""
-        text = one_line(SECTIONS.get(self.section, ""))
-        return [*SECTIONS, self.section].index(self.section), text.find(self.quote)
+    tests: list[str]
 
 
 def one_line(text: str) -> str:
@@ -46,26 +36,24 @@ def read() -> tuple[list[Promise], list[str]]:
     promises: list[Promise] = []
     strays: list[str] = []
     for file in sorted(TESTS.glob("test_*.py")):
-        group: list[Promise] = []
-        for found in MARK.finditer(file.read_text(encoding="utf-8")):
-            test = f"{file.name}::{found['test']}"
-            if not found["test"]:
-                group = [] if group and group[-1].tests else group
-                quote = re.sub(r"^#", "", found["quote"], flags=re.MULTILINE)
-                group.append(Promise(found["section"], one_line(quote)))
-                promises.append(group[-1])
-            elif not group:
-                strays.append(test)
-            for promise in group if found["test"] else []:
-                promise.tests.append(test)
+        tests = strays
+        for comments, test in COMMENTS_OR_TEST.findall(file.read_text(encoding="utf-8")):
+            if test:
+                tests.append(f"{file.name}::{test}")
+                continue
+            tests = []
+            comments = re.sub(r"\n# (?!README, )", " ", comments)
+            for section, quote in re.findall(r"^# README, (.+?): (.+)", comments, re.MULTILINE):
+                promises.append(Promise(section, quote, tests))
     return promises, strays
 
 
-def main() -> None:
-    """Print all promises, in the order of the page."""
-    for promise in sorted(read()[0], key=Promise.place):
-        print(f"{promise.section}: {promise.quote}", *promise.tests, sep="\n    ")
+def place(promise: Promise) -> tuple[int, int]:
+    """Return which section of the page has a promise, and where in it."""
+    section = list(SECTIONS).index(promise.section)
+    return section, one_line(SECTIONS[promise.section]).find(promise.quote)
 
 
 if __name__ == "__main__":
-    main()
+    for promise in sorted(read()[0], key=place):
+        print(f"{promise.section}: {promise.quote}", *promise.tests, sep="\n    ")

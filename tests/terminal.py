@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -20,14 +19,8 @@ if sys.platform != "win32":
     import fcntl
     import termios
 
-COLUMNS, ROWS = 40, 10
-
-
-def begin() -> None:
-    """Begin a process as a login does, though the tests may run in the background of a script."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    for signum in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(signum, signal.SIG_DFL)
+COLUMNS, ROWS = 120, 10  # wide enough for each notice
+CONNECTED = "client.py: connected to localhost"
 
 
 class Screen(pyte.Screen):
@@ -39,8 +32,7 @@ class Screen(pyte.Screen):
 
     def index(self) -> None:
         if self.cursor.y == self.lines - 1:
-            top = self.buffer[0]
-            self.past.append("".join(top[n].data for n in range(self.columns)).rstrip())
+            self.past.append("".join(self.buffer[0][x].data for x in range(self.columns)).rstrip())
         super().index()
 
 
@@ -55,28 +47,26 @@ class Terminal:
         self,
         *command: str,
         environment: dict[str, str] | None = None,
-        stderr: int | None = None,
         columns: int = COLUMNS,
         rows: int = ROWS,
     ) -> None:
-        self.screen = Screen(columns, rows)
-        self._received = bytearray()
+        self.received = b""  # all that the program has written to the terminal
         self.paused = False  # The terminal takes no output now, as a slow one.
         self._hung_up = False
-        self._stream = pyte.ByteStream(self.screen)
+        self._screen = Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
         self._emulated = 0  # bytes that the emulator has read
-        self._present = [""] * rows  # the rows on the screen
         self._keyboard, self._tty = os.openpty()
-        self._set_size(columns, rows)
+        self.resize(columns, rows)
         self.first_settings = self.settings()
         self.process = subprocess.Popen(
             command,
             stdin=self._tty,
             stdout=self._tty,
-            stderr=self._tty if stderr is None else stderr,
+            stderr=self._tty,
             env=os.environ | {"TERM": "xterm"} | (environment or {}),
             start_new_session=True,
-            preexec_fn=begin,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # as a login does
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -86,33 +76,24 @@ class Terminal:
             while not self._hung_up:
                 ready, _, _ = select.select([] if self.paused else [self._keyboard], [], [], 0.02)
                 if ready:
-                    self._received += os.read(self._keyboard, 65_536)
-
-    @property
-    def received(self) -> bytes:
-        """All bytes that the program has written to the terminal."""
-        return bytes(self._received)
+                    self.received += os.read(self._keyboard, 65_536)
 
     def waiting(self) -> int:
         """Return how many bytes the terminal has not taken yet."""
-        return struct.unpack("i", fcntl.ioctl(self._keyboard, termios.FIONREAD, bytes(4)))[0]  # type: ignore[no-any-return]
+        count: int = struct.unpack("i", fcntl.ioctl(self._keyboard, termios.FIONREAD, bytes(4)))[0]
+        return count
 
     def look(self) -> Screen:
         """Return the screen as it is now."""
-        if news := bytes(self._received[self._emulated :]):
-            self._stream.feed(news)
-            self._emulated += len(news)
-            self._present = [row.rstrip() for row in self.screen.display]
-        return self.screen
-
-    def _set_size(self, columns: int, rows: int) -> None:
-        fcntl.ioctl(self._tty, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        news = self.received[self._emulated :]
+        self._stream.feed(news)
+        self._emulated += len(news)
+        return self._screen
 
     def resize(self, columns: int, rows: int) -> None:
         """Give the terminal another size, as dragging its corner does."""
         self.look().resize(rows, columns)
-        self._present = [row.rstrip() for row in self.screen.display]
-        self._set_size(columns, rows)
+        fcntl.ioctl(self._tty, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def settings(self) -> list[Any]:
         """Return the terminal's settings; `first_settings` are those before the program began."""
@@ -122,14 +103,6 @@ class Terminal:
         """Return whether the program gets each key, and not whole lines that the kernel edits."""
         return not self.settings()[3] & termios.ICANON
 
-    def hang_up(self) -> None:
-        """Take the terminal away, as closing its window does."""
-        if not self._hung_up:
-            self._hung_up = True
-            self._reader.join(TIMEOUT)
-            os.close(self._tty)
-            os.close(self._keyboard)
-
     def type(self, text: str) -> None:
         """Press keys, or paste."""
         data = text.encode()
@@ -138,16 +111,11 @@ class Terminal:
 
     def rows(self) -> list[str]:
         """Return all rows that are or were on the screen, but not the blank ones at the end."""
-        self.look()
-        rows = self.screen.past + self._present
+        screen = self.look()
+        rows = screen.past + [row.rstrip() for row in screen.display]
         while rows and not rows[-1]:
             rows.pop()
         return rows
-
-    def cursor(self) -> tuple[str, int]:
-        """Return the text of the cursor's row, and the cursor's column."""
-        cursor = self.look().cursor
-        return self._present[cursor.y], cursor.x
 
     def wait_rows(self, *last: str) -> None:
         """Wait until the last rows are these."""
@@ -164,7 +132,20 @@ class Terminal:
 
     def wait_cursor(self, row: str, column: int) -> None:
         """Wait until the cursor is in this row, in this column."""
-        wait_for(lambda: self.cursor() == (row, column), lambda: (row, column, self.cursor()))
+
+        def place() -> tuple[str, int]:
+            screen = self.look()
+            return screen.display[screen.cursor.y].rstrip(), screen.cursor.x
+
+        wait_for(lambda: place() == (row, column), lambda: (row, column, place()))
+
+    def hang_up(self) -> None:
+        """Take the terminal away, as closing its window does."""
+        if not self._hung_up:
+            self._hung_up = True
+            self._reader.join(TIMEOUT)
+            os.close(self._tty)
+            os.close(self._keyboard)
 
     def close(self) -> None:
         """Kill the program if it still runs."""
@@ -181,12 +162,7 @@ def open_terminal() -> Iterator[Open]:
     """Give a function that starts a command on a terminal, and takes what Terminal takes."""
     if sys.platform == "win32":
         pytest.skip("needs pseudo-terminals, which Windows has not")
-    terminals: list[Terminal] = []
-
-    def open_it(*command: str, **how: Any) -> Terminal:
-        terminals.append(Terminal(*command, **how))
-        return terminals[-1]
-
-    yield open_it
-    for terminal in terminals:
-        terminal.close()
+    with contextlib.ExitStack() as stack:
+        yield lambda *command, **how: stack.enter_context(
+            contextlib.closing(Terminal(*command, **how))
+        )

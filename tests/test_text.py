@@ -4,37 +4,30 @@ import json
 import re
 import subprocess
 from codecs import BOM_UTF8
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from peers import BareServer, line_of
 from processes import RunClient, Script, Start, close, port_options, python
 from terminal import Open
 
 import client
-import server as server_script
+from server import chat_messages
 
-DROPPED = "the server will drop this line: "
-NOT_JSON = DROPPED + 'not a JSON object with "user" and "message"'
+WILL_BE_DROPPED = "the server will drop this line: "
+NOT_JSON = f'{WILL_BE_DROPPED}not a JSON object with "user" and "message"'
 TO_TYPE = f"{NOT_JSON} (to just type text, use --user NAME): "
 ONE_LINE = f"{NOT_JSON} (write the whole object on one line): "
-TOO_LONG = "line not sent: {} bytes, but the server takes 16,384 at most"
-
-
-class NoLog(server_script.Log):
-    """A log that starts no thread, and forgets its reports."""
-
-    def __init__(self) -> None:
-        pass
-
-    def report(self, text: str, detail: str = "") -> None:
-        pass
+TOO_LONG = "line not sent: {}, but the server takes 16,384 at most"
 
 
 def published(line: bytes) -> list[bytes]:
     """Return what the server publishes for a line: a message, or none."""
-    return server_script.chat_messages([line], NoLog())
+    log: Any = SimpleNamespace(report=lambda *_: None)
+    return chat_messages([line], log)
 
 
 def split(*parts: bytes) -> list[bytes]:
@@ -49,21 +42,16 @@ def split(*parts: bytes) -> list[bytes]:
 
 ONE = line_of("k", "1")
 SPACED = b'{ "message":"m",  "user":"k", "more": [1e999]} '
-LONGEST = b'{"user": "k", "message": "' + b"x" * 16_356 + b'"}'
+LONGEST = line_of("k", "x" * 16_356)
 AS_TYPED = {  # the input, and the lines that are sent
     "JSON with spaces": (SPACED + b"\n", [SPACED]),
-    "CRLF": (ONE + b"\r\n" + SPACED + b"\r\n", [ONE, SPACED]),
-    "empty lines": (b"\n\r\n" + ONE + b"\n\n", [ONE]),
-    "no line end": (ONE + b"\n" + SPACED, [ONE, SPACED]),
-    "broken JSON": (b'{"user": "k"\n}\n' + ONE, [b'{"user": "k"', b"}", ONE]),
-    "not UTF-8": (b"caf\xe9\n" + ONE + b"\n\xff\xfeh\x00", [b"caf\xe9", ONE, b"\xff\xfeh\x00"]),
+    "CRLF and empty lines": (b"\r\n" + ONE + b"\r\n\n" + ONE, [ONE, ONE]),
+    "broken JSON": (b'{"user": "k"\n}\n', [b'{"user": "k"', b"}"]),
+    "not UTF-8": (b"caf\xe9\n\xff\xfeh\x00", [b"caf\xe9", b"\xff\xfeh\x00"]),
     "spaces and TABs": (b"a\tb\n\t\n  x  ", [b"a\tb", b"\t", b"  x  "]),
     "control characters": (b"\x1b[2J\x00\x7f\ra\n", [b"\x1b[2J\x00\x7f\ra"]),
-    "the longest": (LONGEST, [LONGEST]),
-    "one byte longer": (ONE + b"\n " + LONGEST + b"\n" + SPACED, [ONE, SPACED]),
-    "the longest text": (b"x" * 16_384, [b"x" * 16_384]),
-    "a mark alone": (BOM_UTF8 + b"\n" + ONE, [ONE]),
-    "a mark in the second line": (ONE + b"\n" + BOM_UTF8 + ONE, [ONE, BOM_UTF8 + ONE]),
+    "the longest": (LONGEST + b"\n " + LONGEST + b"\n" + ONE, [LONGEST, ONE]),
+    "byte order marks": (BOM_UTF8 + ONE + b"\n" + BOM_UTF8 + ONE, [ONE, BOM_UTF8 + ONE]),
 }
 
 
@@ -79,19 +67,17 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes]) -> Non
 # README, Differences from the original: | sent with the first line | dropped |
 
 
-@given(st.lists(st.binary(max_size=9).filter(lambda line: b"\n" not in line)), st.data())
+@given(
+    st.sampled_from([b"", BOM_UTF8]),
+    st.lists(st.binary(max_size=9).filter(lambda line: b"\n" not in line)),
+    st.integers(1, 20),
+)
 def test_lines_are_the_same_however_the_input_is_cut(
-    lines: list[bytes], data: st.DataObject
+    mark: bytes, lines: list[bytes], size: int
 ) -> None:
-    rest = data.draw(st.sampled_from([b"", BOM_UTF8])) + b"".join(line + b"\n" for line in lines)
-    parts = []
-    while rest:
-        size = data.draw(st.integers(1, 20))
-        parts.append(rest[:size])
-        rest = rest[size:]
-    expected = [line.removesuffix(b"\r") for line in lines]
-    expected[:1] = [line.removeprefix(BOM_UTF8) for line in expected[:1]]
-    assert split(*parts) == list(filter(None, expected))
+    typed = mark + b"\n".join(lines)
+    parts = [typed[start : start + size] for start in range(0, len(typed), size)]
+    assert split(*parts) == [line.removesuffix(b"\r") for line in lines if line not in (b"", b"\r")]
 
 
 # README, Delivery in detail: Input that is not UTF-8 is reported once; with `--user`, its invalid
@@ -108,78 +94,64 @@ def test_input_that_is_not_utf_8_is_reported_once(server: Script, run_client: Ru
 # README, What it adds to the original: You type text, not JSON
 # README, Options: send each line as `{"user": NAME, "message": line}`
 
-NAMED = {
-    "text": ("ken", b"hello", "ken", "hello"),
-    "quotes": ('k "q"', b'say "hi" \\ \t', 'k "q"', 'say "hi" \\ \t'),
-    "Chinese": ("王", "你好 👋".encode(), "王", "你好 👋"),
-    "JSON": ("k", b'{"a": 1}', "k", '{"a": 1}'),
-    "not UTF-8": ("jos\udce9", b"caf\xe9", "jos?", "caf\ufffd"),
-}
 
-
-@pytest.mark.parametrize(("name", "typed", "user", "message"), NAMED.values(), ids=NAMED)
-def test_a_name_makes_a_line_json(name: str, typed: bytes, user: str, message: str) -> None:
-    outbox = client.Outbox(name)
-    outbox.add(typed)
-    (line,) = outbox.queued
-    assert json.loads(line.frame) == {"user": user, "message": message}
-    assert line.echo_hash == hash(client.sanitize(f"{user}> {message}"))
-
-
-@given(st.binary(), st.text())
-def test_with_a_name_every_short_line_has_an_echo(typed: bytes, name: str) -> None:
+@given(st.text(), st.binary())
+@example('k "q"', b'say "hi" \\ \t')
+@example("王", "你好 👋".encode())
+@example("jos\udce9", b"caf\xe9")
+def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: bytes) -> None:
     outbox = client.Outbox(name)
     outbox.add(typed)
     assert outbox.report() == "1 line may not have been delivered"
-    outbox.in_flight.append(outbox.queued.popleft())
-    (message,) = published(outbox.in_flight[0].frame)
-    outbox.acknowledge([client.sanitize_message(message)])
+    outbox.in_flight = [outbox.queued.popleft()]
+    frame = outbox.in_flight[0].frame
+    user, message = name.encode(errors="replace").decode(), typed.decode(errors="replace")
+    assert json.loads(frame) == {"user": user, "message": message}
+    outbox.acknowledge([client.sanitize_message(message) for message in published(frame)])
     assert outbox.report() == ""
 
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, unless it is too
 # long, since another server may accept it. A notice says why this server would drop it: on a
 # terminal for each such line, from a pipe only for the first.
+# README, Differences from the original: the client prints a notice instead of sending it
 
-TOO_LONG_ESCAPED = '{"user": "k", "message": "%s"}' % ("\x85" * 5_000)
-PROBLEMS = {
-    "text": (b"hello", TO_TYPE + "hello"),
-    "an array": (b"[1]", TO_TYPE + "[1]"),
-    "deeply nested": (b"[" * 10_000, TO_TYPE + "[" * 80),
-    "half an object": (b'{"user": "k",', ONE_LINE + '{"user": "k",'),
-    "null": (b'{"user": null}', ONE_LINE + '{"user": null}'),
-    "a control character": (b"\x1b[2J", TO_TYPE + r"\x1b[2J"),
-    "not UTF-8": (b"caf\xe9", DROPPED + "not UTF-8: caf\ufffd"),
-    "too long once escaped": (
-        TOO_LONG_ESCAPED.encode(),
-        f"{DROPPED}too long once its control characters are escaped: "
-        f"{client.sanitize(TOO_LONG_ESCAPED[:53])}",
-    ),
+DELETES = LONGEST.replace(b"x", b"\x7f")
+ESCAPED = f"{WILL_BE_DROPPED}too long once its control characters are escaped: "
+PROBLEMS = {  # the user, the line, and the notice
+    "text": (None, b"hello", f"{TO_TYPE}hello"),
+    "an array": (None, b"[1]", f"{TO_TYPE}[1]"),
+    "deeply nested": (None, b"[" * 10_000, TO_TYPE + "[" * 80),
+    "half an object": (None, b'{"user": "k",', ONE_LINE + '{"user": "k",'),
+    "not UTF-8": (None, b"caf\xe9", f"{WILL_BE_DROPPED}not UTF-8: caf\ufffd"),
+    "too long once escaped": (None, DELETES, ESCAPED + DELETES[:80].decode()),
+    "too long": (None, b"x" * 16_385, TOO_LONG.format("16,385 bytes")),
+    "too long with a name": ("k", b"x" * 16_357, TOO_LONG.format("16,385 bytes")),
+    "far too long": (None, b"x" * 1_000_000, TOO_LONG.format("1,000,000 bytes or more")),
 }
 
 
-@pytest.mark.parametrize(("typed", "notice"), PROBLEMS.values(), ids=PROBLEMS)
-def test_a_line_that_the_server_will_drop_is_reported(
-    capsys: pytest.CaptureFixture[str], typed: bytes, notice: str
+@pytest.mark.parametrize(("user", "line", "notice"), PROBLEMS.values(), ids=PROBLEMS)
+def test_a_line_that_nobody_will_see_is_reported(
+    user: str | None, line: bytes, notice: str
 ) -> None:
-    outbox = client.Outbox(None)
-    problem = outbox.add(typed)
-    assert problem
-    client.Screen("never").print_problem(problem)
-    assert capsys.readouterr().err == f"client.py: {notice}\n"
+    outbox = client.Outbox(user)
+    assert ": ".join(outbox.add(line) or ()) == notice
     assert outbox.report() == "1 line may not have been delivered"
-    assert published(typed) == []
+    will_be_sent = [line] if notice.startswith(WILL_BE_DROPPED) else []
+    assert [queued.frame for queued in outbox.queued] == will_be_sent
+    assert published(line) == []
 
 
 def test_in_a_pipe_only_the_first_line_of_a_kind_is_reported(
     server: Script, run_client: RunClient
 ) -> None:
-    pipe = b"hello\n[]\ncaf\xe9\n%s\n%s\n" % (ONE, b"x" * 20_000) * 100
+    pipe = b"\x1b[2Jhello\n[]\ncaf\xe9\n%s\n%s\n" % (ONE, b"x" * 20_000) * 100
     done = run_client(server.ports, pipe)
     assert done.stdout == b"k> 1\n" * 100
     assert done.stderr.decode().splitlines() == [
-        f"client.py: {TO_TYPE}hello",
-        f"client.py: {TOO_LONG.format('20,000')}",
+        rf"client.py: {TO_TYPE}\x1b[2Jhello",
+        f"client.py: {TOO_LONG.format('20,000 bytes')}",
         "client.py: 400 lines may not have been delivered",
     ]
     assert done.returncode == 1
@@ -190,7 +162,7 @@ def test_on_a_terminal_each_of_them_is_reported(
     bare_server: BareServer, open_terminal: Open, term: str
 ) -> None:
     command = python("client.py", *port_options(bare_server.ports))
-    terminal = open_terminal(*command, environment={"TERM": term}, columns=200)
+    terminal = open_terminal(*command, environment={"TERM": term})
     terminal.wait_text("client.py:connectedtolocalhost")
     for text in ("hello", "[]"):
         terminal.type(f"{text}\r")
@@ -211,43 +183,6 @@ def test_lines_that_will_be_dropped_are_sent_in_their_turn(
     assert script.stderr.endswith("client.py: 1,500 lines may not have been delivered\n")
 
 
-# README, Differences from the original: the client prints a notice instead of sending it
-
-LONG = {
-    "text": (None, b"x" * 16_385, "16,385"),
-    "with a name": ("k", b"x" * 20_000, "20,028"),
-    "very long": (None, b"x" * 1_000_000, "1,000,000 bytes or more"),
-}
-
-
-@pytest.mark.parametrize(("user", "typed", "size"), LONG.values(), ids=LONG)
-def test_a_line_that_is_too_long_is_not_sent(user: str | None, typed: bytes, size: str) -> None:
-    outbox = client.Outbox(user)
-    problem = outbox.add(typed)
-    assert problem
-    assert ": ".join(problem) == TOO_LONG.format(size).replace("more bytes", "more")
-    assert not outbox.queued
-    assert outbox.report() == "1 line may not have been delivered"
-
-
-# README, The wire: All other text passes unchanged, including joined emoji.
-
-SHOWN = {  # a line, and what a client in a pipe prints
-    b'{"user": "k", "message": "a\\tb"}': "k> a\tb",
-    b'{"user": 5, "message": -1.50e999}': "5> -1.50e999",
-    b'{"user": "k", "message": "\\u001b[31mred"}': r"k> \x1b[31mred",
-    b'{"user": "k\\n", "message": "\\u009b2J\\u202e"}': r"k\n> \x9b2J\u202e",
-    b'{"user": "k", "message": "\\ud800"}': r"k> \ud800",
-    '{"user": "k", "message": "👨‍👩‍👧 می‌خواهم"}'.encode(): "k> 👨‍👩‍👧 می‌خواهم",
-}
-
-
-def test_text_reaches_the_reader(server: Script, run_client: RunClient) -> None:
-    done = run_client(server.ports, BOM_UTF8 + b"\n".join(SHOWN))
-    assert done.stdout.decode() == "".join(f"{text}\n" for text in SHOWN.values())
-    assert (done.stderr, done.returncode) == (b"", 0)
-
-
 # README, How it works: The sender's own copy is the *echo* of its line.
 
 JSON_LINES = st.fixed_dictionaries(
@@ -256,12 +191,13 @@ JSON_LINES = st.fixed_dictionaries(
 ).map(lambda payload: json.dumps(payload, ensure_ascii=False).encode(errors="replace"))
 
 
-@given(
-    JSON_LINES
-    | st.binary()
-    | st.from_regex(rb'\A\{"user": ?"[^"]*", ?"message": ?"[^"]*"\}\Z')
-    | st.integers(4_080, 4_100).map(lambda count: b'{"user":1,"message":"%s"}' % (b"\x7f" * count))
-)
+@given(JSON_LINES | st.binary() | st.from_regex(rb'\A\{"user": ?"[^"]*", ?"message": ?"[^"]*"\}\Z'))
+@example(BOM_UTF8 + ONE)
+@example(b"{}")
+@example(b'{"user": "k", "message": "m", "n": NaN}')
+@example(rb'{"user": "k", "message": "\ud800"}')
+@example(b'{"user": "k", "message": "%s"}' % (b"\x7f" * 4_093))  # the longest once escaped
+@example(b'{"user": "k", "message": "%s"}' % (b"\x7f" * 4_094))
 def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
     try:
         expected = [client.echo_of(line)]
@@ -272,46 +208,33 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
 
 # README, Differences from the original: the client escapes them, too (all but colors and TAB), in
 # case it talks to another server
+# README, The wire: All other text passes unchanged, including joined emoji.
 
-FRAMES = {  # what a server publishes, what is printed without colours, and what with them
-    "message": (b"ken> \x1b[36mhello\x1b[0m", "ken> hello", "ken> \x1b[36mhello\x1b[0m"),
-    "other colours": (b"a\x1b[1;31mb\x1b[0m", "ab", "a\x1b[1;31mb\x1b[0m"),
-    "colour left on": (b"\x1b[31mred", "red", "\x1b[31mred\x1b[0m"),
-    "colour ended in another way": (b"\x1b[31mred\x1b[m", "red", "\x1b[31mred\x1b[m\x1b[0m"),
-    "colons": (b"\x1b[38:5:9mred\x1b[0m", "red", "\x1b[38:5:9mred\x1b[0m"),
-    "a TAB": (b"a\t\x1b[36mb\x1b[0m", "a\tb", "a\t\x1b[36mb\x1b[0m"),
-    "among colours": (b"\x1b[36m\x07\x1b[0m", r"\x07", "\x1b[36m\\x07\x1b[0m"),
-    "colour within a sequence": (b"\x1b\x1b[36m[2J\x1b[0m", r"\x1b[2J", "\\x1b\x1b[36m[2J\x1b[0m"),
-    "split colour": (b"\x1b[3\x1b[0m6m", r"\x1b[36m", "\\x1b[3\x1b[0m6m\x1b[0m"),
-}
-UNCOLOURED = {  # what a server publishes, and what is printed
-    "text": (b"12:01 ken: hi", "12:01 ken: hi"),
+COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+FRAMES = {  # what a server publishes, and what is printed
+    "message": (b"ken> \x1b[36mhello\x1b[0m", "ken> \x1b[36mhello\x1b[0m"),
+    "other colours": (b"\x1b[1;31ma\x1b[38:5:9mb\x1b[0m", "\x1b[1;31ma\x1b[38:5:9mb\x1b[0m"),
+    "colour left on": (b"\x1b[31mred\x1b[m", "\x1b[31mred\x1b[m\x1b[0m"),
+    "among colours": (b"\x1b[36m\t\x07\x1b[0m", "\x1b[36m\t\\x07\x1b[0m"),
+    "colour within a sequence": (b"\x1b\x1b[36m[2J\x1b[0m", "\\x1b\x1b[36m[2J\x1b[0m"),
     "title": (b"\x1b]0;t\x07", r"\x1b]0;t\x07"),
-    "clipboard": (b"\x1b]52;c;aGk=\x1b\\", r"\x1b]52;c;aGk=\x1b" "\\"),
-    "clear": (b"\x1b[2J\x1b[H\x1b[2A", r"\x1b[2J\x1b[H\x1b[2A"),
-    "mode": (b"\x1b[?1049h\x1bc", r"\x1b[?1049h\x1bc"),
+    "clear": (b"\x1b[2J\x1b[H\x1bc", r"\x1b[2J\x1b[H\x1bc"),
     "key mode like a colour": (b"\x1b[>4;2m", r"\x1b[>4;2m"),
-    "report": (b"\x1b[6n\x05", r"\x1b[6n\x05"),
-    "C1": ("\x9b2J\x85".encode(), r"\x9b2J\x85"),
     "line ends": (b"ken> hi\rann> ho\n", r"ken> hi\rann> ho\n"),
-    "line separator": ("a\u2028b".encode(), r"a\u2028b"),
-    "override": ("\u202eabc\u2066".encode(), r"\u202eabc\u2066"),
-    "not UTF-8": (b"a\xff\x80b", "a\ufffd\ufffdb"),
-    "a surrogate": (b"\xed\xa0\x80", "\ufffd" * 3),
+    "beyond ASCII": ("\x9b2J\u2028\u202eabc\u2066".encode(), r"\x9b2J\u2028\u202eabc\u2066"),
+    "not UTF-8": (b"a\xff\xed\xa0\x80b", "a\ufffd\ufffd\ufffd\ufffdb"),
     "joiners": ("👨‍👩‍👧 می‌خواهم".encode(), "👨‍👩‍👧 می‌خواهم"),
-    "nothing": (b"", ""),
 }
-FRAMES |= {name: (frame, text, text) for name, (frame, text) in UNCOLOURED.items()}
 
 
-@pytest.mark.parametrize(("frame", "uncoloured", "coloured"), FRAMES.values(), ids=FRAMES)
-def test_a_message_is_only_text(frame: bytes, uncoloured: str, coloured: str) -> None:
-    assert client.sanitize_message(frame) == (uncoloured, coloured)
+@pytest.mark.parametrize(("frame", "printed"), FRAMES.values(), ids=FRAMES)
+def test_a_message_is_only_text_and_colours(frame: bytes, printed: str) -> None:
+    assert client.sanitize_message(frame) == (COLOUR.sub("", printed), printed)
 
 
 @given(st.binary() | st.text(st.sampled_from("\x1b[;0123m36]?hA\x07\n\t\u009b x")).map(str.encode))
 def test_no_message_does_more_than_colour(frame: bytes) -> None:
     uncoloured, coloured = client.sanitize_message(frame)
     assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", uncoloured)
-    assert re.sub(r"\x1b\[[0-9;:]*m", "", coloured) == uncoloured
+    assert COLOUR.sub("", coloured) == uncoloured
     assert "\x1b" not in coloured or coloured.endswith("\x1b[0m")

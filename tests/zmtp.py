@@ -4,12 +4,11 @@ RFC 37 describes it: a greeting, a READY command with the socket type, and then 
 """
 
 import contextlib
-import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from peers import line_of, message_of
 from processes import TIMEOUT
@@ -17,31 +16,40 @@ from processes import TIMEOUT
 SUBSCRIPTION_DELAY = 0.3  # seconds until a subscription is surely in effect
 
 
-def greeting(mechanism: bytes, minor: int = 1) -> bytes:
-    """Return the greeting of a client, in ZMTP 3.x."""
-    signature = b"\xff" + bytes(7) + b"\1\x7f"
-    return signature + bytes([3, minor]) + mechanism.ljust(20, b"\0") + bytes(32)
-
-
-def frame(body: bytes, flags: int = 0) -> bytes:
-    """Return a frame: of a line or a message, unless flags say otherwise."""
+def frame(body: bytes) -> bytes:
+    """Return the frame of a line, a message or a subscription."""
     if len(body) < 256:
-        return bytes([flags, len(body)]) + body
-    return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
-
-
-def command(name: bytes, data: bytes = b"") -> bytes:
-    """Return the frame of a command."""
-    return frame(bytes([len(name)]) + name + data, flags=4)
+        return bytes([0, len(body)]) + body
+    return b"\2" + struct.pack(">Q", len(body)) + body
 
 
 def ready(kind: bytes) -> bytes:
-    """Return the frame of the READY command of a socket type."""
-    return command(b"READY", b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind)
+    """Return the READY command of a socket type."""
+    body = b"\5READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+    return bytes([4, len(body)]) + body
 
 
-GREETING = greeting(b"NULL")
-SUBSCRIBE_ALL = frame(b"\1")  # as ZMTP 3.0 does it; 3.1 may use a command
+GREETING = b"\xff" + bytes(7) + b"\1\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
+Handshake = tuple[bytes, bytes, bytes]  # what to say first, the answer, and what to say after it
+HANDSHAKES: dict[bytes, Handshake] = {
+    b"PUSH": (GREETING + ready(b"PUSH"), b"PULL", b""),
+    b"SUB": (GREETING + ready(b"SUB"), b"PUB", frame(b"\1")),
+}
+
+
+def shake_hands(port: int, handshake: Handshake, host: str = "127.0.0.1") -> socket.socket:
+    """Return a TCP socket after a handshake, in ZMTP or another protocol."""
+    first, answer, second = handshake
+    sock = socket.create_connection((host, port))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(first)
+    heard = b""
+    while answer not in heard:
+        received = sock.recv(1_000)
+        assert received, f"hung up in the handshake after {heard!r}"
+        heard += received
+    sock.sendall(second)
+    return sock
 
 
 def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
@@ -49,18 +57,7 @@ def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
 
     SUB has asked for all messages, which takes effect within SUBSCRIPTION_DELAY.
     """
-    sock = socket.create_connection((host, port))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.sendall(GREETING + ready(kind))
-    answer = b""
-    while not re.search(b"READY.*P(ULL|UB)", answer, re.DOTALL):
-        received = sock.recv(1_000)
-        if not received:
-            raise ConnectionError("the server hung up in the handshake")
-        answer += received
-    if kind == b"SUB":
-        sock.sendall(SUBSCRIBE_ALL)
-    return sock
+    return shake_hands(port, HANDSHAKES[kind], host)
 
 
 @contextlib.contextmanager
@@ -72,20 +69,6 @@ def subscribers(
         subs = [stack.enter_context(connect(port, b"SUB", host)) for _ in range(count)]
         time.sleep(SUBSCRIPTION_DELAY)
         yield subs
-
-
-# The handshakes of PUSH and SUB, and the frames, in all versions that libzmq understands.
-OLD_GREETING = b"\xff" + bytes(7) + b"\1\x7f\1"
-DIALECTS: dict[str, tuple[bytes, bytes, Callable[[bytes], bytes]]] = {
-    "ZMTP 1.0": (b"\1\0", b"\1\0", lambda body: bytes([len(body) + 1, 0]) + body),
-    "ZMTP 2.0": (OLD_GREETING + b"\x08\0\0", OLD_GREETING + b"\2\0\0", frame),
-    "ZMTP 3.0": (
-        greeting(b"NULL", 0) + ready(b"PUSH"),
-        greeting(b"NULL", 0) + ready(b"SUB"),
-        frame,
-    ),
-    "ZMTP 3.1": (GREETING + ready(b"PUSH"), GREETING + ready(b"SUB"), frame),
-}
 
 
 def reset(sock: socket.socket) -> None:
@@ -106,11 +89,6 @@ def receive_until_quiet(sock: socket.socket, quiet: float = 0.3) -> tuple[bytes,
     except ConnectionError:
         pass
     return received, True
-
-
-def hung_up(sock: socket.socket) -> bool:
-    """Return whether the peer has closed the connection. What it had sent is read."""
-    return receive_until_quiet(sock, 0.001)[1]
 
 
 def numbered(count: int, more: str = "") -> tuple[bytes, bytes]:
@@ -142,8 +120,8 @@ def sending(sock: socket.socket, data: bytes, repeat: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
-def flood(port: int, *lines: bytes) -> Iterator[None]:
-    """Push lines over and over, as fast as the server takes them."""
-    frames = b"".join(map(frame, lines)) * (1 + 100_000 // sum(map(len, lines)))
+def flood(port: int, line: bytes) -> Iterator[None]:
+    """Push a line over and over, as fast as the server takes it."""
+    frames = frame(line) * (1 + 100_000 // len(line))
     with connect(port, b"PUSH") as push, sending(push, frames, repeat=True):
         yield
