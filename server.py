@@ -7,8 +7,8 @@
 
 A line is what a client pushes. A message is what the server makes of it, and publishes.
 
-In:  each line is one frame, UTF-8 JSON: an object with "user" and "message".
-Out: each message is one frame, UTF-8: {user}> ESC[36m{message}ESC[0m, where ESC[36m is cyan.
+In:  each line is one frame, UTF-8 JSON: an object with "user" and, under "message", the text.
+Out: each message is one frame, UTF-8: {user}> ESC[36m{text}ESC[0m, where ESC[36m is cyan.
 
 The loop is the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber that
 keeps up loses nothing, that a stalled one delays the chat only briefly, and that control characters
@@ -33,16 +33,17 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes in a line, and in a message; libzmq disconnects clients that send more
-MAX_SUBSCRIPTION = 512  # bytes in a subscription: 10 of libzmq, and the prefix, '' in the talk
+MAX_SUBSCRIPTION = 512  # bytes in a subscription: its prefix ('' in the talk), and 10 of libzmq
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
-BATCH = 300  # waiting lines that are received, at most, before they are published
+BATCH = 300  # most lines that are received before they are published
 IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
-SUBSCRIBER_TIMEOUT = 2.0  # seconds that a subscriber whose queue is full may delay the chat
-MIN_TIMEOUT = 0.05  # seconds that it may delay the chat after many stalls: see Publisher
-REGAIN = 0.05  # seconds by which a shortened timeout grows again, each second
-SHUTDOWN_TIMEOUT = 2.1  # seconds from a signal until the loop ends, even if lines keep coming
-LAST_BATCH_TIMEOUT = 0.2  # seconds beyond that for which full queues may delay the last batch
+SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
+MIN_TIMEOUT = 0.05  # seconds: the shortest such wait, after many in vain
+REGAIN = 0.05  # seconds by which a shortened wait grows again, each second
+SHUTDOWN_TIMEOUT = 2.1  # seconds from a signal until the loop ends: more than the longest wait
+LAST_BATCH_TIMEOUT = 0.2  # seconds after that in which full queues may delay the last batch
+MIN_LINGER = 0.5  # seconds that subscribers have then, at least, to receive what is queued
 PEER_TIMEOUT = 20  # seconds until TCP gives up a peer that does not answer
 LOG_INTERVAL = 0.2  # seconds between writes to stderr
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
@@ -51,15 +52,16 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    make_sockets sets PULL to give up waiting after IDLE_TIMEOUT, and PUB to wait for full queues.
+    make_sockets has PULL wait no longer than IDLE_TIMEOUT, and PUB refuse a message, rather than
+    drop it, if a queue is full.
     """
     publisher = Publisher(pub, shutdown, log)
     while time.monotonic() < shutdown.deadline:
         lines = receive(pull)
         publisher.publish(chat_messages(lines, log))
+        if not lines and shutdown.requested:
+            break
         if not lines:
-            if shutdown.requested:
-                break
             # A socket cleans up only when it is used: free the queues of subscribers that left.
             pub.get(zmq.EVENTS)
 
@@ -70,13 +72,13 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
 def receive(pull: Sock) -> list[bytes]:
     """Return the lines waiting in PULL, at most BATCH. If there are none, wait for one.
 
-    Return an empty list if none comes in time. To receive many lines first, and then to send them
-    all, makes the server about twice as fast: the thread in which libzmq writes to the network
-    wakes once for all of them, not once for each.
+    Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
+    the server several times as fast: the thread in which libzmq writes to the network wakes once
+    for all of them, not once for each.
     """
     if not pull.get(zmq.EVENTS):
         try:
-            return [pull.recv()]
+            return [pull.recv()]  # Looking for more would delay this one.
         except zmq.Again:
             return []
     lines: list[bytes] = []
@@ -103,19 +105,19 @@ UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
 
-# Numbers are kept as the text they were written as. int rejects NaN and Infinity: not JSON.
-parse_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=int).decode
+# Numbers are kept as the text they were written as.
+parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
 def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
-    """Return the message of each line (slide 3): `user> message`, the message in cyan.
+    """Return the message of each line (slide 3): `user> text`, the text in cyan.
 
-    A line that has none is dropped, and reported. A regular expression, applied to all lines at
-    once, handles simple lines five times as fast as parsing. Only the other lines are parsed.
+    Invalid lines are dropped, and reported. A regular expression, applied to all lines at once,
+    handles simple lines five times as fast as parsing. Only the other lines are parsed.
     """
     # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line is parsed.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # A line end within JSON makes two pairs of it: parse all lines.
+    if len(pairs) != len(lines):  # A line end in a line gives another pair: parse all lines.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
@@ -134,19 +136,18 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
 def parse(line: bytes) -> tuple[str, str]:
     """Return the user and the text of a line, sanitized.
 
-    Raises ValueError if it is no object with both, such as a list, not UTF-8, or nested too deeply.
+    Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object with
+    both.
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))
         return sanitize(payload["user"]), sanitize(payload["message"])
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`."""
-    if text.isprintable():  # as nearly all text is
-        return text
     return UNSAFE_CHARACTER.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
 
 
@@ -156,14 +157,14 @@ compiled_send = zmq.backend.Socket.send  # Socket.send wraps it in Python, and t
 
 
 class Publisher:
-    """Publishes messages, and limits how long slow subscribers may delay the chat.
+    """Publishes messages, and waits for slow subscribers, but not for long.
 
-    When the queue of a subscriber is full, the chat waits for it. If the queue is still full after
-    the timeout, the subscriber has stalled. The chat then goes on without it: it misses messages
-    until it has read half of its queue.
+    When the queue of a subscriber is full, the chat waits for it, so a slow one sets the pace. If
+    its queue is still full after the timeout, it has stalled. The chat then goes on without it: it
+    misses messages until it has read half of its queue.
 
-    Each stall halves the timeout, down to MIN_TIMEOUT, and REGAIN makes it grow again. So the first
-    stalls delay the chat by 4 seconds in all, and further ones by MIN_TIMEOUT each.
+    Each stall halves the timeout: 2 seconds, 1, and so on to MIN_TIMEOUT. So many stalls in a row
+    delay the chat by 4 seconds, and MIN_TIMEOUT for each. The timeout regains REGAIN each second.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -182,9 +183,9 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
-        regained = self.timeout_after_stall + REGAIN * (now - self.stalled_at)
+        regained = REGAIN * (now - self.stalled_at)
         remaining = max(0, self.shutdown.deadline + LAST_BATCH_TIMEOUT - now)
-        timeout = min(SUBSCRIBER_TIMEOUT, regained, remaining)
+        timeout = min(SUBSCRIBER_TIMEOUT, self.timeout_after_stall + regained, remaining)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             compiled_send(self.pub, message)
@@ -252,8 +253,8 @@ def open_stderr() -> TextIO:
 class Shutdown:
     """When the loop must end: never, until a signal requests a shutdown.
 
-    The loop ends as soon as no line is waiting. If lines keep coming, it ends at the deadline. Then
-    main gives subscribers some time, so that the server has ended three seconds after the signal.
+    Then the loop ends once no line is waiting, or at the deadline if lines keep coming. Subscribers
+    get some time after that. All in all, a shutdown takes less than three seconds.
 
     The handler of the signal raises no exception. It could come between receiving a line and
     publishing it, and the line would be lost.
@@ -270,8 +271,8 @@ class Shutdown:
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Block further signals in this thread: each would restart the wait in pyzmq that it
-        interrupts, so a Ctrl-C that is held down would keep the loop from ending.
+        Block further signals. pyzmq restarts a wait that a signal interrupts, so a Ctrl-C that is
+        held down would keep the loop from ending.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
@@ -302,7 +303,7 @@ def prepare_files() -> None:
     except OSError as error:
         raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:
+        if file > 2:  # A new file gets the lowest free number, so the standard streams are first.
             os.close(file)
 
 
@@ -334,9 +335,9 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
-        public_in_file, _ = zmq.auth.load_certificate(public_file)
-        public, secret = zmq.auth.load_certificate(secret_file)
-        if not secret or zmq.curve_public(secret) != public or public_in_file != public:
+        public, _ = zmq.auth.load_certificate(public_file)
+        public_again, secret = zmq.auth.load_certificate(secret_file)
+        if not secret or not public == public_again == zmq.curve_public(secret):
             raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
@@ -344,7 +345,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
 
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they admit only clients that know the public one (RFC 26).
+    """Return PULL and PUB. With keys, they admit only clients that know the public one (CURVE).
 
     The high-water marks are set before bind, and never again: changing one later can make
     libzmq 4.3.5 use a freed pipe.
@@ -442,12 +443,12 @@ def main() -> int:
     if keys:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    # Subscribers get the remaining time, but at least half a second, to take what is queued.
-    context.destroy(linger=int(1_000 * max(0.5, shutdown.deadline - time.monotonic())))
+    # Give subscribers the remaining time to receive what is queued.
+    context.destroy(linger=int(1_000 * max(MIN_LINGER, shutdown.deadline - time.monotonic())))
     log.close()
     return 0
 
 
 if __name__ == "__main__":
-    # Not sys.exit, which would wait for libzmq, and for the log.
+    # Not sys.exit. After an error, it would wait for libzmq, whose context is still open.
     os._exit(main())

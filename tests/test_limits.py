@@ -37,7 +37,7 @@ def server_and_peer(
 
 
 # README, Limits: Lines and messages are at most 16,384 bytes long. The prefix that a SUB socket
-# subscribes to is at most 502 bytes long. The server disconnects a client that sends more.
+# subscribes to is at most 502 bytes long. The server disconnects a client that exceeds either.
 # README, Differences from the original: the server disconnects any other program that sends one
 
 
@@ -174,7 +174,7 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
 
 
 # README, Limits: A [key](#keys) or [ssh](#ssh) keeps strangers out
-# README, Limits: Floods of garbage or subscriptions do not delay the chat.
+# README, Limits: Floods of invalid data or subscriptions do not delay the chat.
 
 STRANGERS = [
     b"",

@@ -36,7 +36,7 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # unless they [stall](#slow-subscribers)
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read. A
 # subscriber that manages this within two seconds loses nothing, and the chat runs at its pace.
-# README, Slow subscribers: So it has to read about 3,000 short messages a second.
+# README, Slow subscribers: in practice it must read about 3,000 short messages a second.
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_stalled_subscriber_loses_messages_until_it_has_read_half_of_its_queue
     assert 2_000 <= len(received) / size < 2_700
 
 
-# README, Slow subscribers: Each stall halves the wait for the next one, down to 50 ms.
+# README, Slow subscribers: Each stall halves it, down to 50 ms.
 # README, Slow subscribers: After 40 seconds without a stall, the wait is two seconds again.
 
 
@@ -128,8 +128,8 @@ def test_a_second_stall_delays_the_chat_half_as_long_unless_it_comes_later(
 
 
 # README, What it adds to the original: A subscriber that falls behind gets time to catch up.
-# README, Slow subscribers: However many subscribers stall, they delay the chat by about four
-# seconds in total, plus 50 ms each.
+# README, Slow subscribers: A run of stalls thus delays the chat by about four seconds in total,
+# plus 50 ms for each.
 
 
 @slow

@@ -199,7 +199,8 @@ def test_hostile_and_coloured_messages(open_client: OpenClient, bare_server: Bar
     assert [cell.fg for cell in cells] == ["cyan", "red", "default"]
 
 
-# README, Delivery: On a terminal, when you press Enter, the echo of your line replaces it.
+# README, Delivery: On a terminal, your line is sent when you press Enter, and its echo then takes
+# its place.
 
 
 def test_the_echo_of_a_typed_line_replaces_it(ken: Terminal, bare_server: BareServer) -> None:
