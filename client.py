@@ -17,8 +17,8 @@ line, and acknowledges it. Lines without an echo are sent again over the next co
 may appear twice.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. On a terminal, a line editor keeps the line being typed below the messages. Its code is the
-second half of this file. The rest can be read without it.
+a file. On a terminal, a line editor keeps the line being typed below the messages. The parts "The
+line editor" and "The terminal" are about it alone. The rest can be read without them.
 """
 
 import argparse
@@ -60,9 +60,9 @@ SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is i
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up
-CONNECT_TIMEOUT = 8.0  # the same at the end of the input, if there never was a connection
-# the errors of a write to a pipe whose reader has left; Windows reports EINVAL, or EPIPE
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up on lines, or ends
+CONNECT_TIMEOUT = 8.0  # seconds until it ends, if there never was a connection
+# the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -193,24 +193,24 @@ class Connection:
         self.ready_at = now  # when the subscription is in effect
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, likewise
-        # What the last notice said. A pipe starts with True: it gets notices of problems only.
+        # What the last notice said. For a pipe, the first connection is no news.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        After even a brief loss, it is down until the new subscription is in effect.
+        If this reads of a loss and of a new connection at once, ready_at still keeps it down a bit.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
-                # See zmq_socket_monitor(3). zmq.utils.monitor would import asyncio, which takes as
-                # long as all else does together.
+                # The first frame begins with the event, in 16 bits: see zmq_socket_monitor(3).
+                # zmq.utils.monitor would import asyncio, which takes as long as all else together.
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.connected.add(sock)
                     self.ready_at = now + SLOW_JOINER_DELAY
-                else:
+                else:  # EVENT_DISCONNECTED
                     self.connected.discard(sock)
         self.up = len(self.connected) == 2 and now >= self.ready_at
         if self.up:
@@ -233,14 +233,15 @@ class Connection:
 
     def take_notice(self) -> str:
         """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
-        missing = self.monitors.keys() - self.connected
-        if not self.up and not (missing and time.monotonic() >= self.notice_at):
-            return ""  # It has just gone down, or the subscription is not in effect yet.
         if self.up == self.announced_up:
             return ""
-        self.announced_up = self.up
         if self.up:
+            self.announced_up = True
             return f"connected to {self.host}"
+        missing = self.monitors.keys() - self.connected
+        if not missing or time.monotonic() < self.notice_at:
+            return ""  # The subscription is not in effect yet, or the loss may be brief.
+        self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
         if len(missing) == 1:
             port_number = missing.pop().get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
@@ -272,7 +273,7 @@ class Outbox:
     Echoes come in the same order. If an echo comes while older lines are in flight, the client has
     missed their echoes: its subscription took effect late, or its stdout was blocked for so long
     that the server dropped messages for it. The older lines are then resent, once. Over a new
-    connection, all lines are.
+    connection, all lines without an echo are sent again.
 
     An echo is known by its text, so an equal line by someone of the same name is taken for it.
     """
@@ -281,9 +282,9 @@ class Outbox:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
-        # One clock for all lines, and only an echo resets it.
-        self.since_echo = 0.0  # seconds since the last echo, counted while lines wait for one
-        self.since_push = 0.0  # seconds since a line was last pushed, likewise
+        # One clock for all lines, which runs while there are any. An echo resets it.
+        self.since_echo = 0.0  # seconds since the last echo
+        self.since_push = 0.0  # seconds since a line was last pushed
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
     def __len__(self) -> int:
@@ -301,7 +302,7 @@ class Outbox:
             if text.encode() != line:
                 problem = Problem("not UTF-8", "invalid bytes are sent as \ufffd")
             payload = {"user": self.user, "message": text}
-            # NAME may be invalid, too.
+            # NAME may be invalid, too: bytes of the command line that are not UTF-8.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
@@ -348,7 +349,7 @@ class Outbox:
     def resend(self, lines: list[Line]) -> None:
         """Queue lines again, but give up on those that were resent before.
 
-        Their echoes were missed twice. So the server does not publish them, or in another form.
+        Their echoes were missed twice: the server does not publish them, or in an unknown form.
         """
         again = [line._replace(resent=True) for line in lines if not line.resent]
         self.undelivered += len(lines) - len(again)
@@ -361,7 +362,7 @@ class Outbox:
         """
         if self.in_flight and not self.in_flight[-1].resent:
             self.resend([self.in_flight.pop()])
-            self.since_push = 0.0
+            self.since_push = 0.0  # If PUSH is full, do not take the next line back as well.
 
     def go_back(self) -> None:
         """Queue all lines for a new connection: better twice than never."""
@@ -413,7 +414,7 @@ def check_echoes(
     """
     was_overdue = outbox.overdue
     if connection.up or not reading:
-        outbox.pass_time(min(seconds, 1))  # A longer turn means that this process was stopped.
+        outbox.pass_time(min(seconds, 1))  # Longer means that this process or stdout was stopped.
     if screen.interactive and outbox.overdue and not was_overdue:
         screen.print_notice(outbox.notice())
     if reading:
@@ -459,7 +460,7 @@ def echo_of(frame: bytes) -> str:
     try:
         line = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(line):
-            return f"{simple[1]}> {simple[2]}"  # shorter than the line, even with its colours
+            return f"{simple[1]}> {simple[2]}"  # never too long: the line itself is longer
         payload = parse_json(line.removeprefix("\ufeff"))
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -570,7 +571,7 @@ class Screen:
     def close(self, report: str) -> None:
         """Restore the terminal, and print a last notice, if that is possible within 0.3 seconds.
 
-        The terminal may be stopped by Ctrl-S, and a pipe may have no reader.
+        The terminal may be stopped by Ctrl-S, and nobody may be reading stderr.
         """
         if self.terminal:
             self.terminal.restore()
@@ -696,9 +697,9 @@ class Editor:
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        Show what fits: up to a quarter of the row after the cursor, what fits before it, then more
-        after it. Widths only choose this part. Terminals differ in the width of some characters, so
-        the terminal itself remembers where the cursor belongs.
+        Reserve up to a quarter of the row for what follows the cursor. Fill the rest with what
+        precedes it. If space is left, show more of what follows. Terminals differ in the width of
+        some characters, so the terminal itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
         columns_after = sum(map(width, fit(after, columns // 4)))
@@ -750,7 +751,7 @@ def fit(line: list[str], columns: int) -> list[str]:
 # reads. That case comes first: its start would match as another key.
 KEY = re.compile(
     r"""
-    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # all so far
+    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # cut off
     | \x1b+ \[M...                 # a report of the mouse
     | \x1b+ \[\[.                  # a function key of the Linux console
     | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence, such as that of Delete; a
@@ -812,6 +813,12 @@ if sys.platform != "win32":
             if self.in_background():
                 signal.raise_signal(signal.SIGTTOU)  # Stop until fg, as the kernel would have it.
             self.shell_settings = termios.tcgetattr(0)
+            # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
+            iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(0)
+            lflag &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+            lflag |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
+            cc[termios.VMIN], cc[termios.VTIME] = 1, 0
+            self.editor_settings = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
             self.stop_requested = False  # by Ctrl-Z
             if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
                 signal.signal(signal.SIGTSTP, self.request_stop)
@@ -824,15 +831,9 @@ if sys.platform != "win32":
                 return False
 
         def set_up(self) -> None:
-            """Have each key passed on at once, as it is, and not shown. Ctrl-C remains a signal."""
+            """Set the editor's settings."""
             with contextlib.suppress(termios.error):  # The terminal may be gone.
-                iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(0)
-                iflag &= ~termios.ICRNL
-                lflag &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
-                lflag |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
-                cc[termios.VMIN], cc[termios.VTIME] = 1, 0
-                settings = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
-                termios.tcsetattr(0, termios.TCSANOW, settings)
+                termios.tcsetattr(0, termios.TCSANOW, self.editor_settings)
 
         def restore(self) -> None:
             """Restore the shell's settings, unless it has its own in force, as after Ctrl-Z."""
@@ -848,8 +849,8 @@ if sys.platform != "win32":
             """Stop, and set the terminal up again after fg.
 
             Until fg, signals have their default action. In the background, the kernel stops this
-            process as soon as the other thread reads the terminal. Python could then not run a
-            handler in the main thread, and `kill %1` would not end the process.
+            process each time the other thread reads the terminal. So if `kill %1` wakes it, that is
+            too short for Python to run a handler in the main thread.
             """
             self.stop_requested = False
             self.restore()
@@ -879,8 +880,8 @@ else:
         while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":  # half of an emoji
             char = msvcrt.getwch()
             if char in "\0\xe0":
-                # 0xE0 is also the letter à. After a special key, getwch holds its second half, and
-                # ungetwch fails. After the letter, it succeeds, and getwch returns that again.
+                # NUL or 0xE0 is the first half of a special key, or 0xE0 is the letter à. Only in
+                # the first case does getwch hold a second half, and ungetwch fails.
                 try:
                     msvcrt.ungetwch(char)
                     msvcrt.getwch()
@@ -922,7 +923,7 @@ def prepare_files() -> None:
     except OSError as error:
         raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:
+        if file > 2:  # A new file gets the lowest free number, so the standard streams are first.
             os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
@@ -1067,5 +1068,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit, which would wait for the thread that reads stdin.
+    # Not sys.exit, which would wait for libzmq if it hangs in a name lookup.
     os._exit(main())
