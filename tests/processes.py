@@ -24,6 +24,9 @@ PORTS = itertools.cycle(random.sample(range(10_000 + WORKER, 32_000, 20), 1_100)
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: it reads /proc")
 WINDOWS = pytest.mark.skipif(sys.platform != "win32", reason="needs Windows")
+REBINDS = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows keeps the ports of a server that was killed"
+)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: its signals, shell or files")
 
 
@@ -215,13 +218,8 @@ def start_server(start: Start) -> StartServer:
     """
 
     def start_it(*options: object, ports: tuple[int, int] | None = None, **how: Any) -> Script:
-        args = [*server_options(ports or (free_port(), free_port())), *options]
-        script = start("server.py", *args, **how)
-        for _ in range(20 if sys.platform == "win32" else 0):
-            # Windows keeps a port for a moment after the process that had it was killed.
-            script.wait_stderr("\n")
-            if "denied" in script.stderr:
-                script = start("server.py", *args, **how)
+        args = server_options(ports or (free_port(), free_port()))
+        script = start("server.py", *args, *options, **how)
         bound = script.wait_stderr(r"PULL is bound to tcp://\S+:(\d+), PUB to tcp://\S+:(\d+)\n")
         script.ports = int(bound[1]), int(bound[2])
         return script

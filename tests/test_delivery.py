@@ -15,6 +15,7 @@ from peers import BareServer, Context, Join, line_of
 from processes import (
     LINUX,
     POSIX,
+    REBINDS,
     RunClient,
     Script,
     Start,
@@ -290,6 +291,7 @@ def test_lines_in_flight_go_again_over_a_new_connection(
 # more than once
 
 
+@REBINDS
 @pytest.mark.parametrize("pauses", [(0,), pytest.param((0, 0, 5), marks=slow)])
 def test_a_server_may_restart_in_mid_pipe(
     server: Script, start_server: StartServer, ken: Ken, tmp_path: Path, pauses: tuple[int, ...]
@@ -304,6 +306,7 @@ def test_a_server_may_restart_in_mid_pipe(
     assert re.fullmatch(f"({re.escape(NO_SERVER + CONNECTED)})*", pipe.script.stderr)
 
 
+@REBINDS
 @pytest.mark.parametrize("pauses", [(0.5, 0.5), pytest.param((25, 1), marks=slow)])
 def test_a_server_may_restart_while_nobody_reads_stdout(
     server: Script, start_server: StartServer, talking: Ken, join: Join, pauses: tuple[float, ...]
