@@ -448,7 +448,7 @@ UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
-# Numbers are kept as the text they were written as.
+# A user or a text may be a JSON number. It is shown as it was written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -923,7 +923,7 @@ def prepare_files() -> None:
     except OSError as error:
         raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:  # A new file gets the lowest free number, so the standard streams are first.
+        if file > 2:  # Keep 0 to 2: these are standard streams that were closed.
             os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows

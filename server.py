@@ -7,8 +7,11 @@
 
 A line is what a client pushes. A message is what the server makes of it, and publishes.
 
-In:  each line is one frame, UTF-8 JSON: an object with "user" and, under "message", the text.
+In:  each line is one frame, UTF-8 JSON: an object with "user" and "message", the text.
 Out: each message is one frame, UTF-8: {user}> ESC[36m{text}ESC[0m, where ESC[36m is cyan.
+
+libzmq has a queue for each peer, up to a high-water mark (HWM). A call that would have to wait, or
+has waited too long, raises zmq.Again.
 
 The loop is the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber that
 keeps up loses nothing, that a stalled one delays the chat only briefly, and that control characters
@@ -33,17 +36,19 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes in a line, and in a message; libzmq disconnects clients that send more
-MAX_SUBSCRIPTION = 512  # bytes in a subscription: its prefix ('' in the talk), and 10 of libzmq
+MAX_SUBSCRIPTION = 512  # bytes in a subscription: 10 of libzmq, then its prefix, '' in the talk
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
-BATCH = 300  # most lines that are received before they are published
+BATCH = 300  # at most so many lines are received before they are published
 IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest such wait, after many in vain
-REGAIN = 0.05  # seconds by which a shortened wait grows again, each second
-SHUTDOWN_TIMEOUT = 2.1  # seconds from a signal until the loop ends: more than the longest wait
-LAST_BATCH_TIMEOUT = 0.2  # seconds after that in which full queues may delay the last batch
-MIN_LINGER = 0.5  # seconds that subscribers have then, at least, to receive what is queued
+REGAIN = 0.05  # seconds by which a shortened wait grows again, each second: in full after 40
+# After a signal, the loop ends within 2.1 seconds, its last batch within 0.2 more, and then
+# subscribers have at least 0.5 to receive what is queued: less than 3 seconds in all.
+SHUTDOWN_TIMEOUT = 2.1  # more than SUBSCRIBER_TIMEOUT, since a signal restarts a wait
+LAST_BATCH_TIMEOUT = 0.2
+MIN_LINGER = 0.5
 PEER_TIMEOUT = 20  # seconds until TCP gives up a peer that does not answer
 LOG_INTERVAL = 0.2  # seconds between writes to stderr
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
@@ -52,16 +57,16 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    make_sockets has PULL wait no longer than IDLE_TIMEOUT, and PUB refuse a message, rather than
-    drop it, if a queue is full.
+    make_sockets sets the sockets so that receiving gives up after IDLE_TIMEOUT, and sending to a
+    full queue raises zmq.Again, rather than dropping the message.
     """
     publisher = Publisher(pub, shutdown, log)
     while time.monotonic() < shutdown.deadline:
         lines = receive(pull)
         publisher.publish(chat_messages(lines, log))
-        if not lines and shutdown.requested:
-            break
         if not lines:
+            if shutdown.requested:
+                break
             # A socket cleans up only when it is used: free the queues of subscribers that left.
             pub.get(zmq.EVENTS)
 
@@ -78,7 +83,7 @@ def receive(pull: Sock) -> list[bytes]:
     """
     if not pull.get(zmq.EVENTS):
         try:
-            return [pull.recv()]  # Looking for more would delay this one.
+            return [pull.recv()]  # Look for no more: not to find any takes as long as receiving.
         except zmq.Again:
             return []
     lines: list[bytes] = []
@@ -91,21 +96,21 @@ def receive(pull: Sock) -> list[bytes]:
 
 # Turn lines into messages.
 
-# Safe to print are TAB, printable ASCII, and SAFE. SAFE is everything beyond ASCII except control
-# characters, line separators, direction overrides and lone surrogates. (Joiners, which emoji and
-# Persian need, and no-break spaces are text.) Any other character could control the reader's
-# terminal, and is escaped.
+# These characters are published as they are: TAB, printable ASCII, and SAFE, which is all beyond
+# ASCII but control characters, line separators, direction overrides and lone surrogates. (Joiners,
+# which emoji and Persian need, and no-break spaces are text.) Any other character could control the
+# terminals of those who receive it, and is escaped.
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
-# A simple line: as json.dumps and JSON.stringify write it, with nothing to unescape or to escape.
-# Its strings hold printable ASCII but " and \, and SAFE (no TAB, which JSON escapes). *+ never
-# backtracks. Any other line matches .* instead, so that findall returns a pair for each line: user
-# and text of a simple line, ("", "") of any other.
+# A simple line: as json.dumps and JSON.stringify write it, with nothing to unescape or to escape,
+# such as {"user": "ann", "message": "hi"}. Its strings hold printable ASCII but " and \, and SAFE.
+# (*+ is * without backtracking.) Any other line matches .* instead, so that findall returns a pair
+# for each line: user and text of a simple line, ("", "") of any other.
 STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
 
-# Numbers are kept as the text they were written as.
+# A user or a text may be a JSON number. It is shown as it was written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -117,7 +122,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """
     # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line is parsed.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # A line end in a line gives another pair: parse all lines.
+    if len(pairs) != len(lines):  # A line that contains \n gives more pairs: parse all lines.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
@@ -153,18 +158,19 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # Socket.send wraps it in Python, and takes twice as long
+compiled_send = zmq.backend.Socket.send  # zmq.Socket overrides it in Python, at twice the time
 
 
 class Publisher:
     """Publishes messages, and waits for slow subscribers, but not for long.
 
-    When the queue of a subscriber is full, the chat waits for it, so a slow one sets the pace. If
-    its queue is still full after the timeout, it has stalled. The chat then goes on without it: it
-    misses messages until it has read half of its queue.
+    When the queue of a subscriber is full, the chat waits until half of it has been read, so a slow
+    subscriber sets the pace. If this takes longer than the timeout, the subscriber has stalled. The
+    chat then goes on without it, and it misses messages until it has read half of its queue.
 
-    Each stall halves the timeout: 2 seconds, 1, and so on to MIN_TIMEOUT. So many stalls in a row
-    delay the chat by 4 seconds, and MIN_TIMEOUT for each. The timeout regains REGAIN each second.
+    Each stall halves the timeout: 2 seconds, 1, and so on to MIN_TIMEOUT. Stalls in quick
+    succession therefore delay the chat by 4 seconds, and by MIN_TIMEOUT for each after the first
+    six. The timeout regains REGAIN each second.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -251,13 +257,12 @@ def open_stderr() -> TextIO:
 
 
 class Shutdown:
-    """When the loop must end: never, until a signal requests a shutdown.
+    """The deadline of the loop: infinite, until a signal requests a shutdown.
 
-    Then the loop ends once no line is waiting, or at the deadline if lines keep coming. Subscribers
-    get some time after that. All in all, a shutdown takes less than three seconds.
+    Then the loop ends once no line is waiting, or at the deadline if lines keep coming.
 
-    The handler of the signal raises no exception. It could come between receiving a line and
-    publishing it, and the line would be lost.
+    The handler of the signal only sets the deadline. If it raised an exception, as Python does for
+    Ctrl-C, a line that was already received might never be published.
     """
 
     def __init__(self) -> None:
@@ -276,14 +281,14 @@ class Shutdown:
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-            if hasattr(signal, "pthread_sigmask"):  # Windows: signals do not interrupt waits.
+            if hasattr(signal, "pthread_sigmask"):  # not on Windows, where they interrupt no wait
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def handle_signals(shutdown: Shutdown) -> None:
     """Shut down on any signal that terminates, except those that are ignored at startup.
 
-    A shell script starts `server.py &` with SIGINT ignored, so that Ctrl-C ends the client in the
+    A shell script ignores SIGINT for what it starts with &. So Ctrl-C ends the client in such a
     script, but not its server.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
@@ -303,7 +308,7 @@ def prepare_files() -> None:
     except OSError as error:
         raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:  # A new file gets the lowest free number, so the standard streams are first.
+        if file > 2:  # Keep 0 to 2: these are standard streams that were closed.
             os.close(file)
 
 
@@ -347,8 +352,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With keys, they admit only clients that know the public one (CURVE).
 
-    The high-water marks are set before bind, and never again: changing one later can make
-    libzmq 4.3.5 use a freed pipe.
+    Set the high-water marks before bind only: changing one later can crash libzmq 4.3.5.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -384,7 +388,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, libzmq binds only the IPv6 address of an interface that has one.
+    # With IPv6 on, libzmq would bind only the IPv6 address of an interface that has one.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     endpoint = f"tcp://{f'[{address}]' if ':' in address else address}:{port_number}"
     try:

@@ -187,8 +187,8 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 # README, Delivery in detail: If the echo of a later line comes first, the client has missed the
 # echoes of the lines before it, and sends these lines again, once.
-# README, Delivery in detail: If the echo of a line is missed twice over one connection, the client
-# gives up on the line
+# README, Delivery in detail: If the echo of a line is missed twice without a reconnection in
+# between, the client gives up on the line
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
 
 
@@ -222,7 +222,8 @@ def test_a_thousand_lines_go_at_once(bare_server: BareServer, ken: Ken) -> None:
 
 # README, Delivery in detail: Each echo acknowledges its line.
 # README, Delivery in detail: The client recognizes an echo by its text, without colors. An
-# identical line from somebody who uses the same name is mistaken for it.
+# identical line from somebody who uses the same name is mistaken for it, so status 0 can then be
+# wrong.
 
 
 def test_only_an_echo_acknowledges() -> None:
@@ -342,7 +343,7 @@ def test_the_newest_line_goes_again_if_no_echo_comes(bare_server: BareServer, ta
 
 # README, Delivery in detail: How long the client waits for the next echo depends on whether it can
 # still read input.
-# README, Delivery in detail: has never been up | 8 seconds | exits with status 1
+# README, Delivery in detail: was never up | 8 seconds | exits with status 1
 
 
 @slow
@@ -402,7 +403,7 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
     assert 8 < time.monotonic() - began < 15
 
 
-# README, Delivery in detail: has been up before | 30 seconds | exits with status 1
+# README, Delivery in detail: is up, or was before | 30 seconds | exits with status 1
 # README, Delivery in detail: is down | forever
 # README, Delivery: After the end of the input, if no echo comes for 30 seconds (8, if there never
 # was a connection), the client reports how many lines may not have been delivered, and exits with

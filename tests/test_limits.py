@@ -37,7 +37,8 @@ def server_and_peer(
 
 
 # README, Limits: Lines and messages are at most 16,384 bytes long. The prefix that a SUB socket
-# subscribes to is at most 502 bytes long. The server disconnects a client that exceeds either.
+# subscribes to is at most 502 bytes long. The server disconnects a client that sends a longer line
+# or prefix.
 # README, Differences from the original: the server disconnects any other program that sends one
 
 

@@ -240,7 +240,7 @@ def test_post(page: Page, ann: Peer) -> None:
     assert ann.receive() == message_of("make", "error")
 
 
-# README, Recipes: Post a log as it grows, or just listen, with an input that never ends.
+# README, Recipes: Post a log as it grows. Just listen: the client stays as long as its input lasts.
 
 
 def test_follow_and_listen(page: Page, ann: Peer) -> None:

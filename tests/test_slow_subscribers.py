@@ -36,7 +36,7 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # unless they [stall](#slow-subscribers)
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read. A
 # subscriber that manages this within two seconds loses nothing, and the chat runs at its pace.
-# README, Slow subscribers: in practice it must read about 3,000 short messages a second.
+# README, Slow subscribers: in practice it needs to read about 3,000 short messages a second.
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_subscribers_that_keep_reading_lose_nothing(
 
 
 # README, Slow subscribers: The server queues up to 2,000 messages for each subscriber.
-# README, Slow subscribers: It has delayed the chat by two seconds, and now loses messages until it
-# has read half of its queue.
+# README, Slow subscribers: It has delayed the chat by up to two seconds, and now loses messages
+# until it has read half of its queue.
 # README, Differences from the original: it delays the chat by two seconds at most, then loses
 # messages; the server logs it
 
@@ -127,7 +127,7 @@ def test_a_second_stall_delays_the_chat_half_as_long_unless_it_comes_later(
     assert delays == [[2], [second_delay]]
 
 
-# README, What it adds to the original: A subscriber that falls behind gets time to catch up.
+# README, What it adds to the original: A slow subscriber gets time to catch up.
 # README, Slow subscribers: A run of stalls thus delays the chat by about four seconds in total,
 # plus 50 ms for each.
 

@@ -36,8 +36,8 @@ def split(*parts: bytes) -> list[bytes]:
     return [line for part in (*parts, b"") for line in splitter.feed(part)[0] if line]
 
 
-# README, Differences from the original: Apart from the rows below, the client without `--user`
-# sends the same bytes as the original.
+# README, Differences from the original: Without `--user`, the client sends the same bytes as the
+# original.
 # README, Delivery in detail: Empty lines are not sent.
 
 ONE = line_of("k", "1")
@@ -112,8 +112,8 @@ def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: byt
 
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, since another
-# server may accept it. A line that is too long is not sent. In both cases a notice says why, on a
-# terminal for each such line, from a pipe only for the first.
+# server may accept it. A line that is too long is not sent. In both cases a notice says why: for
+# each such line on a terminal, but only for the first from a pipe.
 # README, Differences from the original: the client prints a notice instead of sending it
 
 DELETES = LONGEST.replace(b"x", b"\x7f")
