@@ -74,9 +74,9 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
     End when the input has ended and all lines have their echoes, or when check_echoes says so.
     Raises OSError if stdout fails.
     """
-    now = time.monotonic()
     while len(outbox) or not stdin.ended:
         # wait for some input, or only for echoes if it has ended or the window is full
+        # (a terminal is always read: the keys have to be shown)
         window_full = len(outbox) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not window_full
         for line in wait(connection, stdin, reading):
@@ -86,8 +86,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
                 screen.print_typed(line)  # Otherwise, its echo shows it soon.
 
         # push it
-        came_up = connection.update()
-        if came_up:
+        if connection.update():  # It has just come up.
             outbox.go_back()
         if connection.up:
             outbox.push_to(connection.push)
@@ -104,8 +103,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
             stdin.ended = True  # After `| head -1`: read no more, but deliver what was read.
 
         # act if no echo comes
-        before, now = now, time.monotonic()
-        if not check_echoes(outbox, connection, screen, reading, now - before):
+        if not check_echoes(outbox, connection, screen, reading):
             break
         screen.refresh()
 
@@ -190,16 +188,17 @@ class Connection:
         self.up = False
         self.ever_up = False
         now = time.monotonic()
-        self.ready_at = now  # when the subscription is in effect
+        self.ready_at = now  # when a subscription is in effect, once both are connected
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, likewise
-        # What the last notice said. For a pipe, the first connection is no news.
+        # What the last notice said, or None. For a pipe, the first connection is no news.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        If this reads of a loss and of a new connection at once, ready_at still keeps it down a bit.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So even if this reads of a loss and
+        of a new connection at once, it is down for a moment, and its coming up is returned.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -256,15 +255,8 @@ class Line(NamedTuple):
     """A line as it is pushed, and the hash of its echo; the echo itself would take more memory."""
 
     frame: bytes
-    echo_hash: int | None  # None if the server will drop the line
-    resent: bool = False  # over the same connection
-
-
-class Problem(NamedTuple):
-    """Why nobody will see a line, or not as it was typed."""
-
-    kind: str
-    detail: str
+    echo_hash: int | None  # None if our server drops the line, so that no echo is expected
+    resent: bool = False  # since the connection came up
 
 
 class Outbox:
@@ -282,37 +274,38 @@ class Outbox:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
-        # One clock for all lines, which runs while there are any. An echo resets it.
+        # Two clocks for all lines together. They run while there are lines: see check_echoes.
         self.since_echo = 0.0  # seconds since the last echo
-        self.since_push = 0.0  # seconds since a line was last pushed
+        self.since_push = 0.0  # seconds since the last push
+        self.last_turn = time.monotonic()  # when they were last moved on
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
     def __len__(self) -> int:
         """Return the number of lines without an echo."""
         return len(self.in_flight) + len(self.queued)
 
-    def add(self, line: bytes) -> Problem | None:
-        """Queue a line. Return the problem with it, if there is one.
+    def add(self, line: bytes) -> str:
+        """Queue a line. Return the problem with it, "kind: detail", or an empty string.
 
         A line that our server would drop is queued as well: another server may publish it.
         """
-        frame, problem = line, None
+        frame, problem = line, ""
         if self.user is not None:
             text = line.decode(errors="replace")
             if text.encode() != line:
-                problem = Problem("not UTF-8", "invalid bytes are sent as \ufffd")
+                problem = "not UTF-8: invalid bytes are sent as \ufffd"
             payload = {"user": self.user, "message": text}
             # NAME may be invalid, too: bytes of the command line that are not UTF-8.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
-            return Problem("line not sent", f"{size}, but the server takes {MAX_LINE:,} at most")
+            return f"line not sent: {size}, but the server takes {MAX_LINE:,} at most"
         try:
             self.queued.append(Line(frame, hash(echo_of(frame))))
         except ValueError as error:
             self.queued.append(Line(frame, None))
-            problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
+            problem = f"the server will drop this line: {error}: {excerpt(line)}"
         return problem
 
     def push_to(self, push: Sock) -> None:
@@ -362,7 +355,7 @@ class Outbox:
         """
         if self.in_flight and not self.in_flight[-1].resent:
             self.resend([self.in_flight.pop()])
-            self.since_push = 0.0  # If PUSH is full, do not take the next line back as well.
+            self.since_push = 0.0  # Otherwise, a full PUSH would have the next turn take one more.
 
     def go_back(self) -> None:
         """Queue all lines for a new connection: better twice than never."""
@@ -374,11 +367,15 @@ class Outbox:
         self.undelivered += len(self.in_flight)
         self.in_flight, self.since_echo = [], ECHO_TIMEOUT
 
-    def pass_time(self, seconds: float) -> None:
-        """Count seconds, if lines wait for an echo."""
-        if len(self):
+    def pass_time(self, counts: bool) -> None:
+        """Move the clocks on, if this time counts."""
+        now = time.monotonic()
+        if counts and len(self):
+            # A longer time means that this process was stopped, or that stdout was blocked.
+            seconds = min(now - self.last_turn, 1)
             self.since_echo += seconds
             self.since_push += seconds
+        self.last_turn = now
 
     @property
     def overdue(self) -> bool:
@@ -396,31 +393,28 @@ class Outbox:
         return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
-def check_echoes(
-    outbox: Outbox, connection: Connection, screen: "Screen", reading: bool, seconds: float
-) -> bool:
-    """Count the seconds of a turn of the loop. Return False if the chat should end.
+def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
+    """Act if no echo comes. Return False if the chat should end.
 
-    While input is read:
-    - after ECHO_TIMEOUT, typed lines are printed at once;
-    - after DELIVERY_TIMEOUT, the lines in flight are given up, and the chat goes on: this may be a
-      server whose messages look different;
-    - time without a connection does not count.
+    The clocks run while a connection is up, and, at the end of the input, also while none is. When
+    echoes get overdue, a person gets a notice, and chat prints typed lines at once from then on.
 
-    At the end of the input, or while the window is full, no later line can show what was missed:
-    - after ECHO_TIMEOUT, the newest line is resent;
-    - after DELIVERY_TIMEOUT, the chat ends, or after CONNECT_TIMEOUT, if there never was a
-      connection.
+    While input is read, the lines in flight are given up after DELIVERY_TIMEOUT, and the chat goes
+    on: this may be a server whose messages look different.
+
+    At the end of the input, or while the window is full, no later line can show what was missed. So
+    the newest line is resent after ECHO_TIMEOUT. The chat ends after DELIVERY_TIMEOUT, or after
+    CONNECT_TIMEOUT, if there never was a connection.
     """
     was_overdue = outbox.overdue
-    if connection.up or not reading:
-        outbox.pass_time(min(seconds, 1))  # Longer means that this process or stdout was stopped.
+    outbox.pass_time(connection.up or not reading)
     if screen.interactive and outbox.overdue and not was_overdue:
         screen.print_notice(outbox.notice())
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return True
+    # Echoes may be overdue since before a reconnection. The last push has 5 seconds of its own.
     if connection.up and outbox.overdue and outbox.since_push >= ECHO_TIMEOUT:
         outbox.resend_newest()
     return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
@@ -465,7 +459,7 @@ def echo_of(frame: bytes) -> str:
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except (ValueError, RecursionError, LookupError, TypeError):
+    except (ValueError, RecursionError, LookupError, TypeError):  # of sanitize, if not text
         hint = "to just type text, use --user NAME"
         if line.startswith("{"):
             hint = "write the whole object on one line"
@@ -499,7 +493,7 @@ def sanitize_message(frame: bytes) -> Message:
     """Return a message from a frame, which may come from any server."""
     text = frame.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "")
-    if not plain.isprintable():  # other colours, or something to escape: rare
+    if not plain.isprintable():  # Not like a message of our server: all below is for these.
         parts = COLOR.split(text)  # text, colour, text, ...
         parts[::2] = map(sanitize, parts[::2])
         plain, text = "".join(parts[::2]), "".join(parts)
@@ -538,11 +532,12 @@ class Screen:
         if self.editor:
             self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
-    def print_problem(self, problem: Problem) -> None:
+    def print_problem(self, problem: str) -> None:
         """Print a notice about a line. For a pipe, print only the first one of a kind."""
-        if self.interactive or problem.kind not in self.problems:
-            self.problems.add(problem.kind)
-            self.print_notice(f"{problem.kind}: {problem.detail}")
+        kind = problem.partition(":")[0]
+        if self.interactive or kind not in self.problems:
+            self.problems.add(kind)
+            self.print_notice(problem)
 
     def print_notice(self, text: str) -> None:
         """Print a notice, if there is one. A notice is what is not part of the chat."""
@@ -766,25 +761,24 @@ KEY = re.compile(
 )
 ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
 CTRL_D = "\x04"
-KEYS: dict[str, Callable[[Editor], object]] = {
-    "\x1b[D \x1bOD \x02": lambda e: e.move(e.cursor - 1),  # Left, Ctrl-B
-    "\x1b[C \x1bOC \x06": lambda e: e.move(e.cursor + 1),  # Right, Ctrl-F
-    "\x1b[H \x1bOH \x1b[1~ \x1b[7~ \x01": lambda e: e.move(0),  # Home, Ctrl-A
-    "\x1b[F \x1bOF \x1b[4~ \x1b[8~ \x05": lambda e: e.move(len(e.line)),  # End, Ctrl-E
-    "\x1b[1;5D \x1bOd \x1bb": lambda e: e.move(e.word(-1)),  # Ctrl-Left, Alt-B
-    "\x1b[1;5C \x1bOc \x1bf": lambda e: e.move(e.word(1)),  # Ctrl-Right, Alt-F
-    "\x7f \x08": lambda e: e.delete(e.cursor - 1),  # Backspace, Ctrl-H
-    f"\x1b[3~ {CTRL_D}": lambda e: e.delete(e.cursor + 1),  # Delete, Ctrl-D
-    "\x15": lambda e: e.kill(0),  # Ctrl-U
-    "\x0b": lambda e: e.kill(len(e.line)),  # Ctrl-K
-    "\x17": lambda e: e.kill(e.word(-1, r"\s*\S*")),  # Ctrl-W
-    "\x1bd": lambda e: e.kill(e.word(1)),  # Alt-D
-    "\x19": lambda e: e.insert(e.killed),  # Ctrl-Y
-    "\x1b[A \x1bOA \x10": lambda e: e.recall(-1),  # Up, Ctrl-P
-    "\x1b[B \x1bOB \x0e": lambda e: e.recall(1),  # Down, Ctrl-N
+KEYS: dict[tuple[str, ...], Callable[[Editor], object]] = {
+    ("\x1b[D", "\x1bOD", "\x02"): lambda e: e.move(e.cursor - 1),  # Left/Ctrl-B
+    ("\x1b[C", "\x1bOC", "\x06"): lambda e: e.move(e.cursor + 1),  # Right/Ctrl-F
+    ("\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~", "\x01"): lambda e: e.move(0),  # Home/Ctrl-A
+    ("\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~", "\x05"): lambda e: e.move(len(e.line)),  # End/Ctrl-E
+    ("\x1b[1;5D", "\x1bOd", "\x1bb"): lambda e: e.move(e.word(-1)),  # Ctrl-Left/Alt-B
+    ("\x1b[1;5C", "\x1bOc", "\x1bf"): lambda e: e.move(e.word(1)),  # Ctrl-Right/Alt-F
+    ("\x7f", "\x08"): lambda e: e.delete(e.cursor - 1),  # Backspace/Ctrl-H
+    ("\x1b[3~", CTRL_D): lambda e: e.delete(e.cursor + 1),  # Delete/Ctrl-D
+    ("\x15",): lambda e: e.kill(0),  # Ctrl-U
+    ("\x0b",): lambda e: e.kill(len(e.line)),  # Ctrl-K
+    ("\x17",): lambda e: e.kill(e.word(-1, r"\s*\S*")),  # Ctrl-W
+    ("\x1bd",): lambda e: e.kill(e.word(1)),  # Alt-D
+    ("\x19",): lambda e: e.insert(e.killed),  # Ctrl-Y
+    ("\x1b[A", "\x1bOA", "\x10"): lambda e: e.recall(-1),  # Up/Ctrl-P
+    ("\x1b[B", "\x1bOB", "\x0e"): lambda e: e.recall(1),  # Down/Ctrl-N
 }
-# Not split(), which takes some of these keys for spaces.
-EDITS = {key: edit for keys, edit in KEYS.items() for key in keys.split(" ")}
+EDITS = {key: edit for keys, edit in KEYS.items() for key in keys}
 
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text too long for a row is cut off, or wrapped
@@ -814,6 +808,7 @@ if sys.platform != "win32":
                 signal.raise_signal(signal.SIGTTOU)  # Stop until fg, as the kernel would have it.
             self.shell_settings = termios.tcgetattr(0)
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
+            # (This calls tcgetattr again because cc is a list, which is changed.)
             iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(0)
             lflag &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             lflag |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
@@ -848,9 +843,9 @@ if sys.platform != "win32":
         def stop(self) -> None:
             """Stop, and set the terminal up again after fg.
 
-            Until fg, signals have their default action. In the background, the kernel stops this
-            process each time the other thread reads the terminal. So if `kill %1` wakes it, that is
-            too short for Python to run a handler in the main thread.
+            Until fg, signals have their default action: SIGTSTP, or this would not stop, and the
+            others, because a handler could not run. It needs the main thread, but in the
+            background, the kernel stops this process as soon as the other thread reads on.
             """
             self.stop_requested = False
             self.restore()
@@ -859,12 +854,9 @@ if sys.platform != "win32":
             for signum in caught:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            with contextlib.suppress(termios.error):
-                # After bg, the kernel stops this process here, until fg.
-                termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
+            self.set_up()  # After bg, the kernel stops this process here, until fg.
             for signum in caught:
                 signal.signal(signum, handlers[signum])
-            self.set_up()
 
 else:
     # What follows a NUL or 0xE0 from getwch, and what other terminals send for the key: the arrows,

@@ -83,6 +83,8 @@ def test_a_stalled_subscriber_loses_messages_until_it_has_read_half_of_its_queue
         zmtp.connect(server.ports[0], b"PUSH") as push,
         zmtp.subscribers(server.ports[1]) as (stalled,),
     ):
+        # A buffer of a fixed size: the kernel might let it grow, and take half of the queue.
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         with zmtp.sending(push, lines):
             for _ in range(4_000):
                 peer.receive()
