@@ -37,7 +37,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import colorama
 import zmq
@@ -251,29 +251,31 @@ class Connection:
 # Push it.
 
 
-class Line(NamedTuple):
+class Line:
     """A line as it is pushed, and the hash of its echo; the echo itself would take more memory."""
 
-    frame: bytes
-    echo_hash: int | None  # None if our server drops the line, so that no echo is expected
-    resent: bool = False  # since the connection came up
+    def __init__(self, frame: bytes, echo_hash: int | None) -> None:
+        self.frame = frame
+        self.echo_hash = echo_hash  # None if our server drops the line: no echo is expected.
+        self.pushed_at = 0.0
+        self.resent = False  # over the same connection
 
 
 class Outbox:
     """The lines without an echo: those in flight, in the order of their push, and those to push.
 
-    Echoes come in the same order. If an echo comes while older lines are in flight, the client has
-    missed their echoes: its subscription took effect late, or its stdout was blocked for so long
-    that the server dropped messages for it. The older lines are then resent, once. Over a new
-    connection, all lines without an echo are sent again.
-
-    An echo is known by its text, so an equal line by someone of the same name is taken for it.
+    An echo acknowledges the oldest line in flight of that text. Echoes come in the order of the
+    lines. If a line has had none for ECHO_TIMEOUT when that of a later line comes, the client has
+    missed it: its subscription took effect late, or its stdout was blocked for so long that the
+    server dropped messages for it. The line is then resent, once. (TCP does the same, RFC 8985.)
+    Over a new connection, all lines without an echo are sent again.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
+        self.overdue = False  # No echo has come for ECHO_TIMEOUT, although lines wait for one.
         # Two clocks for all lines together. They run while there are lines: see check_echoes.
         self.since_echo = 0.0  # seconds since the last echo
         self.since_push = 0.0  # seconds since the last push
@@ -313,39 +315,36 @@ class Outbox:
         with contextlib.suppress(zmq.Again):
             while self.queued and len(self.in_flight) < WINDOW:
                 push.send(self.queued[0].frame, zmq.NOBLOCK)
-                self.since_push = 0.0
                 line = self.queued.popleft()
+                line.pushed_at, self.since_push = time.monotonic(), 0.0
                 if line.echo_hash is None:
                     self.undelivered += 1
                 else:
                     self.in_flight.append(line)
 
     def acknowledge(self, messages: list[Message]) -> None:
-        """Remove the lines whose echoes are among the messages. Resend those in between."""
+        """Remove the lines whose echoes are among the messages. Resend those that were missed."""
         if not (messages and self.in_flight):
             return
         hashes = [line.echo_hash for line in self.in_flight]
-        missed: list[Line] = []
-        done = 0  # lines at the start of in_flight that are acknowledged or missed
+        overtaken = 0  # lines at the start of in_flight that are older than one with an echo
         for plain, _ in messages:
             try:
-                index = hashes.index(hash(plain), done)
+                index = hashes.index(hash(plain))
             except ValueError:  # somebody else's message, or a second copy of an echo
                 continue
-            missed += self.in_flight[done:index]
-            done = index + 1
-        if done:
-            del self.in_flight[:done]
-            self.since_echo = 0.0
-            self.resend(missed)
+            del hashes[index], self.in_flight[index]
+            overtaken = max(index, overtaken - 1)
+            self.since_echo, self.overdue = 0.0, False
+        long_ago = time.monotonic() - ECHO_TIMEOUT
+        self.resend([line for line in self.in_flight[:overtaken] if line.pushed_at <= long_ago])
 
     def resend(self, lines: list[Line]) -> None:
-        """Queue lines again, but give up on those that were resent before.
-
-        Their echoes were missed twice: the server does not publish them, or in an unknown form.
-        """
-        again = [line._replace(resent=True) for line in lines if not line.resent]
-        self.undelivered += len(lines) - len(again)
+        """Queue lines again that have not been resent yet: better twice than never."""
+        again = [line for line in lines if not line.resent]
+        for line in again:
+            line.resent = True
+            self.in_flight.remove(line)
         self.queued.extendleft(reversed(again))
 
     def resend_newest(self) -> None:
@@ -353,34 +352,30 @@ class Outbox:
 
         TCP does the same, and calls it a tail loss probe (RFC 8985).
         """
-        if self.in_flight and not self.in_flight[-1].resent:
-            self.resend([self.in_flight.pop()])
-            self.since_push = 0.0  # Otherwise, a full PUSH would have the next turn take one more.
+        self.resend(self.in_flight[-1:])
+        self.since_push = 0.0  # Otherwise, a full PUSH would have the next turn take one more.
 
     def go_back(self) -> None:
-        """Queue all lines for a new connection: better twice than never."""
-        lines = [*self.in_flight, *self.queued]
-        self.in_flight, self.queued = [], deque(line._replace(resent=False) for line in lines)
+        """Queue all lines for a new connection."""
+        self.queued.extendleft(reversed(self.in_flight))
+        self.in_flight = []
+        for line in self.queued:
+            line.resent = False
 
     def give_up(self) -> None:
         """Forget the lines in flight. Echoes stay overdue: the server may publish none at all."""
         self.undelivered += len(self.in_flight)
-        self.in_flight, self.since_echo = [], ECHO_TIMEOUT
+        self.in_flight, self.since_echo = [], 0.0
 
     def pass_time(self, counts: bool) -> None:
         """Move the clocks on, if this time counts."""
         now = time.monotonic()
-        if counts and len(self):
-            # A longer time means that this process was stopped, or that stdout was blocked.
-            seconds = min(now - self.last_turn, 1)
-            self.since_echo += seconds
-            self.since_push += seconds
+        # A longer time means that this process was stopped, or that stdout was blocked.
+        seconds = min(now - self.last_turn, 1) if counts else 0.0
         self.last_turn = now
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the next echo is overdue."""
-        return self.since_echo >= ECHO_TIMEOUT
+        self.since_push += seconds
+        self.since_echo = self.since_echo + seconds if len(self) else 0.0
+        self.overdue = self.overdue or self.since_echo >= ECHO_TIMEOUT
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
@@ -415,7 +410,7 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
             outbox.give_up()
         return True
     # Echoes may be overdue since before a reconnection. The last push has 5 seconds of its own.
-    if connection.up and outbox.overdue and outbox.since_push >= ECHO_TIMEOUT:
+    if connection.up and min(outbox.since_echo, outbox.since_push) >= ECHO_TIMEOUT:
         outbox.resend_newest()
     return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
