@@ -267,7 +267,7 @@ class Outbox:
     An echo acknowledges the oldest line in flight of that text. Echoes come in the order of the
     lines. If a line has had none for ECHO_TIMEOUT when that of a later line comes, the client has
     missed it: its subscription took effect late, or its stdout was blocked for so long that the
-    server dropped messages for it. The line is then resent, once. (TCP does the same, RFC 8985.)
+    server dropped messages for it. The line is then resent, once. (TCP does so, too: RFC 8985.)
     Over a new connection, all lines without an echo are sent again.
     """
 
@@ -275,6 +275,7 @@ class Outbox:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
+        self.probed = False  # The newest line was resent since the last echo: see probe.
         self.overdue = False  # No echo has come for ECHO_TIMEOUT, although lines wait for one.
         # Two clocks for all lines together. They run while there are lines: see check_echoes.
         self.since_echo = 0.0  # seconds since the last echo
@@ -329,13 +330,14 @@ class Outbox:
         hashes = [line.echo_hash for line in self.in_flight]
         overtaken = 0  # lines at the start of in_flight that are older than one with an echo
         for plain, _ in messages:
-            try:
-                index = hashes.index(hash(plain))
-            except ValueError:  # somebody else's message, or a second copy of an echo
+            echo = hash(plain)
+            if echo not in hashes:  # somebody else's message, or a second copy of an echo
                 continue
+            of_probe = self.probed and echo == hashes[-1]
+            index = len(hashes) - 1 if of_probe else hashes.index(echo)
             del hashes[index], self.in_flight[index]
             overtaken = max(index, overtaken - 1)
-            self.since_echo, self.overdue = 0.0, False
+            self.since_echo, self.overdue, self.probed = 0.0, False, False
         long_ago = time.monotonic() - ECHO_TIMEOUT
         self.resend([line for line in self.in_flight[:overtaken] if line.pushed_at <= long_ago])
 
@@ -347,18 +349,19 @@ class Outbox:
             self.in_flight.remove(line)
         self.queued.extendleft(reversed(again))
 
-    def resend_newest(self) -> None:
+    def probe(self) -> None:
         """Resend the newest line in flight, once. Its echo will show whether others were missed.
 
         TCP does the same, and calls it a tail loss probe (RFC 8985).
         """
-        self.resend(self.in_flight[-1:])
-        self.since_push = 0.0  # Otherwise, a full PUSH would have the next turn take one more.
+        if self.in_flight and not self.probed:
+            self.probed = True
+            self.queued.appendleft(self.in_flight.pop())
 
     def go_back(self) -> None:
         """Queue all lines for a new connection."""
         self.queued.extendleft(reversed(self.in_flight))
-        self.in_flight = []
+        self.in_flight, self.probed = [], False
         for line in self.queued:
             line.resent = False
 
@@ -411,7 +414,7 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
         return True
     # Echoes may be overdue since before a reconnection. The last push has 5 seconds of its own.
     if connection.up and min(outbox.since_echo, outbox.since_push) >= ECHO_TIMEOUT:
-        outbox.resend_newest()
+        outbox.probe()
     return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
