@@ -254,7 +254,8 @@ class Connection:
 class Line:
     """A line as it is pushed, and the hash of its echo; the echo itself would take more memory."""
 
-    def __init__(self, frame: bytes, echo_hash: int | None) -> None:
+    def __init__(self, number: int, frame: bytes, echo_hash: int | None) -> None:
+        self.number = number
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line: no echo is expected.
         self.pushed_at = 0.0
@@ -262,17 +263,18 @@ class Line:
 
 
 class Outbox:
-    """The lines without an echo: those in flight, in the order of their push, and those to push.
+    """The lines without an echo: those in flight, and those to push, in the order of the input.
 
-    An echo acknowledges the oldest line in flight of that text. Echoes come in the order of the
-    lines. If a line has had none for ECHO_TIMEOUT when that of a later line comes, the client has
-    missed it: its subscription took effect late, or its stdout was blocked for so long that the
-    server dropped messages for it. The line is then resent, once. (TCP does so, too: RFC 8985.)
-    Over a new connection, all lines without an echo are sent again.
+    An echo acknowledges the oldest line in flight of that text. Echoes come in the same order. If a
+    line has had none for ECHO_TIMEOUT when that of a later line comes, the client has missed it:
+    its subscription took effect late, or its stdout was blocked for so long that the server dropped
+    messages for it. The line is then resent, once. (TCP does so, too: RFC 8985.) Over a new
+    connection, all lines without an echo are sent again.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
+        self.added = 0  # the number of the next line
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
         self.probed = False  # The newest line was resent since the last echo: see probe.
@@ -304,11 +306,13 @@ class Outbox:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return f"line not sent: {size}, but the server takes {MAX_LINE:,} at most"
+        echo_hash = None
         try:
-            self.queued.append(Line(frame, hash(echo_of(frame))))
+            echo_hash = hash(echo_of(frame))
         except ValueError as error:
-            self.queued.append(Line(frame, None))
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
+        self.queued.append(Line(self.added, frame, echo_hash))
+        self.added += 1
         return problem
 
     def push_to(self, push: Sock) -> None:
@@ -322,6 +326,8 @@ class Outbox:
                     self.undelivered += 1
                 else:
                     self.in_flight.append(line)
+                if line.resent:
+                    self.in_flight.sort(key=by_number)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages. Resend those that were missed."""
@@ -338,16 +344,27 @@ class Outbox:
             del hashes[index], self.in_flight[index]
             overtaken = max(index, overtaken - 1)
             self.since_echo, self.overdue, self.probed = 0.0, False, False
-        long_ago = time.monotonic() - ECHO_TIMEOUT
-        self.resend([line for line in self.in_flight[:overtaken] if line.pushed_at <= long_ago])
+        if overtaken:
+            self.resend_missed(self.in_flight[:overtaken])
 
-    def resend(self, lines: list[Line]) -> None:
-        """Queue lines again that have not been resent yet: better twice than never."""
-        again = [line for line in lines if not line.resent]
-        for line in again:
-            line.resent = True
-            self.in_flight.remove(line)
-        self.queued.extendleft(reversed(again))
+    def resend_missed(self, lines: list[Line]) -> None:
+        """Resend those of the lines whose echoes were missed: better twice than never."""
+        now = time.monotonic()
+        missed = []
+        for line in lines:
+            if not line.resent and now - line.pushed_at >= ECHO_TIMEOUT:
+                line.resent = True
+                self.in_flight.remove(line)
+                missed.append(line)
+            elif line.resent and now - line.pushed_at >= DELIVERY_TIMEOUT:
+                self.in_flight.remove(line)  # The server publishes it in another form, or never.
+                self.undelivered += 1
+        self.queue(missed)
+
+    def queue(self, lines: list[Line]) -> None:
+        """Queue lines again, in the order of the input, so that they are published in it."""
+        if lines:
+            self.queued = deque(sorted([*lines, *self.queued], key=by_number))
 
     def probe(self) -> None:
         """Resend the newest line in flight, once. Its echo will show whether others were missed.
@@ -356,11 +373,11 @@ class Outbox:
         """
         if self.in_flight and not self.probed:
             self.probed = True
-            self.queued.appendleft(self.in_flight.pop())
+            self.queue([self.in_flight.pop()])
 
     def go_back(self) -> None:
         """Queue all lines for a new connection."""
-        self.queued.extendleft(reversed(self.in_flight))
+        self.queue(self.in_flight)
         self.in_flight, self.probed = [], False
         for line in self.queued:
             line.resent = False
@@ -389,6 +406,11 @@ class Outbox:
         """Return how many lines may not have been delivered, or an empty string if all were."""
         count = self.undelivered + len(self)
         return f"{count_lines(count)} may not have been delivered" if count else ""
+
+
+def by_number(line: Line) -> int:
+    """Return the key that sorts lines in the order of the input."""
+    return line.number
 
 
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
