@@ -22,11 +22,13 @@ line editor" and "The terminal" are about it alone. The rest can be read without
 """
 
 import argparse
+import bisect
 import codecs
 import contextlib
 import errno
 import functools
 import json
+import operator
 import os
 import re
 import signal
@@ -190,7 +192,7 @@ class Connection:
         now = time.monotonic()
         self.ready_at = now  # when a subscription is in effect, once both are connected
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
-        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, likewise
+        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
         # What the last notice said, or None. For a pipe, the first connection is no news.
         self.announced_up = None if interactive else True
 
@@ -262,6 +264,9 @@ class Line:
         self.resent = False  # over the same connection
 
 
+by_number = operator.attrgetter("number")  # sorts lines in the order of the input
+
+
 class Outbox:
     """The lines without an echo: those in flight, and those to push, in the order of the input.
 
@@ -317,17 +322,18 @@ class Outbox:
 
     def push_to(self, push: Sock) -> None:
         """Push queued lines (slide 8), until WINDOW are in flight."""
+        now = time.monotonic()
         with contextlib.suppress(zmq.Again):
             while self.queued and len(self.in_flight) < WINDOW:
                 push.send(self.queued[0].frame, zmq.NOBLOCK)
                 line = self.queued.popleft()
-                line.pushed_at, self.since_push = time.monotonic(), 0.0
+                line.pushed_at, self.since_push = now, 0.0
                 if line.echo_hash is None:
                     self.undelivered += 1
+                elif line.resent:
+                    bisect.insort(self.in_flight, line, key=by_number)
                 else:
                     self.in_flight.append(line)
-                if line.resent:
-                    self.in_flight.sort(key=by_number)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages. Resend those that were missed."""
@@ -399,18 +405,13 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = excerpt([*self.in_flight, *self.queued][0].frame)
+        first = excerpt((self.in_flight or self.queued)[0].frame)
         return f"no echo yet for {count_lines(len(self))}; the first: {first}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
         count = self.undelivered + len(self)
         return f"{count_lines(count)} may not have been delivered" if count else ""
-
-
-def by_number(line: Line) -> int:
-    """Return the key that sorts lines in the order of the input."""
-    return line.number
 
 
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:

@@ -42,7 +42,7 @@ PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # at most so many lines are received before they are published
 IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
-MIN_TIMEOUT = 0.05  # seconds: the shortest such wait, after many in vain
+MIN_TIMEOUT = 0.05  # seconds: the shortest such wait, after many stalls: see Publisher
 REGAIN = 0.05  # seconds by which a shortened wait grows again, each second: in full after 40
 # After a signal, the loop ends within 2.1 seconds, its last batch within 0.2 more, and then
 # subscribers have at least 0.5 to receive what is queued: less than 3 seconds in all.
@@ -99,7 +99,7 @@ def receive(pull: Sock) -> list[bytes]:
 # These characters are published as they are: TAB, printable ASCII, and SAFE, which is all beyond
 # ASCII but control characters, line separators, direction overrides and lone surrogates. (Joiners,
 # which emoji and Persian need, and no-break spaces are text.) Any other character could control the
-# terminals of those who receive it, and is escaped.
+# terminal of a subscriber, and is escaped.
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 

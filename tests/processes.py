@@ -165,6 +165,11 @@ def read_all(script: Script) -> bytes:
     return unix_line_ends(script.process.stdout.read())
 
 
+def after(command: str) -> list[str]:
+    """Return the command that runs another one after a command of the shell."""
+    return ["sh", "-c", f'{command}; exec "$@"', "sh"]
+
+
 # Fixtures.
 
 Start = Callable[..., Script]
@@ -232,6 +237,20 @@ def server(start_server: StartServer) -> Script:
     return start_server()
 
 
+StartClient = Callable[..., Script]
+
+
+@pytest.fixture
+def start_client(start: Start) -> StartClient:
+    """Give a function that starts a client, which speaks as k, at a server's ports."""
+
+    def start_it(ports: tuple[int, int], *options: str, **how: Any) -> Script:
+        how = {"stdin": subprocess.PIPE} | how
+        return start("client.py", *port_options(ports), "--user", "k", *options, **how)
+
+    return start_it
+
+
 RunClient = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
@@ -252,17 +271,3 @@ def run_client() -> RunClient:
         return done
 
     return run
-
-
-def two_people_chat(start: Start, ports: tuple[int, int]) -> None:
-    """Have two clients of a server see each other live."""
-    people = []
-    for name in ("ann", "ken"):
-        options = [*port_options(ports), "--user", name]
-        people.append(start("client.py", *options, stdin=subprocess.PIPE))
-        write(people[-1], b"here I am\n")
-        assert read_line(people[-1]) == name.encode() + b"> here I am\n"
-    ann, ken = people
-    assert read_line(ann) == b"ken> here I am\n"
-    write(ken, "你好 👨‍👩‍👧\n".encode())
-    assert read_line(ann) == read_line(ken) == "ken> 你好 👨‍👩‍👧\n".encode()

@@ -99,10 +99,6 @@ class Terminal:
         """Return the terminal's settings; `first_settings` are those before the program began."""
         return termios.tcgetattr(self._tty)
 
-    def keys_are_taken(self) -> bool:
-        """Return whether the program gets each key, and not whole lines that the kernel edits."""
-        return not self.settings()[3] & termios.ICANON
-
     def type(self, text: str) -> None:
         """Press keys, or paste."""
         data = text.encode()

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,14 @@ from processes import (
     RunClient,
     Script,
     Start,
+    StartClient,
     StartServer,
+    after,
     close,
     free_port,
     port_options,
     read_all,
     read_line,
-    two_people_chat,
     wait_for,
     write,
 )
@@ -65,26 +66,12 @@ def undelivered(script: Script) -> int:
     return int(report[1].replace(",", ""))
 
 
-Ken = Callable[..., Script]
-
-
 @pytest.fixture
-def ken(start: Start) -> Ken:
-    """Give a function that starts a client, which speaks as k, at a server's ports."""
-
-    def start_it(ports: tuple[int, int], *options: str, **how: object) -> Script:
-        how = {"stdin": subprocess.PIPE} | how
-        return start("client.py", *port_options(ports), "--user", "k", *options, **how)
-
-    return start_it
-
-
-@pytest.fixture
-def talking(ken: Ken) -> Ken:
+def talking(start_client: StartClient) -> StartClient:
     """Give a function that starts a client, and waits for the echo of its first line, 0."""
 
     def start_it(server: Script | BareServer, *options: str, **how: object) -> Script:
-        script = ken(server.ports, *options, **how)
+        script = start_client(server.ports, *options, **how)
         write(script, typed(0))
         if isinstance(server, BareServer):
             server.answer(1)
@@ -98,12 +85,20 @@ class Pipe:
     """A client whose stdin is a file of numbers, and whose stdout is a file, too."""
 
     def __init__(
-        self, ken: Ken, path: Path, ports: tuple[int, int], count: int, *options: str, **how: object
+        self,
+        start_client: StartClient,
+        path: Path,
+        ports: tuple[int, int],
+        count: int,
+        *options: str,
+        **how: object,
     ) -> None:
         self.count, self.printed = count, path / "printed"
         (path / "typed").write_bytes(typed(*range(count)))
         with (path / "typed").open("rb") as stdin, self.printed.open("wb") as stdout:
-            self.script = ken(ports, *options, stdin=stdin.fileno(), stdout=stdout.fileno(), **how)
+            self.script = start_client(
+                ports, *options, stdin=stdin.fileno(), stdout=stdout.fileno(), **how
+            )
 
     def numbers(self) -> list[int]:
         """Return the numbers that it printed."""
@@ -129,7 +124,16 @@ class Pipe:
 
 
 def test_two_clients_see_each_other(start: Start, server: Script) -> None:
-    two_people_chat(start, server.ports)
+    people = []
+    for name in ("ann", "ken"):
+        options = [*port_options(server.ports), "--user", name]
+        people.append(start("client.py", *options, stdin=subprocess.PIPE))
+        write(people[-1], b"here I am\n")
+        assert read_line(people[-1]) == name.encode() + b"> here I am\n"
+    ann, ken = people
+    assert read_line(ann) == b"ken> here I am\n"
+    write(ken, "你好 👨‍👩‍👧\n".encode())
+    assert read_line(ann) == read_line(ken) == "ken> 你好 👨‍👩‍👧\n".encode()
 
 
 # README, zmq-talk-chat: a faithful port of the chat service from slides 3 to 14
@@ -190,8 +194,10 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
 
 
-def test_lines_whose_echoes_were_missed_go_again_once(bare_server: BareServer, ken: Ken) -> None:
-    script = ken(bare_server.ports)
+def test_lines_whose_echoes_were_missed_go_again_once(
+    bare_server: BareServer, start_client: StartClient
+) -> None:
+    script = start_client(bare_server.ports)
     write(script, typed(*range(10)))
     bare_server.expect(lines(*range(10)))
     bare_server.echo(*lines(5))  # The echoes before this one may still come.
@@ -243,8 +249,10 @@ def test_a_line_that_goes_again_keeps_its_place_until_it_is_given_up(context: Co
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
 
 
-def test_a_thousand_lines_go_at_once(bare_server: BareServer, ken: Ken) -> None:
-    script = ken(bare_server.ports, stdout=subprocess.DEVNULL)  # Windows' pipes take 4 kB only.
+def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
+    script = start_client(
+        bare_server.ports, stdout=subprocess.DEVNULL
+    )  # Windows' pipes take 4 kB only.
     close(script, typed(*range(2_500)))
     for window in (range(1_000), range(1_000, 2_000), range(2_000, 2_500)):
         bare_server.expect(lines(*window))
@@ -289,7 +297,7 @@ def test_only_an_echo_acknowledges() -> None:
 
 @pytest.mark.parametrize("closed", [("pull",), ("pub",), ("pull", "pub")])
 def test_lines_in_flight_go_again_over_a_new_connection(
-    bare_server: BareServer, talking: Ken, closed: tuple[str, ...]
+    bare_server: BareServer, talking: StartClient, closed: tuple[str, ...]
 ) -> None:
     """After two short breaks, of which nothing is said, and a long one."""
     script = talking(bare_server)
@@ -328,9 +336,13 @@ def test_lines_in_flight_go_again_over_a_new_connection(
 @REBINDS
 @pytest.mark.parametrize("pauses", [(0,), pytest.param((0, 0, 5), marks=slow)])
 def test_a_server_may_restart_in_mid_pipe(
-    server: Script, start_server: StartServer, ken: Ken, tmp_path: Path, pauses: tuple[int, ...]
+    server: Script,
+    start_server: StartServer,
+    start_client: StartClient,
+    tmp_path: Path,
+    pauses: tuple[int, ...],
 ) -> None:
-    pipe = Pipe(ken, tmp_path, server.ports, 20_000 * len(pauses))
+    pipe = Pipe(start_client, tmp_path, server.ports, 20_000 * len(pauses))
     for pause in pauses:
         pipe.wait_for_more(4_000)
         server.kill()
@@ -343,7 +355,11 @@ def test_a_server_may_restart_in_mid_pipe(
 @REBINDS
 @pytest.mark.parametrize("pauses", [(0.5, 0.5), pytest.param((25, 1), marks=slow)])
 def test_a_server_may_restart_while_nobody_reads_stdout(
-    server: Script, start_server: StartServer, talking: Ken, join: Join, pauses: tuple[float, ...]
+    server: Script,
+    start_server: StartServer,
+    talking: StartClient,
+    join: Join,
+    pauses: tuple[float, ...],
 ) -> None:
     script = talking(server)
     for pause in pauses:
@@ -364,7 +380,9 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
 
 
 @slow
-def test_the_newest_line_goes_again_if_no_echo_comes(bare_server: BareServer, talking: Ken) -> None:
+def test_the_newest_line_goes_again_if_no_echo_comes(
+    bare_server: BareServer, talking: StartClient
+) -> None:
     script = talking(bare_server)
     close(script, typed(1, 2, 3))
     bare_server.expect(lines(1, 2, 3))
@@ -382,7 +400,7 @@ def test_the_newest_line_goes_again_if_no_echo_comes(bare_server: BareServer, ta
 @slow
 @LINUX
 def test_lines_are_given_up_after_8_seconds_if_there_never_was_a_connection(
-    server: Script, start_server: StartServer, start: Start, ken: Ken
+    server: Script, start_server: StartServer, start: Start, start_client: StartClient
 ) -> None:
     """One client has input without end, of which it reads little."""
     still = start_server()
@@ -391,13 +409,13 @@ def test_lines_are_given_up_after_8_seconds_if_there_never_was_a_connection(
     nobody, (pull_port, pub_port) = free_port(), server.ports
     host = "no-such-host.invalid"
     began = time.monotonic()
-    endless = ken((nobody, nobody), stdin=source.stdout)
+    endless = start_client((nobody, nobody), stdin=source.stdout)
     cases = [
-        (ken((nobody, nobody)), NO_SERVER),
-        (ken(still.ports), NO_SERVER),
-        (ken((nobody, pub_port)), NO_PORT.format(nobody)),
-        (ken((pull_port, nobody)), NO_PORT.format(nobody)),
-        (ken((nobody, nobody), host), NO_SERVER.replace("localhost", host)),
+        (start_client((nobody, nobody)), NO_SERVER),
+        (start_client(still.ports), NO_SERVER),
+        (start_client((nobody, pub_port)), NO_PORT.format(nobody)),
+        (start_client((pull_port, nobody)), NO_PORT.format(nobody)),
+        (start_client((nobody, nobody), host), NO_SERVER.replace("localhost", host)),
         (start("client.py", *port_options((nobody, nobody)), stdin=subprocess.PIPE), NO_SERVER),
     ]
     for script, _ in cases:
@@ -416,15 +434,15 @@ def test_lines_are_given_up_after_8_seconds_if_there_never_was_a_connection(
 
 @slow
 def test_a_name_service_that_does_not_answer_delays_nothing(
-    network: Network, ken: Ken, tmp_path: Path
+    network: Network, start_client: StartClient, tmp_path: Path
 ) -> None:
     (tmp_path / "resolv.conf").write_text(f"nameserver {network.server_host.address}\n")
     network.become(loss=1)
-    mount = f'mount --bind {tmp_path}/resolv.conf /etc/resolv.conf; exec "$@"'
-    before = network.client_host.command("sh", "-c", mount, "sh")  # which alone sees the mount
+    mount = after(f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf")
+    before = network.client_host.command(*mount)  # which alone sees the mount
     ports = (free_port(), free_port())
     began = time.monotonic()
-    waiting, left = (ken(ports, "chat.example.org", before=before) for _ in range(2))
+    waiting, left = (start_client(ports, "chat.example.org", before=before) for _ in range(2))
     close(waiting, typed(1))
     notice = NO_SERVER.replace("localhost", "chat.example.org")
     left.wait_stderr(re.escape(notice))
@@ -449,7 +467,7 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
 @slow
 @POSIX
 def test_lines_are_given_up_after_30_seconds_without_a_server(
-    context: Context, talking: Ken
+    context: Context, talking: StartClient
 ) -> None:
     """Two clients give up nothing: one that may get more input, and one that is stopped."""
     servers = [BareServer(context) for _ in range(4)]
@@ -485,10 +503,10 @@ def test_lines_are_given_up_after_30_seconds_without_a_server(
 
 @slow
 @POSIX
-def test_another_server_gets_each_line_once(context: Context, ken: Ken) -> None:
+def test_another_server_gets_each_line_once(context: Context, start_client: StartClient) -> None:
     """One client pipes 300 lines, one pipes 3,000, and the stdin of one stays open."""
     servers = [BareServer(context) for _ in range(3)]
-    short, long, typing = (ken(server.ports) for server in servers)
+    short, long, typing = (start_client(server.ports) for server in servers)
     began = time.monotonic()
     close(short, typed(*range(300)))
     close(long, typed(*range(3_000)))
@@ -524,12 +542,18 @@ LINKS = {"64 kbit/s": (0, 0.05, 64_000), "a tenth is lost": (0.1, 0.1, math.inf)
 @slow
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
 def test_the_link_may_be_slow_or_lose_packets(
-    network: Network, start_server: StartServer, ken: Ken, tmp_path: Path, link: tuple[float, ...]
+    network: Network,
+    start_server: StartServer,
+    start_client: StartClient,
+    tmp_path: Path,
+    link: tuple[float, ...],
 ) -> None:
     server = start_server(before=network.server_host.command())
     network.become(*link)
     before = network.client_host.command()
-    pipe = Pipe(ken, tmp_path, server.ports, 1_500, network.server_host.address, before=before)
+    pipe = Pipe(
+        start_client, tmp_path, server.ports, 1_500, network.server_host.address, before=before
+    )
     pipe.wait_all_delivered(1)
 
 
@@ -538,15 +562,15 @@ def test_the_link_may_be_slow_or_lose_packets(
 def test_the_link_may_be_down_for_a_while(
     network: Network,
     start_server: StartServer,
-    talking: Ken,
-    ken: Ken,
+    talking: StartClient,
+    start_client: StartClient,
     tmp_path: Path,
     seconds: int,
 ) -> None:
     server = start_server(before=network.server_host.command())
     address, before = network.server_host.address, network.client_host.command()
     last = talking(server, address, before=before)
-    pipe = Pipe(ken, tmp_path, server.ports, 20_000, address, before=before)
+    pipe = Pipe(start_client, tmp_path, server.ports, 20_000, address, before=before)
     pipe.wait_for_more(3_000)
     network.become(loss=1)
     close(last, b"last\n")
@@ -562,7 +586,7 @@ def test_the_link_may_be_down_for_a_while(
 
 @slow
 def test_a_server_that_vanishes_is_reported(
-    network: Network, start_server: StartServer, talking: Ken
+    network: Network, start_server: StartServer, talking: StartClient
 ) -> None:
     server = start_server(before=network.server_host.command())
     address, before = network.server_host.address, network.client_host.command()

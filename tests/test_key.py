@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import zmq.auth
 from peers import Join
-from processes import POSIX, Start, StartServer, close, port_options, read_all, read_line, write
+from processes import (
+    POSIX,
+    Start,
+    StartServer,
+    after,
+    close,
+    port_options,
+    read_all,
+    read_line,
+    write,
+)
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:
@@ -28,8 +38,7 @@ def contents(directory: Path) -> dict[str, bytes | None]:
 def test_keys_are_made_for_their_owner_alone(
     start_server: StartServer, tmp_path: Path, umask: str
 ) -> None:
-    before = ["sh", "-c", f'umask {umask}; exec "$@"', "sh"]
-    start_server("--key", "chat", before=before, cwd=tmp_path)
+    start_server("--key", "chat", before=after(f"umask {umask}"), cwd=tmp_path)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
     assert modes == {"chat.key": 0o600, "chat.key_secret": 0o600}
 

@@ -13,17 +13,22 @@ import zmq
 import zmq.auth
 import zmtp
 from peers import Join, Peer, line_of, message_of
-from processes import LINUX, POSIX, TIMEOUT, Script, Start, StartServer, server_options, wait_for
+from processes import (
+    LINUX,
+    POSIX,
+    TIMEOUT,
+    Script,
+    Start,
+    StartServer,
+    after,
+    server_options,
+    wait_for,
+)
 
 import server as server_script
 
 slow = pytest.mark.slow
 LONGEST = b'{"user":"k","message":"%s"}' % (b"x" * 16_359)
-
-
-def limited(files: int, kind: str = "") -> list[str]:
-    """Return the command that limits the open files of the command that follows it."""
-    return ["sh", "-c", f'ulimit {kind} -n {files}; exec "$@"', "sh"]
 
 
 @pytest.fixture(params=[False, True], ids=["no key", "a key"])
@@ -42,7 +47,9 @@ def server_and_peer(
 # README, Differences from the original: the server disconnects any other program that sends one
 
 
-def test_the_server_disconnects_those_who_send_more(server_and_peer: tuple[Script, Peer]) -> None:
+def test_the_server_disconnects_a_client_that_sends_more(
+    server_and_peer: tuple[Script, Peer],
+) -> None:
     _, peer = server_and_peer
     disconnected = [
         sock.get_monitor_socket(zmq.EVENT_DISCONNECTED) for sock in (peer.push, peer.sub)
@@ -97,7 +104,7 @@ def test_a_flood_of_subscriptions_does_not_delay_the_chat(server: Script, join: 
 
 @LINUX
 def test_many_clients_may_connect_at_once(start_server: StartServer) -> None:
-    server = start_server(before=limited(100, "-S"))
+    server = start_server(before=after("ulimit -S -n 100"))
     server.process.send_signal(signal.SIGSTOP)  # All of them wait to be accepted.
     with contextlib.ExitStack() as stack:
         for port in server.ports * 300:
@@ -112,7 +119,7 @@ def test_many_clients_may_connect_at_once(start_server: StartServer) -> None:
 def test_more_connections_than_files_do_not_disturb_the_chat(
     start_server: StartServer, join: Join
 ) -> None:
-    server = start_server(before=limited(30))
+    server = start_server(before=after("ulimit -n 30"))
     peer = join(server.ports)
     with contextlib.ExitStack() as stack:
         for port in server.ports * 50:
@@ -139,7 +146,7 @@ def test_of_unlimited_files_as_many_are_used_as_macos_allows(
     "limit", [8, 10, *(pytest.param(n, marks=slow) for n in range(6, 40) if n not in (8, 10))]
 )
 def test_too_few_open_files_are_reported_in_one_line(start: Start, limit: int) -> None:
-    script = start("server.py", *server_options((0, 0)), before=limited(limit))
+    script = start("server.py", *server_options((0, 0)), before=after(f"ulimit -n {limit}"))
     script.wait_stderr("\n")
     if limit > 10 and "bound" in script.stderr:
         assert script.terminate() == 0

@@ -14,8 +14,9 @@ from processes import (
     POSIX,
     WINDOWS,
     Script,
-    Start,
+    StartClient,
     StartServer,
+    after,
     close,
     free_port,
     port_options,
@@ -31,27 +32,15 @@ import client
 WINE = sys.platform == "win32" and hasattr(ctypes.windll.ntdll, "wine_get_version")
 
 
-def after(command: str) -> list[str]:
-    """Return the command that runs another one after a command of the shell."""
-    return ["sh", "-c", f'{command}; exec "$@"', "sh"]
-
-
 def chat(script: Script, text: bytes) -> None:
     """Have a client's next message be the echo of a line."""
     write(script, text + b"\n")
     assert read_line(script) == b"k> " + text + b"\n"
 
 
-@pytest.fixture
-def begin(start: Start) -> Start:
-    """Give a function that starts a client, which speaks as k, at a server, or where none is."""
-
-    def start_it(server: Script | BareServer | None, **how: object) -> Script:
-        ports = server.ports if server else (free_port(), free_port())
-        options = {"stdin": subprocess.PIPE} | how
-        return start("client.py", *port_options(ports), "--user", "k", **options)
-
-    return start_it
+def nowhere() -> tuple[int, int]:
+    """Return ports where no server is."""
+    return free_port(), free_port()
 
 
 # README, Options: Notices and logs go to stderr.
@@ -77,18 +66,20 @@ STREAMS = {  # what the shell does first: the input, the status, and what is on 
 
 
 @POSIX
-def test_streams_may_be_closed_and_errors_are_reported(server: Script, begin: Start) -> None:
+def test_streams_may_be_closed_and_errors_are_reported(
+    server: Script, start_client: StartClient
+) -> None:
     for command, (typed, *expected) in STREAMS.items():
-        script = begin(server, before=after(command))
+        script = start_client(server.ports, before=after(command))
         close(script, typed)
         assert [script.wait(), read_all(script), script.stderr] == expected, command
 
 
 @POSIX
-def test_streams_may_be_non_blocking(server: Script, begin: Start) -> None:
+def test_streams_may_be_non_blocking(server: Script, start_client: StartClient) -> None:
     """The client makes them blocking again, so that nothing is lost."""
     files = [os.open(os.devnull, os.O_RDWR | os.O_NONBLOCK) for _ in range(3)]
-    script = begin(server, stdin=files[0], stdout=files[1], stderr=files[2])
+    script = start_client(server.ports, stdin=files[0], stdout=files[1], stderr=files[2])
     assert script.wait() == 0
     assert [os.get_blocking(file) for file in files] == [True, True, True]
     for file in files:
@@ -99,9 +90,11 @@ def test_streams_may_be_non_blocking(server: Script, begin: Start) -> None:
 # and waits for the last echo.
 
 
-def test_a_reader_of_stdout_may_leave(server: Script, begin: Start, join: Join) -> None:
+def test_a_reader_of_stdout_may_leave(
+    server: Script, start_client: StartClient, join: Join
+) -> None:
     peer = join(server.ports)
-    script = begin(server)
+    script = start_client(server.ports)
     chat(script, b"one")
     assert script.process.stdout
     script.process.stdout.close()
@@ -115,14 +108,14 @@ def test_a_reader_of_stdout_may_leave(server: Script, begin: Start, join: Join) 
 
 
 @POSIX
-def test_a_signal_is_in_the_status(server: Script, begin: Start) -> None:
+def test_a_signal_is_in_the_status(server: Script, start_client: StartClient) -> None:
     """128 and its number, even while a client waits for somebody to read what it prints."""
     unread, full = os.pipe()
     os.set_blocking(full, False)
     os.write(full, b"x" * 1_000_000)  # as much of it as there is room for
-    blocked = [begin(server, stdout=full), begin(None, stderr=full)]
+    blocked = [start_client(server.ports, stdout=full), start_client(nowhere(), stderr=full)]
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT)
-    scripts = [begin(None) for _ in signals]
+    scripts = [start_client(nowhere()) for _ in signals]
     for script in (*blocked, *scripts):
         write(script, b"one\ntwo\n")
     for signum, script in zip(signals, scripts, strict=True):
@@ -141,8 +134,10 @@ def test_a_signal_is_in_the_status(server: Script, begin: Start) -> None:
 
 
 @POSIX
-def test_a_signal_that_is_ignored_at_the_start_stays_ignored(server: Script, begin: Start) -> None:
-    script = begin(server, before=after('trap "" INT HUP QUIT TERM'))
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
+    server: Script, start_client: StartClient
+) -> None:
+    script = start_client(server.ports, before=after('trap "" INT HUP QUIT TERM'))
     chat(script, b"one")
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         script.process.send_signal(signum)
@@ -156,11 +151,11 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(server: Script, beg
 
 @WINDOWS
 @pytest.mark.skipif(WINE, reason="Wine has no Ctrl-Break")
-def test_ctrl_break_ends_both(begin: Start, start_server: StartServer) -> None:
+def test_ctrl_break_ends_both(start_client: StartClient, start_server: StartServer) -> None:
     if sys.platform == "win32":
         how = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         server = start_server(**how)
-        script = begin(server, **how)
+        script = start_client(server.ports, **how)
         chat(script, b"one")
         script.process.send_signal(signal.CTRL_BREAK_EVENT)
         assert script.wait() == 128 + signal.SIGBREAK
@@ -168,8 +163,8 @@ def test_ctrl_break_ends_both(begin: Start, start_server: StartServer) -> None:
         assert server.wait() == 0
 
 
-def test_a_stdin_without_anything_ends_it(server: Script, begin: Start) -> None:
-    script = begin(server, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+def test_a_stdin_without_anything_ends_it(server: Script, start_client: StartClient) -> None:
+    script = start_client(server.ports, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     assert (script.wait(), script.stderr) == (0, "")
 
 
@@ -234,8 +229,8 @@ def test_keys_of_the_console(
 
 
 @LINUX
-def test_idle_it_uses_no_processor_time(server: Script, begin: Start) -> None:
-    scripts = [begin(server), begin(None)]
+def test_idle_it_uses_no_processor_time(server: Script, start_client: StartClient) -> None:
+    scripts = [start_client(server.ports), start_client(nowhere())]
     chat(scripts[0], b"one")
     scripts[1].wait_stderr("no server")
     before = [script.cpu_seconds() for script in scripts]
@@ -245,8 +240,10 @@ def test_idle_it_uses_no_processor_time(server: Script, begin: Start) -> None:
 
 
 @LINUX
-def test_a_line_that_never_ends_takes_little_memory(server: Script, begin: Start) -> None:
-    script = begin(server)
+def test_a_line_that_never_ends_takes_little_memory(
+    server: Script, start_client: StartClient
+) -> None:
+    script = start_client(server.ports)
     chat(script, b"one")
     before = script.memory()
     write(script, bytes(10_000_000))
@@ -255,9 +252,11 @@ def test_a_line_that_never_ends_takes_little_memory(server: Script, begin: Start
 
 @LINUX
 @pytest.mark.slow
-def test_a_message_without_end_takes_no_memory(bare_server: BareServer, begin: Start) -> None:
+def test_a_message_without_end_takes_no_memory(
+    bare_server: BareServer, start_client: StartClient
+) -> None:
     """SUB breaks the connection, and connects anew after a while."""
-    script = begin(bare_server)
+    script = start_client(bare_server.ports)
     write(script, b"one\n")
     bare_server.answer(1)
     assert read_line(script) == b"k> one\n"

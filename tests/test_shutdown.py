@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import zmtp
 from peers import Join, line_of, message_of
-from processes import LINUX, POSIX, TIMEOUT, Script, Start, StartServer, wait_for
+from processes import LINUX, POSIX, TIMEOUT, Script, Start, StartServer, after, wait_for
 
 pytestmark = POSIX
 slow = pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_signal_may_come_at_the_start(start: Start, delay: float) -> None:
 def test_signals_that_are_ignored_at_the_start_stay_ignored(
     start_server: StartServer, join: Join
 ) -> None:
-    server = start_server(before=["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"])
+    server = start_server(before=after('trap "" HUP INT'))
     peer = join(server.ports)
     for signum in (signal.SIGHUP, signal.SIGINT):
         server.process.send_signal(signum)

@@ -12,7 +12,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from peers import Join, line_of, message_of
-from processes import LINUX, POSIX, Script, Start, free_port, python, server_options, wait_for
+from processes import (
+    LINUX,
+    POSIX,
+    Script,
+    Start,
+    after,
+    free_port,
+    python,
+    server_options,
+    wait_for,
+)
 from terminal import Open
 
 from server import chat_messages
@@ -198,8 +208,7 @@ def test_the_chat_does_not_wait_for_the_log(open_terminal: Open, join: Join) -> 
 @LINUX
 def test_standard_streams_may_be_closed(start: Start, join: Join) -> None:
     ports = free_port(), free_port()
-    before = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
-    script = start("server.py", *server_options(ports), before=before)
+    script = start("server.py", *server_options(ports), before=after("exec <&- >&- 2>&-"))
     peer = join(ports)
     peer.push.send(b"bad")
     peer.chat("next")
