@@ -22,13 +22,11 @@ line editor" and "The terminal" are about it alone. The rest can be read without
 """
 
 import argparse
-import bisect
 import codecs
 import contextlib
 import errno
 import functools
 import json
-import operator
 import os
 import re
 import signal
@@ -50,6 +48,7 @@ else:
     import termios
 
 Sock = zmq.Socket[bytes]
+Line = tuple[bytes, int | None]  # a line as it is pushed, and the hash of its echo, if one is due
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
@@ -89,7 +88,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 
         # push it
         if connection.update():  # It has just come up.
-            outbox.go_back()
+            outbox.reconnected()
         if connection.up:
             outbox.push_to(connection.push)
         screen.print_notice(connection.take_notice())
@@ -222,6 +221,10 @@ class Connection:
             self.reconnect()
         return self.up and not was_up
 
+    def up_for(self) -> float:
+        """Return how long the connection has been up, in seconds."""
+        return time.monotonic() - self.ready_at if self.up else 0.0
+
     def reconnect(self) -> None:
         """Reconnect the sockets that are not connected, since libzmq may have given up.
 
@@ -253,41 +256,27 @@ class Connection:
 # Push it.
 
 
-class Line:
-    """A line as it is pushed, and the hash of its echo; the echo itself would take more memory."""
-
-    def __init__(self, number: int, frame: bytes, echo_hash: int | None) -> None:
-        self.number = number
-        self.frame = frame
-        self.echo_hash = echo_hash  # None if our server drops the line: no echo is expected.
-        self.pushed_at = 0.0
-        self.resent = False  # over the same connection
-
-
-by_number = operator.attrgetter("number")  # sorts lines in the order of the input
+compiled_send = zmq.backend.Socket.send  # zmq.Socket overrides it in Python, at twice the time
 
 
 class Outbox:
-    """The lines without an echo: those in flight, and those to push, in the order of the input.
+    """The lines without an echo: those in flight, then those queued, in the order of the input.
 
-    An echo acknowledges the oldest line in flight of that text. Echoes come in the same order. If a
-    line has had none for ECHO_TIMEOUT when that of a later line comes, the client has missed it:
-    its subscription took effect late, or its stdout was blocked for so long that the server dropped
-    messages for it. The line is then resent, once. (TCP does so, too: RFC 8985.) Over a new
-    connection, all lines without an echo are sent again.
+    Pushed lines are in flight until their echo acknowledges them. Echoes come in the same order. If
+    that of a later line comes first, the echo was missed, or is late: the subscription took effect
+    late, or stdout was blocked for so long that the server dropped messages for this client.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.added = 0  # the number of the next line
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
-        self.probed = False  # The newest line was resent since the last echo: see probe.
+        self.missed = 0  # how many lines, from the oldest on, are older than one with an echo
+        self.resent = 0  # how many lines, from the oldest on, were resent over this connection
+        self.retried = False  # Lines were resent since the last echo.
         self.overdue = False  # No echo has come for ECHO_TIMEOUT, although lines wait for one.
-        # Two clocks for all lines together. They run while there are lines: see check_echoes.
-        self.since_echo = 0.0  # seconds since the last echo
-        self.since_push = 0.0  # seconds since the last push
-        self.last_turn = time.monotonic()  # when they were last moved on
+        self.since_echo = 0.0  # seconds since the last echo, while there are lines
+        self.last_turn = time.monotonic()  # when since_echo was updated
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
     def __len__(self) -> int:
@@ -316,96 +305,86 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.queued.append(Line(self.added, frame, echo_hash))
-        self.added += 1
+        self.queued.append((frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
         """Push queued lines (slide 8), until WINDOW are in flight."""
-        now = time.monotonic()
         with contextlib.suppress(zmq.Again):
             while self.queued and len(self.in_flight) < WINDOW:
-                push.send(self.queued[0].frame, zmq.NOBLOCK)
+                frame, echo_hash = self.queued[0]
+                compiled_send(push, frame, zmq.NOBLOCK)
                 line = self.queued.popleft()
-                line.pushed_at, self.since_push = now, 0.0
-                if line.echo_hash is None:
+                if echo_hash is None:
                     self.undelivered += 1
-                elif line.resent:
-                    bisect.insort(self.in_flight, line, key=by_number)
                 else:
                     self.in_flight.append(line)
 
     def acknowledge(self, messages: list[Message]) -> None:
-        """Remove the lines whose echoes are among the messages. Resend those that were missed."""
+        """Remove the lines whose echoes are among the messages."""
         if not (messages and self.in_flight):
             return
-        hashes = [line.echo_hash for line in self.in_flight]
-        overtaken = 0  # lines at the start of in_flight that are older than one with an echo
+        hashes = [echo_hash for _, echo_hash in self.in_flight]
         for plain, _ in messages:
             echo = hash(plain)
             if echo not in hashes:  # somebody else's message, or a second copy of an echo
                 continue
-            of_probe = self.probed and echo == hashes[-1]
+            # Of equal lines, take the oldest, but the newest first if that was resent as a probe.
+            of_probe = self.retried and echo == hashes[-1]
             index = len(hashes) - 1 if of_probe else hashes.index(echo)
             del hashes[index], self.in_flight[index]
-            overtaken = max(index, overtaken - 1)
-            self.since_echo, self.overdue, self.probed = 0.0, False, False
-        if overtaken:
-            self.resend_missed(self.in_flight[:overtaken])
+            self.missed = max(index, self.missed - 1)
+            if index < self.resent:
+                self.resent -= 1
+            self.since_echo, self.overdue, self.retried = 0.0, False, False
 
-    def resend_missed(self, lines: list[Line]) -> None:
-        """Resend those of the lines whose echoes were missed: better twice than never."""
-        now = time.monotonic()
-        missed = []
-        for line in lines:
-            if not line.resent and now - line.pushed_at >= ECHO_TIMEOUT:
-                line.resent = True
-                self.in_flight.remove(line)
-                missed.append(line)
-            elif line.resent and now - line.pushed_at >= DELIVERY_TIMEOUT:
-                self.in_flight.remove(line)  # The server publishes it in another form, or never.
-                self.undelivered += 1
-        self.queue(missed)
+    def resend(self, reading: bool) -> None:
+        """Resend lines, because no echo has come for ECHO_TIMEOUT. Do so once until the next echo.
 
-    def queue(self, lines: list[Line]) -> None:
-        """Queue lines again, in the order of the input, so that they are published in it."""
-        if lines:
-            self.queued = deque(sorted([*lines, *self.queued], key=by_number))
-
-    def probe(self) -> None:
-        """Resend the newest line in flight, once. Its echo will show whether others were missed.
-
-        TCP does the same, and calls it a tail loss probe (RFC 8985).
+        If echoes were missed, resend all lines in flight, but none of them twice. Otherwise, unless
+        later lines may be read, resend the newest as a probe: its echo will show what was missed.
+        (TCP does both: go-back-N, and the tail loss probe of RFC 8985.)
         """
-        if self.in_flight and not self.probed:
-            self.probed = True
-            self.queue([self.in_flight.pop()])
+        if self.retried:
+            return
+        count = len(self.in_flight)
+        if self.missed > self.resent:
+            self.go_back(self.resent)
+            self.resent, self.retried = count, True
+        elif count and not reading:
+            self.go_back(count - 1)
+            self.retried = True
 
-    def go_back(self) -> None:
+    def go_back(self, index: int) -> None:
+        """Queue the lines in flight again, from an index on."""
+        self.queued.extendleft(reversed(self.in_flight[index:]))
+        del self.in_flight[index:]
+
+    def reconnected(self) -> None:
         """Queue all lines for a new connection."""
-        self.queue(self.in_flight)
-        self.in_flight, self.probed = [], False
-        for line in self.queued:
-            line.resent = False
+        self.go_back(0)
+        self.missed = self.resent = 0
+        self.retried = False
 
     def give_up(self) -> None:
         """Forget the lines in flight. Echoes stay overdue: the server may publish none at all."""
         self.undelivered += len(self.in_flight)
-        self.in_flight, self.since_echo = [], 0.0
+        self.in_flight.clear()
+        self.missed = self.resent = 0
+        self.since_echo = 0.0
 
     def pass_time(self, counts: bool) -> None:
-        """Move the clocks on, if this time counts."""
+        """Move the clock on, if this time counts."""
         now = time.monotonic()
         # A longer time means that this process was stopped, or that stdout was blocked.
         seconds = min(now - self.last_turn, 1) if counts else 0.0
         self.last_turn = now
-        self.since_push += seconds
         self.since_echo = self.since_echo + seconds if len(self) else 0.0
         self.overdue = self.overdue or self.since_echo >= ECHO_TIMEOUT
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = excerpt((self.in_flight or self.queued)[0].frame)
+        first = excerpt((self.in_flight or self.queued)[0][0])
         return f"no echo yet for {count_lines(len(self))}; the first: {first}"
 
     def report(self) -> str:
@@ -417,27 +396,23 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-    The clocks run while a connection is up, and, at the end of the input, also while none is. When
-    echoes get overdue, a person gets a notice, and chat prints typed lines at once from then on.
+    Time counts while a connection is up, and, if no more lines are read, also while none is.
 
-    While input is read, the lines in flight are given up after DELIVERY_TIMEOUT, and the chat goes
-    on: this may be a server whose messages look different.
-
-    At the end of the input, or while the window is full, no later line can show what was missed. So
-    the newest line is resent after ECHO_TIMEOUT. The chat ends after DELIVERY_TIMEOUT, or after
-    CONNECT_TIMEOUT, if there never was a connection.
+    After ECHO_TIMEOUT, a person gets a notice, and lines are resent: see Outbox.resend. After
+    DELIVERY_TIMEOUT, the chat ends. (If there never was a connection, it ends after
+    CONNECT_TIMEOUT.) But while input is read, only the lines in flight are given up, and the chat
+    goes on: this may be a server whose messages look different.
     """
     was_overdue = outbox.overdue
     outbox.pass_time(connection.up or not reading)
     if screen.interactive and outbox.overdue and not was_overdue:
         screen.print_notice(outbox.notice())
+    if min(outbox.since_echo, connection.up_for()) >= ECHO_TIMEOUT:
+        outbox.resend(reading)
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return True
-    # Echoes may be overdue since before a reconnection. The last push has 5 seconds of its own.
-    if connection.up and min(outbox.since_echo, outbox.since_push) >= ECHO_TIMEOUT:
-        outbox.probe()
     return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
@@ -513,14 +488,14 @@ def receive(sub: Sock) -> list[Message]:
 def sanitize_message(frame: bytes) -> Message:
     """Return a message from a frame, which may come from any server."""
     text = frame.decode(errors="replace")
-    plain = text.removesuffix(RESET).replace(CYAN, "")
-    if not plain.isprintable():  # Not like a message of our server: all below is for these.
-        parts = COLOR.split(text)  # text, colour, text, ...
-        parts[::2] = map(sanitize, parts[::2])
-        plain, text = "".join(parts[::2]), "".join(parts)
-    if "\x1b" in text and not text.endswith(RESET):
-        text += RESET  # Colours must not leak into what follows.
-    return plain, text
+    plain = text.removesuffix(RESET).replace(CYAN, "", 1)
+    if plain.isprintable() and text.endswith(RESET):
+        return plain, text  # as our server writes it
+    parts = COLOR.split(text)  # text, colour, text, ...
+    parts[::2] = map(sanitize, parts[::2])
+    if len(parts) > 1 and not text.endswith(RESET):
+        parts.append(RESET)  # Colours must not leak into what follows.
+    return "".join(parts[::2]), "".join(parts)
 
 
 class Screen:
