@@ -48,7 +48,6 @@ else:
     import termios
 
 Sock = zmq.Socket[bytes]
-Line = tuple[bytes, int | None]  # a line as it is pushed, and the hash of its echo, if one is due
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
@@ -61,8 +60,8 @@ SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is i
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client gives up on lines, or ends
-CONNECT_TIMEOUT = 8.0  # seconds until it ends, if there never was a connection
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client ends: see check_echoes
+CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -76,19 +75,18 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
     Raises OSError if stdout fails.
     """
     while len(outbox) or not stdin.ended:
-        # wait for some input, or only for echoes if it has ended or the window is full
+        # wait for some input, but read none while the window is full: wait for echoes then
         # (a terminal is always read: the keys have to be shown)
         window_full = len(outbox) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not window_full
         for line in wait(connection, stdin, reading):
-            if problem := outbox.add(line):
-                screen.print_problem(problem)
-            elif not connection.up or outbox.overdue:
+            screen.print_problem(outbox.add(line))
+            if not connection.up or outbox.overdue:
                 screen.print_typed(line)  # Otherwise, its echo shows it soon.
 
         # push it
         if connection.update():  # It has just come up.
-            outbox.reconnected()
+            outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
         screen.print_notice(connection.take_notice())
@@ -189,17 +187,17 @@ class Connection:
         self.up = False
         self.ever_up = False
         now = time.monotonic()
-        self.ready_at = now  # when a subscription is in effect, once both are connected
+        self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # What the last notice said, or None. For a pipe, the first connection is no news.
+        # What the last notice said, or None. For a pipe, the first connection needs no notice.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So even if this reads of a loss and
-        of a new connection at once, it is down for a moment, and its coming up is returned.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So no loss is overlooked: even if a
+        loss and the next handshake are read in one call, it is down until the delay is over.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -259,23 +257,32 @@ class Connection:
 compiled_send = zmq.backend.Socket.send  # zmq.Socket overrides it in Python, at twice the time
 
 
+class Line:
+    """A line as it is pushed, and the hash of its echo; the echo itself may take 64 kB."""
+
+    def __init__(self, frame: bytes, echo_hash: int | None) -> None:
+        self.frame = frame
+        self.echo_hash = echo_hash  # None if our server drops the line
+        self.overtaken = False  # The echo of a later line has come.
+        self.resent = False  # over this connection, after it was overtaken
+
+
 class Outbox:
     """The lines without an echo: those in flight, then those queued, in the order of the input.
 
     Pushed lines are in flight until their echo acknowledges them. Echoes come in the same order. If
-    that of a later line comes first, the echo was missed, or is late: the subscription took effect
-    late, or stdout was blocked for so long that the server dropped messages for this client.
+    the echo of a later line comes first, those of the lines before it were missed, or are late: the
+    subscription took effect late, or stdout was blocked for so long that the server dropped
+    messages for this client.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
-        self.missed = 0  # how many lines, from the oldest on, are older than one with an echo
-        self.resent = 0  # how many lines, from the oldest on, were resent over this connection
         self.retried = False  # Lines were resent since the last echo.
         self.overdue = False  # No echo has come for ECHO_TIMEOUT, although lines wait for one.
-        self.since_echo = 0.0  # seconds since the last echo, while there are lines
+        self.since_echo = 0.0  # seconds for which lines have waited without any echo: see pass_time
         self.last_turn = time.monotonic()  # when since_echo was updated
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
@@ -305,18 +312,17 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.queued.append((frame, echo_hash))
+        self.queued.append(Line(frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
         """Push queued lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.queued and len(self.in_flight) < WINDOW:
-                frame, echo_hash = self.queued[0]
-                compiled_send(push, frame, zmq.NOBLOCK)
+                compiled_send(push, self.queued[0].frame, zmq.NOBLOCK)
                 line = self.queued.popleft()
-                if echo_hash is None:
-                    self.undelivered += 1
+                if line.echo_hash is None:
+                    self.undelivered += 1  # Our server drops it, so no echo will come.
                 else:
                     self.in_flight.append(line)
 
@@ -324,67 +330,73 @@ class Outbox:
         """Remove the lines whose echoes are among the messages."""
         if not (messages and self.in_flight):
             return
-        hashes = [echo_hash for _, echo_hash in self.in_flight]
+        hashes = [line.echo_hash for line in self.in_flight]
         for plain, _ in messages:
             echo = hash(plain)
             if echo not in hashes:  # somebody else's message, or a second copy of an echo
                 continue
-            # Of equal lines, take the oldest, but the newest first if that was resent as a probe.
-            of_probe = self.retried and echo == hashes[-1]
-            index = len(hashes) - 1 if of_probe else hashes.index(echo)
+            # Of equal lines, take the oldest. But if the newest was resent, its echo has to show
+            # that those before it were overtaken, even if they are equal.
+            of_newest = self.retried and echo == hashes[-1]
+            index = len(hashes) - 1 if of_newest else hashes.index(echo)
+            for line in self.in_flight[:index]:
+                line.overtaken = True
             del hashes[index], self.in_flight[index]
-            self.missed = max(index, self.missed - 1)
-            if index < self.resent:
-                self.resent -= 1
             self.since_echo, self.overdue, self.retried = 0.0, False, False
 
     def resend(self, reading: bool) -> None:
-        """Resend lines, because no echo has come for ECHO_TIMEOUT. Do so once until the next echo.
+        """Resend lines, since no echo has come for ECHO_TIMEOUT. Do so once until the next echo.
 
-        If echoes were missed, resend all lines in flight, but none of them twice. Otherwise, unless
-        later lines may be read, resend the newest as a probe: its echo will show what was missed.
-        (TCP does both: go-back-N, and the tail loss probe of RFC 8985.)
+        If lines were overtaken, resend all in flight (as TCP's go-back-N does). But never resend a
+        line twice for this reason: a server that changes it may publish it in another form. If none
+        were overtaken, and no later line is read, resend the newest one. Its echo will show whether
+        others were missed. (TCP calls this a tail loss probe: RFC 8985.)
         """
-        if self.retried:
+        if self.retried or not self.in_flight:
             return
-        count = len(self.in_flight)
-        if self.missed > self.resent:
-            self.go_back(self.resent)
-            self.resent, self.retried = count, True
-        elif count and not reading:
-            self.go_back(count - 1)
+        start = sum(line.resent for line in self.in_flight)  # Those that were resent come first.
+        if any(line.overtaken for line in self.in_flight[start:]):
+            for line in self.in_flight:
+                line.resent = True
+            self.go_back(start)
+            self.retried = True
+        elif not reading:
+            self.go_back(-1)
             self.retried = True
 
-    def go_back(self, index: int) -> None:
-        """Queue the lines in flight again, from an index on."""
-        self.queued.extendleft(reversed(self.in_flight[index:]))
-        del self.in_flight[index:]
+    def go_back(self, start: int) -> None:
+        """Queue lines in flight again, from an index on."""
+        self.queued.extendleft(reversed(self.in_flight[start:]))
+        del self.in_flight[start:]
 
-    def reconnected(self) -> None:
-        """Queue all lines for a new connection."""
+    def start_over(self) -> None:
+        """Queue the lines in flight again, because the connection is new."""
         self.go_back(0)
-        self.missed = self.resent = 0
         self.retried = False
+        for line in self.queued:
+            line.overtaken = line.resent = False
 
     def give_up(self) -> None:
         """Forget the lines in flight. Echoes stay overdue: the server may publish none at all."""
         self.undelivered += len(self.in_flight)
         self.in_flight.clear()
-        self.missed = self.resent = 0
         self.since_echo = 0.0
 
-    def pass_time(self, counts: bool) -> None:
-        """Move the clock on, if this time counts."""
+    def pass_time(self, counts: bool) -> bool:
+        """Move the clock on, if this time counts. Return whether echoes became overdue now."""
         now = time.monotonic()
         # A longer time means that this process was stopped, or that stdout was blocked.
         seconds = min(now - self.last_turn, 1) if counts else 0.0
         self.last_turn = now
-        self.since_echo = self.since_echo + seconds if len(self) else 0.0
-        self.overdue = self.overdue or self.since_echo >= ECHO_TIMEOUT
+        self.since_echo = (self.since_echo + seconds) if len(self) else 0.0
+        if self.overdue or self.since_echo < ECHO_TIMEOUT:
+            return False
+        self.overdue = True
+        return True
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = excerpt((self.in_flight or self.queued)[0][0])
+        first = excerpt((self.in_flight or self.queued)[0].frame)
         return f"no echo yet for {count_lines(len(self))}; the first: {first}"
 
     def report(self) -> str:
@@ -396,17 +408,20 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-    Time counts while a connection is up, and, if no more lines are read, also while none is.
+                     while input is read         otherwise: the input ended, or the window is full
+    time counts      while a connection is up    always
+    after  5 s       notice; resend if lines     notice; resend, too, if no line was overtaken
+                     were overtaken
+    after 30 s       give up the lines in        end (after 8 s, if there never was a connection)
+                     flight, and go on
 
-    After ECHO_TIMEOUT, a person gets a notice, and lines are resent: see Outbox.resend. After
-    DELIVERY_TIMEOUT, the chat ends. (If there never was a connection, it ends after
-    CONNECT_TIMEOUT.) But while input is read, only the lines in flight are given up, and the chat
-    goes on: this may be a server whose messages look different.
+    The notice is for a person only. The client goes on while input is read, because this may be a
+    server that publishes lines in another form.
     """
-    was_overdue = outbox.overdue
-    outbox.pass_time(connection.up or not reading)
-    if screen.interactive and outbox.overdue and not was_overdue:
+    just_overdue = outbox.pass_time(connection.up or not reading)
+    if just_overdue and screen.interactive:
         screen.print_notice(outbox.notice())
+    # A new connection gets 5 seconds, too.
     if min(outbox.since_echo, connection.up_for()) >= ECHO_TIMEOUT:
         outbox.resend(reading)
     if reading:
@@ -455,7 +470,7 @@ def echo_of(frame: bytes) -> str:
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except (ValueError, RecursionError, LookupError, TypeError):  # of sanitize, if not text
+    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: not an object, or text
         hint = "to just type text, use --user NAME"
         if line.startswith("{"):
             hint = "write the whole object on one line"
@@ -467,7 +482,7 @@ def echo_of(frame: bytes) -> str:
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`."""
-    return UNSAFE_CHARACTER.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
+    return UNSAFE_CHARACTER.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 # Dump buffered messages.
@@ -499,22 +514,12 @@ def sanitize_message(frame: bytes) -> Message:
 
 
 class Screen:
-    """stdout for messages, stderr for notices. On a terminal, both appear above the typed row.
+    """stdout for messages, stderr for notices. With a line editor, it is an EditorScreen."""
 
-    The typed row shows the line being typed. Every write to the terminal ends with it.
-    """
-
-    def __init__(self, color: str) -> None:
-        stdout = sys.stdout
-        colorama.just_fix_windows_console()  # wraps stdout if the console has no escape codes
-        has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
-        auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
-        self.color = color == "always" or (color == "auto" and auto)
+    def __init__(self, color: bool) -> None:
+        self.color = color
+        self.splitter: Splitter | Editor = Splitter()  # makes lines of stdin
         self.interactive = is_terminal(0)
-        editing = self.interactive and is_terminal(1) and has_escapes
-        self.editor = Editor() if editing else None  # None unless stdin and stdout are terminals
-        self.terminal = Terminal() if editing and sys.platform != "win32" else None
-        self.drawn = ("", 0)  # the typed row as it was drawn last, and the width of the window then
         self.problems: set[str] = set()  # the kinds that were printed
 
     def print_messages(self, messages: list[Message]) -> None:
@@ -523,13 +528,8 @@ class Screen:
             texts = [colored if self.color else plain for plain, colored in messages]
             self.write(texts, sys.stdout)
 
-    def print_typed(self, line: bytes) -> None:
-        """Print a line that has left the typed row, and whose echo may take a while."""
-        if self.editor:
-            self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
-
     def print_problem(self, problem: str) -> None:
-        """Print a notice about a line. For a pipe, print only the first one of a kind."""
+        """Print the problem with a line, if any. For a pipe, print only the first one of a kind."""
         kind = problem.partition(":")[0]
         if self.interactive or kind not in self.problems:
             self.problems.add(kind)
@@ -541,43 +541,30 @@ class Screen:
             with contextlib.suppress(OSError):
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
+    def print_typed(self, line: bytes) -> None:
+        """Print a line whose echo may take a while. Without a line editor, the terminal does."""
+
     def write(self, lines: list[str], stream: TextIO) -> None:
-        """Write lines, above the typed row if there is one. Raises OSError."""
-        text = "".join(f"{line}\n" for line in lines)
-        if self.editor and stream.isatty():
-            self.drawn = typed_row(self.editor)
-            text = CLEAR + text + self.drawn[0]
-        stream.write(text)
+        """Write lines. Raises OSError."""
+        stream.write("".join(f"{line}\n" for line in lines))
         stream.flush()
 
     def refresh(self) -> None:
-        """Redraw the typed row if it or the window has changed. Stop, if Ctrl-Z was pressed."""
-        if self.terminal and self.terminal.stop_requested:
-            os.write(1, CLEAR.encode())
-            self.terminal.stop()
-            self.drawn = ("", 0)
-        if self.editor and self.drawn != typed_row(self.editor):
-            self.write([], sys.stdout)
+        """Redraw what the user has changed: without a line editor, nothing."""
 
     def close(self, report: str) -> None:
-        """Restore the terminal, and print a last notice, if that is possible within 0.3 seconds.
+        """Print a last notice, if that is possible within 0.3 seconds.
 
-        The terminal may be stopped by Ctrl-S, and nobody may be reading stderr.
+        Nobody may be reading stderr, and Ctrl-S may have stopped the terminal.
         """
-        if self.terminal:
-            self.terminal.restore()
+        run_for(0.3, self.print_report, report)
 
-        def print_last() -> None:
-            with contextlib.suppress(OSError):
-                if self.editor:
-                    end = "\n" if self.editor.line else ""
-                    os.write(1, (RESET + WRAP + end).encode())
-                if report:
-                    # Not sys.stderr: a signal may have interrupted a write to it.
-                    with open_stream(2) as stderr:
-                        print(f"client.py: {sanitize(report)}", file=stderr)
-
-        run_for(0.3, print_last)
+    def print_report(self, report: str) -> None:
+        """Print a last notice, if there is one."""
+        # Not to sys.stderr: a signal may have interrupted a write to it.
+        if report:
+            with contextlib.suppress(OSError), open_stream(2) as stderr:
+                print(f"client.py: {sanitize(report)}", file=stderr)
 
 
 def run_for(seconds: float, function: Callable[..., object], *args: object) -> None:
@@ -585,12 +572,6 @@ def run_for(seconds: float, function: Callable[..., object], *args: object) -> N
     thread = threading.Thread(target=function, args=args, daemon=True)
     thread.start()
     thread.join(seconds)
-
-
-def typed_row(editor: "Editor") -> tuple[str, int]:
-    """Return what draws the typed row, and the width of the window, in columns."""
-    columns = os.get_terminal_size(1).columns or 80
-    return editor.row(columns), columns
 
 
 # The line editor: keys in, lines out.
@@ -682,7 +663,7 @@ class Editor:
     def word(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        letters = "".join(character[0] for character in ahead)  # one of each item
+        letters = "".join(character[0] for character in ahead)  # The first stands for each item.
         return self.cursor + step * len(re.findall(pattern, letters)[0])
 
     def row(self, columns: int) -> str:
@@ -739,14 +720,14 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
-# reads. That case comes first: its start would match as another key.
+# reads. The case "partial" comes first, because its start would match another case.
 KEY = re.compile(
     r"""
     (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # cut off
     | \x1b+ \[M...                 # a report of the mouse
     | \x1b+ \[\[.                  # a function key of the Linux console
-    | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence, such as that of Delete; a
-                                   # malformed one ends before what cannot belong to it
+    | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence (ECMA-48: parameters, intermediate
+                                   # bytes, final byte), such as that of Delete
     | \x1b+ O[0-9;]*.              # the same in the terminal's application mode
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours
     | \x1b+ .                      # a key with Alt
@@ -803,11 +784,11 @@ if sys.platform != "win32":
             if self.in_background():
                 signal.raise_signal(signal.SIGTTOU)  # Stop until fg, as the kernel would have it.
             self.shell_settings = termios.tcgetattr(0)
+            iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
-            # (This calls tcgetattr again because cc is a list, which is changed.)
-            iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(0)
             lflag &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             lflag |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
+            cc = [*cc]
             cc[termios.VMIN], cc[termios.VTIME] = 1, 0
             self.editor_settings = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
             self.stop_requested = False  # by Ctrl-Z
@@ -820,6 +801,15 @@ if sys.platform != "win32":
                 return os.tcgetpgrp(0) != os.getpgrp()
             except OSError:  # Under setsid, no shell shares the terminal.
                 return False
+
+        def take_over(self) -> bytes:
+            """Set the editor's settings. Return what was typed before, or nothing."""
+            self.set_up()
+            return self.read() if zmq.select([0], [], [], 0)[0] else b""
+
+        def read(self) -> bytes:
+            """Wait for keys, and return them. Return nothing at the end of the input."""
+            return os.read(0, READ_SIZE)
 
         def set_up(self) -> None:
             """Set the editor's settings."""
@@ -839,9 +829,9 @@ if sys.platform != "win32":
         def stop(self) -> None:
             """Stop, and set the terminal up again after fg.
 
-            Until fg, signals have their default action: SIGTSTP, or this would not stop, and the
-            others, because a handler could not run. It needs the main thread, but in the
-            background, the kernel stops this process as soon as the other thread reads on.
+            Until fg, all signals have their default action. For SIGTSTP, this makes it stop. For
+            the others, it makes kill work: Python runs a handler in the main thread, but in the
+            background, the kernel would stop the process again before that.
             """
             self.stop_requested = False
             self.restore()
@@ -862,27 +852,106 @@ else:
         "S": "\x1b[3~", "s": "\x1b[1;5D", "t": "\x1b[1;5C", "0": "\x1bb", "!": "\x1bf", " ": "\x1bd"
     }  # fmt: skip
 
-    def read_console() -> bytes:
-        """Wait for keys in Windows' console, which does not echo them, and return them."""
-        keys = ""
-        while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":  # half of an emoji
-            char = msvcrt.getwch()
-            if char in "\0\xe0":
-                # NUL or 0xE0 is the first half of a special key, or 0xE0 is the letter à. Only in
-                # the first case does getwch hold a second half, and ungetwch fails.
-                try:
-                    msvcrt.ungetwch(char)
-                    msvcrt.getwch()
-                except OSError:
-                    char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
-            elif char == "\x03":
-                signal.raise_signal(signal.SIGINT)
-            keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input on Windows
-        # Join the halves of emoji.
-        return keys.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    class Terminal:
+        """Windows' console. It needs no settings, and there is no Ctrl-Z to stop."""
+
+        stop_requested = False
+
+        def take_over(self) -> bytes:
+            """Return what was typed before: read will return that, too."""
+            return b""
+
+        def restore(self) -> None:
+            """Restore nothing."""
+
+        def stop(self) -> None:
+            """Do nothing: this is never called."""
+
+        def read(self) -> bytes:
+            """Wait for keys, which the console does not echo, and return them."""
+            keys = ""
+            while (
+                not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff"
+            ):  # half of an emoji
+                char = msvcrt.getwch()
+                if char in "\0\xe0":
+                    # NUL or 0xE0 is the first half of a special key, or 0xE0 is the letter à.
+                    # ungetwch fails if a second half is waiting. If it works, take the letter back.
+                    try:
+                        msvcrt.ungetwch(char)
+                        msvcrt.getwch()
+                    except OSError:
+                        char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
+                elif char == "\x03":
+                    signal.raise_signal(signal.SIGINT)
+                keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input on Windows
+            # Join the halves of emoji.
+            return keys.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+class EditorScreen(Screen):
+    """A screen with a row below the messages, which shows the line being typed.
+
+    Every write to the terminal ends with this row.
+    """
+
+    def __init__(self, color: bool) -> None:
+        super().__init__(color)
+        self.splitter = self.editor = Editor()
+        self.terminal = Terminal()
+        self.drawn = ("", 0)  # the row as it was drawn last, and the width of the window then
+
+    def row(self) -> tuple[str, int]:
+        """Return what draws the row, and the width of the window, in columns."""
+        columns = os.get_terminal_size(1).columns or 80
+        return self.editor.row(columns), columns
+
+    def write(self, lines: list[str], stream: TextIO) -> None:
+        """Write lines, above the row if the stream is a terminal. Raises OSError."""
+        if stream.isatty():
+            self.drawn = self.row()
+            lines = [*lines, self.drawn[0]]
+            stream.write(CLEAR + "\n".join(lines))
+            stream.flush()
+        else:
+            super().write(lines, stream)
+
+    def print_typed(self, line: bytes) -> None:
+        """Print a line that has left the row, and whose echo may take a while."""
+        self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
+
+    def refresh(self) -> None:
+        """Redraw the row if it or the window has changed. Stop, if Ctrl-Z was pressed."""
+        if self.terminal.stop_requested:
+            os.write(1, CLEAR.encode())
+            self.terminal.stop()
+            self.drawn = ("", 0)
+        if self.drawn != self.row():
+            self.write([], sys.stdout)
+
+    def close(self, report: str) -> None:
+        """Restore the terminal, and print a last notice."""
+        self.terminal.restore()
+        super().close(report)
+
+    def print_report(self, report: str) -> None:
+        """Leave the row, and print a last notice, if there is one."""
+        with contextlib.suppress(OSError):
+            os.write(1, (RESET + WRAP + ("\n" if self.editor.line else "")).encode())
+        super().print_report(report)
 
 
 # Start and end.
+
+
+def make_screen(color: str) -> Screen:
+    """Return a screen, with a line editor if stdin and stdout are terminals."""
+    stdout = sys.stdout
+    colorama.just_fix_windows_console()  # wraps stdout if the console has no escape codes
+    has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
+    auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
+    kind = EditorScreen if is_terminal(0) and is_terminal(1) and has_escapes else Screen
+    return kind(color == "always" or (color == "auto" and auto))
 
 
 def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:
@@ -902,9 +971,9 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 def prepare_files() -> None:
     """Raise OSError unless 32 more files can be opened: libzmq aborts if it cannot open its own.
 
-    Put /dev/null in the place of standard streams that are closed. Otherwise a socket could get the
-    number of stderr, for example, and be sent the notices. Make the streams blocking, in case
-    another process has set O_NONBLOCK.
+    To try this, open /dev/null. It also replaces standard streams that are closed. Otherwise a
+    socket could get the number of stderr, for example, and be sent the notices. Make the streams
+    blocking, in case another process has set O_NONBLOCK.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
@@ -1000,19 +1069,18 @@ def parse_options() -> argparse.Namespace:
 
 
 def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
-    """Set up the terminal, if there is a line editor, and start the thread that reads stdin."""
-    stdin = Stdin(screen.editor or Splitter())
+    """Start the thread that reads stdin. If there is a line editor, it takes over the terminal."""
+    stdin = Stdin(screen.splitter)
     read: Callable[[], bytes] = functools.partial(os.read, 0, READ_SIZE)
-    if screen.terminal:
-        screen.terminal.set_up()
-        if zmq.select([0], [], [], 0)[0]:
-            # The kernel has already shown what was typed before this, so do not print these lines.
-            for line in stdin.split(os.read(0, READ_SIZE)):
-                if problem := outbox.add(line):
-                    screen.print_problem(problem)
+    if isinstance(screen, EditorScreen):
+        read = screen.terminal.read
+        if typed_before := screen.terminal.take_over():
+            # The kernel has already shown this, so do not print these lines.
+            for line in stdin.split(typed_before):
+                screen.print_problem(outbox.add(line))
     elif sys.platform == "win32":  # os.read would return text in the console's code page.
         file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-        read = read_console if screen.editor else functools.partial(file.read, READ_SIZE)
+        read = functools.partial(file.read, READ_SIZE)
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     return stdin
 
@@ -1044,7 +1112,7 @@ def main() -> int:
             print(f"client.py: {error}", file=stderr)
         return 1
     options = parse_options()
-    screen, outbox, report = Screen(options.color), Outbox(options.user), ""
+    screen, outbox, report = make_screen(options.color), Outbox(options.user), ""
     handle_signals(screen, outbox)
     try:
         report = run(options, screen, outbox)

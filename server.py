@@ -10,8 +10,8 @@ A line is what a client pushes. A message is what the server makes of it, and pu
 In:  each line is one frame, UTF-8 JSON: an object with "user" and "message", the text.
 Out: each message is one frame, UTF-8: {user}> ESC[36m{text}ESC[0m, where ESC[36m is cyan.
 
-libzmq has a queue for each peer, up to a high-water mark (HWM). A call that would have to wait, or
-has waited too long, raises zmq.Again.
+libzmq has a queue for each peer, up to a high-water mark (HWM). recv waits while the queues are
+empty, and send while one is full. With NOBLOCK, or after a timeout, they raise zmq.Again instead.
 
 The loop is the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber that
 keeps up loses nothing, that a stalled one delays the chat only briefly, and that control characters
@@ -38,32 +38,20 @@ Sock = zmq.Socket[bytes]
 MAX_LINE = 16_384  # bytes in a line, and in a message; libzmq disconnects clients that send more
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
-BATCH = 300  # at most so many lines are received before they are published
-IDLE_TIMEOUT = 0.3  # seconds to wait for a line before checking for a shutdown
-SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
-MIN_TIMEOUT = 0.05  # seconds: the shortest such wait, after many stalls: see Publisher
-REGAIN = 0.05  # seconds by which a shortened wait grows again, each second: in full after 40
-# After a signal, the loop ends within 2.1 seconds, its last batch within 0.2 more, and then
-# subscribers have at least 0.5 to receive what is queued: less than 3 seconds in all.
-SHUTDOWN_TIMEOUT = 2.1  # more than SUBSCRIBER_TIMEOUT, since a signal restarts a wait
-LAST_BATCH_TIMEOUT = 0.2
-MIN_LINGER = 0.5
+BATCH = 300  # lines received before they are published, at most; more would save no more time
+IDLE_TIMEOUT = 0.2  # seconds to wait for a line before checking for a shutdown
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
-    """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
-
-    make_sockets sets the sockets so that receiving gives up after IDLE_TIMEOUT, and sending to a
-    full queue raises zmq.Again, rather than dropping the message.
-    """
+    """Wait for input, and forward it to all subscribers (slide 3), until shutdown."""
     publisher = Publisher(pub, shutdown, log)
     while time.monotonic() < shutdown.deadline:
-        lines = receive(pull)
-        publisher.publish(chat_messages(lines, log))
-        if not lines:
-            if shutdown.requested:
-                break
+        if lines := receive(pull):
+            publisher.publish(chat_messages(lines, log))
+        elif shutdown.requested:
+            break
+        else:
             # A socket cleans up only when it is used: free the queues of subscribers that left.
             pub.get(zmq.EVENTS)
 
@@ -72,38 +60,34 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
 
 
 def receive(pull: Sock) -> list[bytes]:
-    """Return the lines waiting in PULL, at most BATCH. If there are none, wait for one.
+    """Wait for a line. Return it, and those that have arrived as well, at most BATCH.
 
     Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
     the server several times as fast: the thread in which libzmq writes to the network wakes once
     for all of them, not once for each.
     """
-    if not pull.get(zmq.EVENTS):
-        try:
-            return [pull.recv()]  # Look for no more: not to find any takes as long as receiving.
-        except zmq.Again:
-            return []
     lines: list[bytes] = []
-    recv = pull.recv  # saves a lookup for each line
-    with contextlib.suppress(zmq.Again):  # until no more are waiting
-        while len(lines) < BATCH:
-            lines.append(recv(zmq.NOBLOCK))
+    with contextlib.suppress(zmq.Again):  # None came in time, or no more have arrived.
+        lines.append(pull.recv())
+        if pull.get(zmq.EVENTS):  # Usually a line comes alone. To ask is faster than an exception.
+            while len(lines) < BATCH:
+                lines.append(pull.recv(zmq.NOBLOCK))
     return lines
 
 
 # Turn lines into messages.
 
-# These characters are published as they are: TAB, printable ASCII, and SAFE, which is all beyond
-# ASCII but control characters, line separators, direction overrides and lone surrogates. (Joiners,
-# which emoji and Persian need, and no-break spaces are text.) Any other character could control the
-# terminal of a subscriber, and is escaped.
+# These characters are published as they are: TAB, printable ASCII, and SAFE. SAFE is all beyond
+# ASCII, except control characters, line separators, direction overrides and lone surrogates.
+# (Joiners, which emoji and Persian need, and no-break spaces are text.) Any other character could
+# control the terminal of a subscriber, and is escaped.
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
-# A simple line: as json.dumps and JSON.stringify write it, with nothing to unescape or to escape,
-# such as {"user": "ann", "message": "hi"}. Its strings hold printable ASCII but " and \, and SAFE.
-# (*+ is * without backtracking.) Any other line matches .* instead, so that findall returns a pair
-# for each line: user and text of a simple line, ("", "") of any other.
+# A simple line has nothing to unescape or to escape, and is written as by json.dumps or
+# JSON.stringify, such as {"user": "ann", "message": "hi"}. Its strings hold SAFE characters, and
+# printable ASCII except " and \. (JSON escapes a TAB. *+ is * without backtracking.) Any other line
+# matches .* instead. So findall returns a pair for each line: its user and text, or ("", "").
 STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
 
@@ -142,20 +126,23 @@ def parse(line: bytes) -> tuple[str, str]:
     both.
     """
     try:
-        payload = parse_json(line.decode("utf-8-sig"))
+        payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
         return sanitize(payload["user"]), sanitize(payload["message"])
-    except (ValueError, RecursionError, LookupError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`."""
-    return UNSAFE_CHARACTER.sub(lambda char: char[0].encode("unicode_escape").decode(), text)
+    return UNSAFE_CHARACTER.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 # Publish.
 
 compiled_send = zmq.backend.Socket.send  # zmq.Socket overrides it in Python, at twice the time
+SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
+MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
+REGAIN = 0.05  # After a stall, the timeout grows by so many seconds a second.
 
 
 class Publisher:
@@ -165,9 +152,9 @@ class Publisher:
     subscriber sets the pace. If this takes longer than the timeout, the subscriber has stalled. The
     chat then goes on without it, and it misses messages until it has read half of its queue.
 
-    Each stall halves the timeout: 2 seconds, 1, and so on to MIN_TIMEOUT. Stalls in quick
-    succession therefore delay the chat by 4 seconds, and by MIN_TIMEOUT for each after the first
-    six. The timeout regains REGAIN each second.
+    Each stall halves the timeout, and each second that passes adds REGAIN to it. So the first six
+    stalls in quick succession delay the chat by 4 seconds in all (2 + 1 + 0.5 + ...), and each
+    further one by MIN_TIMEOUT.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -187,16 +174,16 @@ class Publisher:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
         regained = REGAIN * (now - self.stalled_at)
-        remaining = max(0, self.shutdown.deadline + LAST_BATCH_TIMEOUT - now)
+        remaining = max(0, self.shutdown.deadline + LAST_TURN - now)
         timeout = min(SUBSCRIBER_TIMEOUT, self.timeout_after_stall + regained, remaining)
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
-            compiled_send(self.pub, message)
+            self.pub.send(message)
         except zmq.Again:
             # Without NODROP, libzmq drops the message for full queues. It also leaves these out of
             # all later sends, until half of the queue has been read.
             self.pub.set(zmq.XPUB_NODROP, 0)
-            compiled_send(self.pub, message)
+            self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
             self.stalled_at = time.monotonic()
             self.timeout_after_stall = max(MIN_TIMEOUT, timeout / 2)
@@ -252,6 +239,13 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
+# The last turn of the loop begins within 2.1 seconds of a signal, and takes 0.2 at most: it waits
+# for a line, or for subscribers. Then subscribers have 0.5, or what is left of the 2.1, to receive
+# what is queued. So the server exits within 3 seconds.
+SHUTDOWN_TIMEOUT = 2.1  # more than SUBSCRIBER_TIMEOUT, since a signal restarts a wait
+LAST_TURN = 0.2
+MIN_LINGER = 0.5
+
 
 class Shutdown:
     """The deadline of the loop: infinite, until a signal requests a shutdown.
@@ -278,15 +272,15 @@ class Shutdown:
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-            if hasattr(signal, "pthread_sigmask"):  # not on Windows, where they interrupt no wait
+            if hasattr(signal, "pthread_sigmask"):  # On Windows, signals interrupt no wait.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def handle_signals(shutdown: Shutdown) -> None:
-    """Shut down on any signal that terminates, except those that are ignored at startup.
+    """Shut down on these signals, except those that are ignored at startup.
 
-    A shell script ignores SIGINT for what it starts with &. So Ctrl-C ends the client in such a
-    script, but not its server.
+    A shell script starts `server.py &` with SIGINT ignored. So Ctrl-C ends a client in that script,
+    but not the server.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
         signum = getattr(signal, name, None)
@@ -339,7 +333,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
         public, _ = zmq.auth.load_certificate(public_file)
         public_again, secret = zmq.auth.load_certificate(secret_file)
-        if not secret or not public == public_again == zmq.curve_public(secret):
+        if not secret or not (public == public_again == zmq.curve_public(secret)):
             raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
@@ -347,18 +341,15 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
 
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they admit only clients that know the public one (CURVE).
-
-    Set the high-water marks before bind only: changing one later can crash libzmq 4.3.5.
-    """
+    """Return PULL and PUB. With keys, they admit only clients that know the public one (CURVE)."""
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
         if keys:
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that has not answered for 20 seconds: when idle, five probes in 10
-        # seconds follow 10 seconds of silence; when sending, TCP_MAXRT (in milliseconds) counts.
+        # Disconnect a peer that has not answered for 20 seconds: while idle, after 10 seconds and 5
+        # probes, 2 seconds apart; while sending, after TCP_MAXRT (in milliseconds).
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
@@ -366,6 +357,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
         sock.set(zmq.TCP_MAXRT, 20_000)
     encryption = 33 if keys else 0  # bytes that CURVE adds to a frame, and MAXMSGSIZE counts
     pull.set(zmq.MAXMSGSIZE, MAX_LINE + encryption)
+    # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
     pub.set(zmq.MAXMSGSIZE, 512 + encryption)  # This limits subscriptions.
@@ -386,9 +378,10 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, libzmq would bind only the IPv6 address of an interface that has one.
+    # Not for a network interface: libzmq would bind only its IPv6 address, if it has one.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
-    endpoint = f"tcp://{f'[{address}]' if ':' in address else address}:{port_number}"
+    host = f"[{address}]" if ":" in address else address
+    endpoint = f"tcp://{host}:{port_number}"
     try:
         sock.bind(endpoint)
     except zmq.ZMQError as error:

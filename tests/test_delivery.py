@@ -168,7 +168,7 @@ def test_lines_wait_until_the_subscription_is_in_effect(
 
 # README, Delivery in detail: There is no history. A client receives what is published while it is
 # connected.
-# README, Delivery: Exit status 0 means that the client received the echo of every line it read, so
+# README, Delivery: Exit status 0 means that the client received the echo of every line it sent, so
 # every line was published.
 # README, Differences from the original: the client waits for the last echo
 # README, Delivery in detail: An echo does not prove that other clients received the message.
@@ -189,11 +189,13 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
-# README, Delivery in detail: If no echo comes for five seconds, and a later line has had its own,
-# the client has missed echoes. It sends all lines in flight again, each of them once.
+# README, Delivery in detail: If a line has no echo, but a later line has, the client probably
+# missed the echo. If then no echo comes for five seconds, it sends all lines in flight again, each
+# of them once.
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
-# README, Delivery in detail: If no echo comes for five seconds, the client sends its newest line
-# again, once. The echo of that shows whether others were missed.
+# README, Delivery in detail: If the client can read no more input, no later line can show what it
+# missed. So if no echo comes for five seconds, it sends its newest line again, once, in place of a
+# later one.
 
 
 def test_lines_whose_echoes_were_missed_go_again_once(
@@ -243,14 +245,14 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context) ->
     for echo, reading, again in steps:
         outbox.acknowledge([client.sanitize_message(b"k> " + echo)])
         outbox.resend(reading)
-        assert [frame for frame, _ in outbox.queued] == [line_of("k", text) for text in again]
+        assert [line.frame for line in outbox.queued] == [line_of("k", text) for text in again]
         outbox.push_to(push)
     assert len(outbox) == 0
 
 
 # README, Differences from the original: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: It cannot once the input has ended. From a pipe or a file, it also
-# cannot while 1,000 lines wait for echoes.
+# README, Delivery in detail: The client can read no more input once the input has ended. While
+# 1,000 lines wait for echoes, it reads no more from a pipe or a file, either.
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
 
 
@@ -295,8 +297,7 @@ def test_only_an_echo_acknowledges() -> None:
         assert outbox.report().startswith(f"{left} line")
 
 
-# README, Delivery in detail: The client is connected while both of its sockets are. When either
-# reconnects, the client sends all lines in flight again.
+# README, Delivery in detail: When it reconnects, it sends all lines in flight again.
 # README, Differences from the original: a notice; lines are sent once it is up
 
 
@@ -380,8 +381,7 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
     assert list(dict.fromkeys(numbers)) == list(range(1, 1_501))
 
 
-# README, Delivery in detail: How long the client waits for the next echo depends on whether it can
-# still read input.
+# README, Delivery in detail: How long it waits for the next echo depends on this.
 # README, Delivery in detail: was never up | 8 seconds | exits with status 1
 
 
@@ -444,9 +444,9 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
 
 # README, Delivery in detail: is up, or was before | 30 seconds | exits with status 1
 # README, Delivery in detail: is down | forever
-# README, Delivery: Once the input has ended and no echo has come for 30 seconds (8, if there never
-# was a connection), the client reports how many lines may not have been delivered, and exits with
-# status 1.
+# README, Delivery: If the client can read no more input, and no echo has come for 30 seconds (8
+# seconds, if it never connected), it reports how many lines may not have been delivered, and exits
+# with status 1.
 # README, Differences from the original: nobody knows | the client exits with status 1
 # README, Delivery in detail: Time in which the client is stopped, or its stdout is blocked, does
 # not count.

@@ -240,7 +240,7 @@ def test_post(page: Page, ann: Peer) -> None:
     assert ann.receive() == message_of("make", "error")
 
 
-# README, Recipes: Post a log as it grows. Just listen: the client stays as long as its input lasts.
+# README, Recipes: Post a log as it grows.
 
 
 def test_follow_and_listen(page: Page, ann: Peer) -> None:

@@ -78,7 +78,7 @@ def test_a_server_ends_within_three_seconds_if_a_subscriber_stalls_meanwhile(
 
 
 # README, Slow subscribers: A server that shuts down gives subscribers two seconds to receive what
-# is queued, or half a second if new lines keep coming.
+# is queued.
 
 
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:

@@ -36,7 +36,7 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # unless they [stall](#slow-subscribers)
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read. A
 # subscriber that manages this within two seconds loses nothing, and the chat runs at its pace.
-# README, Slow subscribers: in practice it needs to read about 3,000 short messages a second.
+# README, Slow subscribers: In practice, it needs to read about 3,000 of them a second.
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_stalled_subscriber_loses_messages_until_it_has_read_half_of_its_queue
 
 
 # README, Slow subscribers: Each stall halves it, down to 50 ms.
-# README, Slow subscribers: After 40 seconds without a stall, the wait is two seconds again.
+# README, Slow subscribers: After 40 seconds without a stall, the timeout is two seconds again.
 
 
 @pytest.mark.parametrize(("pause", "second_delay"), [(0, 1), pytest.param(20, 2, marks=slow)])
@@ -130,8 +130,8 @@ def test_a_second_stall_delays_the_chat_half_as_long_unless_it_comes_later(
 
 
 # README, What it adds to the original: A slow subscriber gets time to catch up.
-# README, Slow subscribers: A run of stalls thus delays the chat by about four seconds in total,
-# plus 50 ms for each.
+# README, Slow subscribers: A run of stalls thus delays the chat by about four seconds (2 + 1 + ½ +
+# …), plus 50 ms for each.
 
 
 @slow

@@ -60,7 +60,7 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes]) -> Non
     outbox = client.Outbox(None)
     for line in split(typed):
         outbox.add(line)
-    assert [frame for frame, _ in outbox.queued] == lines
+    assert [line.frame for line in outbox.queued] == lines
 
 
 # README, Delivery in detail: A byte order mark at the start of the input is dropped.
@@ -104,7 +104,7 @@ def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: byt
     outbox.add(typed)
     assert outbox.report() == "1 line may not have been delivered"
     outbox.in_flight = [outbox.queued.popleft()]
-    frame, _ = outbox.in_flight[0]
+    frame = outbox.in_flight[0].frame
     user, message = name.encode(errors="replace").decode(), typed.decode(errors="replace")
     assert json.loads(frame) == {"user": user, "message": message}
     outbox.acknowledge([client.sanitize_message(message) for message in published(frame)])
@@ -139,7 +139,7 @@ def test_a_line_that_nobody_will_see_is_reported(
     assert outbox.add(line) == notice
     assert outbox.report() == "1 line may not have been delivered"
     will_be_sent = [line] if notice.startswith(WILL_BE_DROPPED) else []
-    assert [frame for frame, _ in outbox.queued] == will_be_sent
+    assert [line.frame for line in outbox.queued] == will_be_sent
     assert published(line) == []
 
 
