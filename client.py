@@ -14,7 +14,8 @@ The loop is the talk's, slides 8 to 14, but messages appear without pressing Ent
 
 The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
 line, and acknowledges it. Lines without an echo are sent again over the next connection, so a line
-may appear twice.
+may appear twice. "Our server" is server.py. Another server may publish lines in another form, or
+not at all. Then no echo comes, but every line is still sent.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. On a terminal, a line editor keeps the line being typed below the messages. The parts "The
@@ -52,16 +53,16 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight; no more of a pipe is read while the outbox holds that many
-SUB_HWM = 200  # messages of up to 64 kB that wait in SUB; the rest wait in the server
+WINDOW = 1_000  # lines in flight at most: half of what the server queues for this client
+SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait in the loop
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the client ends: see check_echoes
-CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the lines in flight are given up
+CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection and no more input is read
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -190,14 +191,14 @@ class Connection:
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # What the last notice said, or None. For a pipe, the first connection needs no notice.
+        # What needs no notice, because the last one said so. For a pipe, coming up needs none.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So no loss is overlooked: even if a
-        loss and the next handshake are read in one call, it is down until the delay is over.
+        It comes up SLOW_JOINER_DELAY after the last handshake. A loss and the next handshake may be
+        read in one call: because of the delay, it is down for a while even then.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -241,8 +242,10 @@ class Connection:
             self.announced_up = True
             return f"connected to {self.host}"
         missing = self.monitors.keys() - self.connected
-        if not missing or time.monotonic() < self.notice_at:
-            return ""  # The subscription is not in effect yet, or the loss may be brief.
+        if not missing:
+            return ""  # It will come up after SLOW_JOINER_DELAY.
+        if time.monotonic() < self.notice_at:
+            return ""  # The loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
         if len(missing) == 1:
@@ -254,17 +257,14 @@ class Connection:
 # Push it.
 
 
-compiled_send = zmq.backend.Socket.send  # zmq.Socket overrides it in Python, at twice the time
-
-
 class Line:
-    """A line as it is pushed, and the hash of its echo; the echo itself may take 64 kB."""
+    """A line as it is pushed, and the hash of its echo, which takes less memory than the echo."""
 
     def __init__(self, frame: bytes, echo_hash: int | None) -> None:
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line
         self.overtaken = False  # The echo of a later line has come.
-        self.resent = False  # over this connection, after it was overtaken
+        self.resent = False  # over this connection, after it or another line was overtaken
 
 
 class Outbox:
@@ -280,7 +280,7 @@ class Outbox:
         self.user = user
         self.in_flight: list[Line] = []
         self.queued: deque[Line] = deque()
-        self.retried = False  # Lines were resent since the last echo.
+        self.probed = False  # The newest line was resent since the last echo: see resend.
         self.overdue = False  # No echo has come for ECHO_TIMEOUT, although lines wait for one.
         self.since_echo = 0.0  # seconds for which lines have waited without any echo: see pass_time
         self.last_turn = time.monotonic()  # when since_echo was updated
@@ -319,7 +319,7 @@ class Outbox:
         """Push queued lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.queued and len(self.in_flight) < WINDOW:
-                compiled_send(push, self.queued[0].frame, zmq.NOBLOCK)
+                push.send(self.queued[0].frame, zmq.NOBLOCK)
                 line = self.queued.popleft()
                 if line.echo_hash is None:
                     self.undelivered += 1  # Our server drops it, so no echo will come.
@@ -335,44 +335,42 @@ class Outbox:
             echo = hash(plain)
             if echo not in hashes:  # somebody else's message, or a second copy of an echo
                 continue
-            # Of equal lines, take the oldest. But if the newest was resent, its echo has to show
-            # that those before it were overtaken, even if they are equal.
-            of_newest = self.retried and echo == hashes[-1]
+            # Usually, an echo is of the oldest of equal lines. After a probe, it is of the newest:
+            # else it would not show that the lines before were missed.
+            of_newest = self.probed and echo == hashes[-1]
             index = len(hashes) - 1 if of_newest else hashes.index(echo)
             for line in self.in_flight[:index]:
                 line.overtaken = True
             del hashes[index], self.in_flight[index]
-            self.since_echo, self.overdue, self.retried = 0.0, False, False
+            self.since_echo, self.overdue, self.probed = 0.0, False, False
 
     def resend(self, reading: bool) -> None:
-        """Resend lines, since no echo has come for ECHO_TIMEOUT. Do so once until the next echo.
+        """Resend lines, since no echo has come for ECHO_TIMEOUT.
 
-        If lines were overtaken, resend all in flight (as TCP's go-back-N does). But never resend a
-        line twice for this reason: a server that changes it may publish it in another form. If none
-        were overtaken, and no later line is read, resend the newest one. Its echo will show whether
-        others were missed. (TCP calls this a tail loss probe: RFC 8985.)
+        If lines were overtaken, resend all lines in flight (as TCP's go-back-N does), each of them
+        once in a connection: if the server publishes some in another form, their echo never comes.
+        If none were overtaken, and no later line is read, resend the newest line as a probe: its
+        echo will show whether others were missed. (TCP does this, too: RFC 8985.)
         """
-        if self.retried or not self.in_flight:
-            return
         start = sum(line.resent for line in self.in_flight)  # Those that were resent come first.
         if any(line.overtaken for line in self.in_flight[start:]):
-            for line in self.in_flight:
+            for line in self.in_flight[start:]:
                 line.resent = True
-            self.go_back(start)
-            self.retried = True
-        elif not reading:
-            self.go_back(-1)
-            self.retried = True
+            self.requeue(start)
+            self.probed = True  # The newest line was among them.
+        elif self.in_flight and not (reading or self.probed):
+            self.requeue(-1)
+            self.probed = True
 
-    def go_back(self, start: int) -> None:
+    def requeue(self, start: int) -> None:
         """Queue lines in flight again, from an index on."""
         self.queued.extendleft(reversed(self.in_flight[start:]))
         del self.in_flight[start:]
 
     def start_over(self) -> None:
         """Queue the lines in flight again, because the connection is new."""
-        self.go_back(0)
-        self.retried = False
+        self.requeue(0)
+        self.probed = False
         for line in self.queued:
             line.overtaken = line.resent = False
 
@@ -380,7 +378,7 @@ class Outbox:
         """Forget the lines in flight. Echoes stay overdue: the server may publish none at all."""
         self.undelivered += len(self.in_flight)
         self.in_flight.clear()
-        self.since_echo = 0.0
+        self.since_echo, self.probed = 0.0, False
 
     def pass_time(self, counts: bool) -> bool:
         """Move the clock on, if this time counts. Return whether echoes became overdue now."""
@@ -408,11 +406,12 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-                     while input is read         otherwise: the input ended, or the window is full
-    time counts      while a connection is up    always
-    after  5 s       notice; resend if lines     notice; resend, too, if no line was overtaken
-                     were overtaken
-    after 30 s       give up the lines in        end (after 8 s, if there never was a connection)
+                     while input is read           if the input ended, or the window is full
+    time counts      while a connection is up      always
+    after  5 s       notice; if lines were         notice; if lines were overtaken, resend all in
+                     overtaken, resend all in      flight; if not, resend the newest
+                     flight
+    after 30 s       give up the lines in          end (after 8 s, if there never was a connection)
                      flight, and go on
 
     The notice is for a person only. The client goes on while input is read, because this may be a
@@ -421,7 +420,7 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
     just_overdue = outbox.pass_time(connection.up or not reading)
     if just_overdue and screen.interactive:
         screen.print_notice(outbox.notice())
-    # A new connection gets 5 seconds, too.
+    # Resend only after 5 seconds of this connection: it may be newer than the wait.
     if min(outbox.since_echo, connection.up_for()) >= ECHO_TIMEOUT:
         outbox.resend(reading)
     if reading:
@@ -470,7 +469,7 @@ def echo_of(frame: bytes) -> str:
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: not an object, or text
+    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: something is not text
         hint = "to just type text, use --user NAME"
         if line.startswith("{"):
             hint = "write the whole object on one line"
@@ -492,7 +491,7 @@ COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
 
 def receive(sub: Sock) -> list[Message]:
-    """Return the messages that SUB holds (slide 8)."""
+    """Return the messages that SUB holds (slide 8), but no more than fit in it at once."""
     messages: list[Message] = []
     with contextlib.suppress(zmq.Again):
         while len(messages) < SUB_HWM:
@@ -542,7 +541,7 @@ class Screen:
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line whose echo may take a while. Without a line editor, the terminal does."""
+        """Print a line whose echo may take a while. Do nothing here: the terminal has shown it."""
 
     def write(self, lines: list[str], stream: TextIO) -> None:
         """Write lines. Raises OSError."""
@@ -663,8 +662,8 @@ class Editor:
     def word(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        letters = "".join(character[0] for character in ahead)  # The first stands for each item.
-        return self.cursor + step * len(re.findall(pattern, letters)[0])
+        letters = "".join(character[0] for character in ahead)  # without accents
+        return self.cursor + step * len(re.findall(pattern, letters)[0])  # the match at the start
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -720,7 +719,8 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
-# reads. The case "partial" comes first, because its start would match another case.
+# reads. The case "partial" comes first, because the start of such a key would match another case.
+# Reports come if the program before this one has asked for them.
 KEY = re.compile(
     r"""
     (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # cut off
@@ -802,9 +802,8 @@ if sys.platform != "win32":
             except OSError:  # Under setsid, no shell shares the terminal.
                 return False
 
-        def take_over(self) -> bytes:
-            """Set the editor's settings. Return what was typed before, or nothing."""
-            self.set_up()
+        def read_waiting(self) -> bytes:
+            """Return what has been typed already, or nothing."""
             return self.read() if zmq.select([0], [], [], 0)[0] else b""
 
         def read(self) -> bytes:
@@ -830,19 +829,18 @@ if sys.platform != "win32":
             """Stop, and set the terminal up again after fg.
 
             Until fg, all signals have their default action. For SIGTSTP, this makes it stop. For
-            the others, it makes kill work: Python runs a handler in the main thread, but in the
-            background, the kernel would stop the process again before that.
+            the others, it makes kill work: if this process is continued in the background, set_up
+            stops it (by SIGTTOU), and so on, so that no handler in Python would ever run.
             """
             self.stop_requested = False
             self.restore()
-            handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
-            caught = [signum for signum, handler in handlers.items() if callable(handler)]
-            for signum in caught:
+            handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
+            for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            self.set_up()  # After bg, the kernel stops this process here, until fg.
-            for signum in caught:
-                signal.signal(signum, handlers[signum])
+            self.set_up()
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
 
 else:
     # What follows a NUL or 0xE0 from getwch, and what other terminals send for the key: the arrows,
@@ -857,8 +855,11 @@ else:
 
         stop_requested = False
 
-        def take_over(self) -> bytes:
-            """Return what was typed before: read will return that, too."""
+        def set_up(self) -> None:
+            """Set nothing."""
+
+        def read_waiting(self) -> bytes:
+            """Return nothing. The console has not shown what was typed, so read may return it."""
             return b""
 
         def restore(self) -> None:
@@ -870,13 +871,12 @@ else:
         def read(self) -> bytes:
             """Wait for keys, which the console does not echo, and return them."""
             keys = ""
-            while (
-                not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff"
-            ):  # half of an emoji
+            # An emoji comes in halves: wait for the second one.
+            while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
-                    # NUL or 0xE0 is the first half of a special key, or 0xE0 is the letter à.
-                    # ungetwch fails if a second half is waiting. If it works, take the letter back.
+                    # A special key is NUL or 0xE0, and a second half. ungetwch fails if a second
+                    # half is waiting. If none is, 0xE0 is the letter à: take it again.
                     try:
                         msvcrt.ungetwch(char)
                         msvcrt.getwch()
@@ -908,7 +908,7 @@ class EditorScreen(Screen):
 
     def write(self, lines: list[str], stream: TextIO) -> None:
         """Write lines, above the row if the stream is a terminal. Raises OSError."""
-        if stream.isatty():
+        if is_terminal(stream.fileno()):
             self.drawn = self.row()
             lines = [*lines, self.drawn[0]]
             stream.write(CLEAR + "\n".join(lines))
@@ -1069,12 +1069,13 @@ def parse_options() -> argparse.Namespace:
 
 
 def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
-    """Start the thread that reads stdin. If there is a line editor, it takes over the terminal."""
+    """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
     stdin = Stdin(screen.splitter)
     read: Callable[[], bytes] = functools.partial(os.read, 0, READ_SIZE)
     if isinstance(screen, EditorScreen):
         read = screen.terminal.read
-        if typed_before := screen.terminal.take_over():
+        screen.terminal.set_up()
+        if typed_before := screen.terminal.read_waiting():
             # The kernel has already shown this, so do not print these lines.
             for line in stdin.split(typed_before):
                 screen.print_problem(outbox.add(line))

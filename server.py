@@ -7,11 +7,12 @@
 
 A line is what a client pushes. A message is what the server makes of it, and publishes.
 
-In:  each line is one frame, UTF-8 JSON: an object with "user" and "message", the text.
-Out: each message is one frame, UTF-8: {user}> ESC[36m{text}ESC[0m, where ESC[36m is cyan.
+In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
+Out: each message is one frame, UTF-8: {USER}> ESC[36m{TEXT}ESC[0m, where ESC[36m is cyan.
 
-libzmq has a queue for each peer, up to a high-water mark (HWM). recv waits while the queues are
-empty, and send while one is full. With NOBLOCK, or after a timeout, they raise zmq.Again instead.
+ZeroMQ's library, libzmq, has a queue for each peer, up to a high-water mark (HWM). recv waits while
+the queues are empty. make_sockets makes PUB's send wait while a queue is full. With NOBLOCK, or
+after a timeout, both raise zmq.Again instead.
 
 The loop is the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber that
 keeps up loses nothing, that a stalled one delays the chat only briefly, and that control characters
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import TextIO
 
 import zmq
+import zmq.auth
 from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
@@ -38,13 +40,16 @@ Sock = zmq.Socket[bytes]
 MAX_LINE = 16_384  # bytes in a line, and in a message; libzmq disconnects clients that send more
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
-BATCH = 300  # lines received before they are published, at most; more would save no more time
+BATCH = 300  # the most lines received before publishing them; larger batches are no faster
 IDLE_TIMEOUT = 0.2  # seconds to wait for a line before checking for a shutdown
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
-    """Wait for input, and forward it to all subscribers (slide 3), until shutdown."""
+    """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
+
+    After a signal, go on until no line is waiting, or until the deadline.
+    """
     publisher = Publisher(pub, shutdown, log)
     while time.monotonic() < shutdown.deadline:
         if lines := receive(pull):
@@ -67,11 +72,11 @@ def receive(pull: Sock) -> list[bytes]:
     for all of them, not once for each.
     """
     lines: list[bytes] = []
-    with contextlib.suppress(zmq.Again):  # None came in time, or no more have arrived.
-        lines.append(pull.recv())
+    with contextlib.suppress(zmq.Again):
+        lines.append(pull.recv())  # raises zmq.Again after IDLE_TIMEOUT
         if pull.get(zmq.EVENTS):  # Usually a line comes alone. To ask is faster than an exception.
             while len(lines) < BATCH:
-                lines.append(pull.recv(zmq.NOBLOCK))
+                lines.append(pull.recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
 
 
@@ -85,11 +90,12 @@ SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
 # A simple line has nothing to unescape or to escape, and is written as by json.dumps or
-# JSON.stringify, such as {"user": "ann", "message": "hi"}. Its strings hold SAFE characters, and
-# printable ASCII except " and \. (JSON escapes a TAB. *+ is * without backtracking.) Any other line
-# matches .* instead. So findall returns a pair for each line: its user and text, or ("", "").
-STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'
-SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
+# JSON.stringify, such as {"user": "ann", "message": "hi"}. Any other line matches .* instead. So
+# findall returns a pair for each line: its user and text, or ("", "").
+PLAIN = rf" !#-\[\]-~{SAFE}"  # SAFE, and printable ASCII except " and \
+STRING = rf'"([{PLAIN}]*+)"'  # *+ is * without backtracking.
+MEMBERS = rf'"user": ?{STRING}, ?"message": ?{STRING}'
+SIMPLE_LINE = re.compile(rf"^(?:\{{{MEMBERS}\}}|.*)$", re.MULTILINE)
 
 # A user or a text may be a JSON number. It is shown as it was written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
@@ -142,7 +148,7 @@ def sanitize(text: str) -> str:
 compiled_send = zmq.backend.Socket.send  # zmq.Socket overrides it in Python, at twice the time
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-REGAIN = 0.05  # After a stall, the timeout grows by so many seconds a second.
+REGAIN = 0.05  # seconds that the timeout regains for each second without a stall
 
 
 class Publisher:
@@ -152,9 +158,9 @@ class Publisher:
     subscriber sets the pace. If this takes longer than the timeout, the subscriber has stalled. The
     chat then goes on without it, and it misses messages until it has read half of its queue.
 
-    Each stall halves the timeout, and each second that passes adds REGAIN to it. So the first six
-    stalls in quick succession delay the chat by 4 seconds in all (2 + 1 + 0.5 + ...), and each
-    further one by MIN_TIMEOUT.
+    The timeout is the same for all. Each stall halves it, and each second adds REGAIN to it. So the
+    first six stalls in quick succession delay the chat by 4 seconds in all (2 + 1 + 0.5 + ...), and
+    each further one by MIN_TIMEOUT.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -174,14 +180,14 @@ class Publisher:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         now = time.monotonic()
         regained = REGAIN * (now - self.stalled_at)
-        remaining = max(0, self.shutdown.deadline + LAST_TURN - now)
-        timeout = min(SUBSCRIBER_TIMEOUT, self.timeout_after_stall + regained, remaining)
+        timeout = min(SUBSCRIBER_TIMEOUT, self.timeout_after_stall + regained)
+        timeout = min(timeout, self.shutdown.time_left())
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             self.pub.send(message)
         except zmq.Again:
-            # Without NODROP, libzmq drops the message for full queues. It also leaves these out of
-            # all later sends, until half of the queue has been read.
+            # Without NODROP, libzmq drops this message for full queues, rather than wait. It then
+            # also skips these queues in later sends, until half of the queue has been read.
             self.pub.set(zmq.XPUB_NODROP, 0)
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
@@ -227,9 +233,9 @@ class Log:
                 reports, self.reports = self.reports, {}
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
-                reason = f": {detail}" if detail else ""
+                suffix = f": {detail}" if detail else ""
                 with contextlib.suppress(OSError), open_stderr() as stderr:
-                    stderr.write(f"server.py: {text}{times}{reason}\n")
+                    stderr.write(f"server.py: {text}{times}{suffix}\n")
 
 
 def open_stderr() -> TextIO:
@@ -239,12 +245,10 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
-# The last turn of the loop begins within 2.1 seconds of a signal, and takes 0.2 at most: it waits
-# for a line, or for subscribers. Then subscribers have 0.5, or what is left of the 2.1, to receive
-# what is queued. So the server exits within 3 seconds.
+# 2.1 (the loop) + 0.2 (its last turn) + 0.5 (for subscribers) + 0.1 (the log) < 3 seconds
 SHUTDOWN_TIMEOUT = 2.1  # more than SUBSCRIBER_TIMEOUT, since a signal restarts a wait
-LAST_TURN = 0.2
-MIN_LINGER = 0.5
+LAST_TURN = 0.2  # at least IDLE_TIMEOUT
+MIN_LINGER = 0.5  # to receive what is queued; subscribers get all of SHUTDOWN_TIMEOUT if it is left
 
 
 class Shutdown:
@@ -264,11 +268,15 @@ class Shutdown:
         """Whether a signal has come."""
         return self.deadline < math.inf
 
+    def time_left(self) -> float:
+        """Return how long a send may wait, in seconds."""
+        return max(0, self.deadline + LAST_TURN - time.monotonic())
+
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Block further signals. pyzmq restarts a wait that a signal interrupts, so a Ctrl-C that is
-        held down would keep the loop from ending.
+        Block further signals in this thread. pyzmq restarts a wait that a signal interrupts, so a
+        Ctrl-C that is held down would keep the loop from ending.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
@@ -291,8 +299,8 @@ def handle_signals(shutdown: Shutdown) -> None:
 def prepare_files() -> None:
     """Raise ValueError unless 20 more files can be opened: libzmq aborts if it cannot open its own.
 
-    Put /dev/null in the place of standard streams that are closed. Otherwise a socket could get the
-    number of stderr, and be sent the log.
+    To try this, open /dev/null. It also replaces standard streams that are closed. Otherwise a
+    socket could get the number of stderr, and be sent the log.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
@@ -322,18 +330,16 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
     Raises ValueError, with the reason, if they cannot be used.
     """
-    import zmq.auth  # This takes 14 ms, and is only needed here.
-
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
-        if not name or name.endswith(("/", os.sep, ".")):
+        if not name or name.endswith(("/", os.sep, ".")):  # as from --key ""
             raise ValueError("it needs a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
             zmq.auth.create_certificates(public_file.parent, public_file.stem)
         public, _ = zmq.auth.load_certificate(public_file)
-        public_again, secret = zmq.auth.load_certificate(secret_file)
-        if not secret or not (public == public_again == zmq.curve_public(secret)):
+        _, secret = zmq.auth.load_certificate(secret_file)
+        if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
@@ -366,8 +372,8 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    # Keep the kernel's buffer small. It has to drain before libzmq can send more, and until then a
-    # slow subscriber looks stalled.
+    # A large buffer in the kernel takes a slow subscriber long to drain. Meanwhile its queue does
+    # not move, so it would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
 
@@ -378,7 +384,8 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # Not for a network interface: libzmq would bind only its IPv6 address, if it has one.
+    # Allow IPv6 for * and IPv6 addresses only. With it, libzmq would bind a network interface that
+    # has an IPv6 address to that alone.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
@@ -389,7 +396,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
             f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}; see --help"
         ) from None
     bound = sock.get_string(zmq.LAST_ENDPOINT)
-    # libzmq calls all addresses [::] or 0.0.0.0.
+    # For *, libzmq returns [::] or 0.0.0.0.
     return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
 
 
@@ -445,5 +452,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit. After an error, it would wait for libzmq, whose context is still open.
+    # Not sys.exit. If the start failed, it would wait for the context, which is still open.
     os._exit(main())

@@ -66,7 +66,7 @@ DAMAGE = {  # what is replaced in a file, and by what; if nothing is, the file i
     "without a sign": ("-key = .*", "-key"),
     "cut short": (r'-key = "(.{20}).*', r'-key = "\1'),
     "not Z85": (r'-key = ".{5}(.{35}"\n)$', r'-key = "~~~~~\1'),
-    "another's": ('c-key = ".{5}', 'c-key = "aaaaa'),
+    "another's": (r'(.*-key = ").{5}', r"\1aaaaa"),  # the last key in the file
 }
 REFUSED = [
     *(("server.py", suffix, name) for suffix in (".key", ".key_secret") for name in DAMAGE),

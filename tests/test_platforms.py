@@ -221,7 +221,7 @@ def test_keys_of_the_console(
         console, editor, sent = Console(keys, at_once), client.Editor(), list[bytes]()
         monkeypatch.setattr(client, "msvcrt", console)
         while console.keys or console.pushed_back:
-            sent += editor.feed(client.read_console())[0]
+            sent += editor.feed(client.Terminal().read())[0]
         assert sent == [line.encode()]
 
 
