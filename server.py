@@ -10,13 +10,13 @@ A line is what a client pushes. A message is what the server makes of it, and pu
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: {USER}> ESC[36m{TEXT}ESC[0m, where ESC[36m is cyan.
 
-ZeroMQ's library, libzmq, has a queue for each peer, up to a high-water mark (HWM). recv waits while
-the queues are empty. make_sockets makes PUB's send wait while a queue is full. With NOBLOCK, or
-after a timeout, both raise zmq.Again instead.
+ZeroMQ's library, libzmq, has a queue for each peer, up to a high-water mark (HWM). PULL's recv
+waits for a line. PUB's send would drop messages for a subscriber whose queue is full: with the
+option NODROP, it waits instead. With NOBLOCK, or after a timeout, both raise zmq.Again.
 
-The loop is the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber that
-keeps up loses nothing, that a stalled one delays the chat only briefly, and that control characters
-are escaped.
+The loop follows the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber
+that keeps up loses nothing, that a stalled one delays the chat only briefly, and that control
+characters are escaped.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_LINE = 16_384  # bytes in a line, and in a message; libzmq disconnects clients that send more
+MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more. Also the limit of a message
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines received before publishing them; larger batches are no faster
@@ -57,7 +57,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         elif shutdown.requested:
             break
         else:
-            # A socket cleans up only when it is used: free the queues of subscribers that left.
+            # libzmq frees the queues of subscribers that left only when the socket is used.
             pub.get(zmq.EVENTS)
 
 
@@ -74,7 +74,7 @@ def receive(pull: Sock) -> list[bytes]:
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         lines.append(pull.recv())  # raises zmq.Again after IDLE_TIMEOUT
-        if pull.get(zmq.EVENTS):  # Usually a line comes alone. To ask is faster than an exception.
+        if pull.get(zmq.EVENTS):  # More have arrived. If not, asking is faster than zmq.Again.
             while len(lines) < BATCH:
                 lines.append(pull.recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
@@ -82,20 +82,21 @@ def receive(pull: Sock) -> list[bytes]:
 
 # Turn lines into messages.
 
-# These characters are published as they are: TAB, printable ASCII, and SAFE. SAFE is all beyond
+# Characters that are published as they are: TAB, printable ASCII, and SAFE. SAFE is all beyond
 # ASCII, except control characters, line separators, direction overrides and lone surrogates.
 # (Joiners, which emoji and Persian need, and no-break spaces are text.) Any other character could
 # control the terminal of a subscriber, and is escaped.
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
-# A simple line has nothing to unescape or to escape, and is written as by json.dumps or
-# JSON.stringify, such as {"user": "ann", "message": "hi"}. Any other line matches .* instead. So
-# findall returns a pair for each line: its user and text, or ("", "").
-PLAIN = rf" !#-\[\]-~{SAFE}"  # SAFE, and printable ASCII except " and \
-STRING = rf'"([{PLAIN}]*+)"'  # *+ is * without backtracking.
-MEMBERS = rf'"user": ?{STRING}, ?"message": ?{STRING}'
-SIMPLE_LINE = re.compile(rf"^(?:\{{{MEMBERS}\}}|.*)$", re.MULTILINE)
+# A simple line is written as by json.dumps or JSON.stringify, such as
+# {"user": "ann", "message": "hi"}, and has nothing to unescape or to escape: its strings hold SAFE
+# characters, and printable ASCII except " and \. Any other line matches .* instead. So findall
+# returns a pair for each line: its user and text, or ("", "").
+STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'
+SIMPLE_LINE = re.compile(
+    r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
+)
 
 # A user or a text may be a JSON number. It is shown as it was written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
@@ -105,7 +106,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, the text in cyan.
 
     Invalid lines are dropped, and reported. A regular expression, applied to all lines at once,
-    handles simple lines five times as fast as parsing. Only the other lines are parsed.
+    splits simple lines five times as fast as parsing does. Only the other lines are parsed.
     """
     # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line is parsed.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
@@ -145,10 +146,10 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # zmq.Socket overrides it in Python, at twice the time
+compiled_send = zmq.backend.Socket.send  # without zmq.Socket's wrapper, which doubles its time
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-REGAIN = 0.05  # seconds that the timeout regains for each second without a stall
+REGAIN = 0.05  # seconds that the timeout regains in each second after a stall
 
 
 class Publisher:
@@ -158,14 +159,14 @@ class Publisher:
     subscriber sets the pace. If this takes longer than the timeout, the subscriber has stalled. The
     chat then goes on without it, and it misses messages until it has read half of its queue.
 
-    The timeout is the same for all. Each stall halves it, and each second adds REGAIN to it. So the
-    first six stalls in quick succession delay the chat by 4 seconds in all (2 + 1 + 0.5 + ...), and
-    each further one by MIN_TIMEOUT.
+    The timeout is the same for all. Each stall halves it, and it regains REGAIN for each second
+    since. So the first six stalls in quick succession delay the chat by 4 seconds in all (2 + 1 +
+    0.5 + ...), and each further one by MIN_TIMEOUT.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.stalled_at = 0.0  # the time of the last stall
+        self.stalled_at = -math.inf  # the time of the last stall
         self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
@@ -178,10 +179,9 @@ class Publisher:
 
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
-        now = time.monotonic()
-        regained = REGAIN * (now - self.stalled_at)
+        regained = REGAIN * (time.monotonic() - self.stalled_at)
         timeout = min(SUBSCRIBER_TIMEOUT, self.timeout_after_stall + regained)
-        timeout = min(timeout, self.shutdown.time_left())
+        timeout = min(timeout, self.shutdown.send_timeout())
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             self.pub.send(message)
@@ -202,8 +202,9 @@ class Publisher:
 class Log:
     """Reports to the operator, on stderr. The chat never waits for it.
 
-    A thread does the writing, because nobody may be reading stderr. Equal reports are counted and
-    written once, with the last detail, because they may come in floods.
+    A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. Reports
+    may come in floods, so the thread writes every 0.2 seconds. Equal reports in that time become
+    one, with their count and the last detail.
     """
 
     def __init__(self) -> None:
@@ -228,7 +229,7 @@ class Log:
         """Write reports until the log is closed. This runs in the thread."""
         closed = False
         while not closed:
-            closed = self.closing.wait(0.2)  # seconds
+            closed = self.closing.wait(0.2)
             with self.lock:
                 reports, self.reports = self.reports, {}
             for text, (count, detail) in reports.items():
@@ -245,16 +246,14 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
-# 2.1 (the loop) + 0.2 (its last turn) + 0.5 (for subscribers) + 0.1 (the log) < 3 seconds
-SHUTDOWN_TIMEOUT = 2.1  # more than SUBSCRIBER_TIMEOUT, since a signal restarts a wait
-LAST_TURN = 0.2  # at least IDLE_TIMEOUT
-MIN_LINGER = 0.5  # to receive what is queued; subscribers get all of SHUTDOWN_TIMEOUT if it is left
+SHUTDOWN_TIMEOUT = 2.1  # seconds; more than a wait for a subscriber, which a signal restarts
 
 
 class Shutdown:
     """The deadline of the loop: infinite, until a signal requests a shutdown.
 
-    Then the loop ends once no line is waiting, or at the deadline if lines keep coming.
+    Then the loop ends once no line is waiting, or after SHUTDOWN_TIMEOUT if lines keep coming. Its
+    last turn takes up to 0.2 seconds more, and the rest 0.5, so the server exits in 3 seconds.
 
     The handler of the signal only sets the deadline. If it raised an exception, as Python does for
     Ctrl-C, a line that was already received might never be published.
@@ -268,9 +267,13 @@ class Shutdown:
         """Whether a signal has come."""
         return self.deadline < math.inf
 
-    def time_left(self) -> float:
-        """Return how long a send may wait, in seconds."""
-        return max(0, self.deadline + LAST_TURN - time.monotonic())
+    def send_timeout(self) -> float:
+        """Return how long a send may wait: until the end of the last turn."""
+        return max(0, self.deadline + 0.2 - time.monotonic())
+
+    def linger(self) -> float:
+        """Return how long subscribers have to receive what is queued, once the loop has ended."""
+        return max(0.5, self.deadline - time.monotonic())
 
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
@@ -299,8 +302,8 @@ def handle_signals(shutdown: Shutdown) -> None:
 def prepare_files() -> None:
     """Raise ValueError unless 20 more files can be opened: libzmq aborts if it cannot open its own.
 
-    To try this, open /dev/null. It also replaces standard streams that are closed. Otherwise a
-    socket could get the number of stderr, and be sent the log.
+    To test this, open /dev/null 20 times. The first of these files replace standard streams that
+    are closed: otherwise, a socket could get the number of stderr, and be sent the log.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
@@ -332,7 +335,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
     """
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
-        if not name or name.endswith(("/", os.sep, ".")):  # as from --key ""
+        if not name or name.endswith(("/", os.sep, ".")):  # as in --key "" or --key keys/
             raise ValueError("it needs a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
@@ -384,17 +387,15 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # Allow IPv6 for * and IPv6 addresses only. With it, libzmq would bind a network interface that
-    # has an IPv6 address to that alone.
+    # Allow IPv6 only for * and for IPv6 addresses. Of an interface such as eth0, libzmq would bind
+    # only the IPv6 address otherwise.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
     try:
         sock.bind(endpoint)
     except zmq.ZMQError as error:
-        raise ValueError(
-            f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}; see --help"
-        ) from None
+        raise ValueError(f"cannot bind: {error}; see --help") from None
     bound = sock.get_string(zmq.LAST_ENDPOINT)
     # For *, libzmq returns [::] or 0.0.0.0.
     return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
@@ -445,12 +446,11 @@ def main() -> int:
     if keys:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    # Give subscribers the remaining time to receive what is queued.
-    context.destroy(linger=int(1_000 * max(MIN_LINGER, shutdown.deadline - time.monotonic())))
+    context.destroy(linger=int(1_000 * shutdown.linger()))
     log.close()
     return 0
 
 
 if __name__ == "__main__":
-    # Not sys.exit. If the start failed, it would wait for the context, which is still open.
+    # Not sys.exit, which would wait for the context. After a failed start, that is still open.
     os._exit(main())

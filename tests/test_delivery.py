@@ -190,12 +190,12 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: If a line has no echo, but a later line has, the client probably
-# missed the echo. If then no echo comes for five seconds, it sends all lines in flight again, each
-# of them once.
+# missed the echo. If then no echo comes for five seconds, it sends all lines in flight again, but
+# no line more than once per connection.
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
-# README, Delivery in detail: If the client can read no more input, no later line can show what it
-# missed. So if no echo comes for five seconds, it sends its newest line again, once, in place of a
-# later one.
+# README, Delivery in detail: When it reads no more input, no later line can show what it missed. So
+# if no echo comes for five seconds, it sends its newest line once more. The echo of that shows
+# whether others were missed.
 
 
 def test_lines_whose_echoes_were_missed_go_again_once(
@@ -251,8 +251,8 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context) ->
 
 
 # README, Differences from the original: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: The client can read no more input once the input has ended. While
-# 1,000 lines wait for echoes, it reads no more from a pipe or a file, either.
+# README, Delivery in detail: It stops reading at the end of the input. It also pauses while 1,000
+# lines wait for echoes, unless stdin is a terminal.
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
 
 
@@ -333,7 +333,7 @@ def test_lines_in_flight_go_again_over_a_new_connection(
     assert read_all(script) == b"k> 3\nk> 4\nk> 5\n"
 
 
-# README, Delivery in detail: A broken connection causes at most 2,000 resends: up to 1,000 on
+# README, Delivery in detail: A broken connection causes about 2,000 resends at most: up to 1,000 on
 # reconnecting, and up to 1,000 if echoes are then missed.
 # README, Differences from the original: lines without an echo are sent again, so some may appear
 # more than once
@@ -381,7 +381,8 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
     assert list(dict.fromkeys(numbers)) == list(range(1, 1_501))
 
 
-# README, Delivery in detail: How long it waits for the next echo depends on this.
+# README, Delivery in detail: How long the client waits for the next echo depends on whether it
+# still reads input.
 # README, Delivery in detail: was never up | 8 seconds | exits with status 1
 
 
@@ -444,9 +445,8 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
 
 # README, Delivery in detail: is up, or was before | 30 seconds | exits with status 1
 # README, Delivery in detail: is down | forever
-# README, Delivery: If the client can read no more input, and no echo has come for 30 seconds (8
-# seconds, if it never connected), it reports how many lines may not have been delivered, and exits
-# with status 1.
+# README, Delivery: If none comes for 30 seconds (8, if it never connected), it reports how many
+# lines may not have been delivered, and exits with status 1.
 # README, Differences from the original: nobody knows | the client exits with status 1
 # README, Delivery in detail: Time in which the client is stopped, or its stdout is blocked, does
 # not count.

@@ -34,8 +34,8 @@ def typed(line: str) -> Editor:
 
 
 # README, Terminal: Arrows, Home, End, Delete, Ctrl-Left, Ctrl-Right, and the usual Emacs keys edit
-# the line: Ctrl-A, B, D, E, F, H, K, N, P, U, W, Y, Alt-B, D, F.
-# README, Terminal: TAB is text.
+# the line: Ctrl-A, B, D, E, F, H, K, N, P, U, W, Y, and Alt-B, D, F.
+# README, Terminal: TAB inserts a tab.
 
 KEYS = {  # the forms of a key, the line before it, and the line after it
     "Left": (f"{LEFT} \x1bOD \x02", "one two|", "one tw|o"),

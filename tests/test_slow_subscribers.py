@@ -35,8 +35,8 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # README, Differences from the original: the server slows down to the pace of its subscribers,
 # unless they [stall](#slow-subscribers)
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read. A
-# subscriber that manages this within two seconds loses nothing, and the chat runs at its pace.
-# README, Slow subscribers: In practice, it needs to read about 3,000 of them a second.
+# subscriber that manages this within two seconds loses nothing, and sets the pace of the chat.
+# README, Slow subscribers: it keeps up if it reads about 3,000 short messages a second.
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_subscribers_that_keep_reading_lose_nothing(
 # README, Slow subscribers: The server queues up to 2,000 messages for each subscriber.
 # README, Slow subscribers: It has delayed the chat by up to two seconds, and now loses messages
 # until it has read half of its queue.
-# README, Differences from the original: it delays the chat by two seconds at most, then loses
-# messages; the server logs it
+# README, Differences from the original: each stall delays the chat by two seconds at most, then it
+# loses messages; the server logs it
 
 
 def test_a_stalled_subscriber_loses_messages_until_it_has_read_half_of_its_queue(
@@ -104,7 +104,7 @@ def test_a_stalled_subscriber_loses_messages_until_it_has_read_half_of_its_queue
     assert 2_000 <= len(received) / size < 2_700
 
 
-# README, Slow subscribers: Each stall halves it, down to 50 ms.
+# README, Slow subscribers: Each stall, of whichever subscriber, halves it, down to 50 ms.
 # README, Slow subscribers: After 40 seconds without a stall, the timeout is two seconds again.
 
 
@@ -130,8 +130,8 @@ def test_a_second_stall_delays_the_chat_half_as_long_unless_it_comes_later(
 
 
 # README, What it adds to the original: A slow subscriber gets time to catch up.
-# README, Slow subscribers: A run of stalls thus delays the chat by about four seconds (2 + 1 + ½ +
-# …), plus 50 ms for each.
+# README, Slow subscribers: So if many stall, the first six delay the chat by about four seconds in
+# total (2 + 1 + ½ + …), and each further one by 50 ms.
 
 
 @slow

@@ -199,8 +199,8 @@ def test_hostile_and_coloured_messages(open_client: OpenClient, bare_server: Bar
     assert [cell.fg for cell in cells] == ["cyan", "red", "default"]
 
 
-# README, Delivery: On a terminal, your line is sent when you press Enter, and its echo then takes
-# its place.
+# README, Delivery: On a terminal, your line is sent when you press Enter, and the echo then
+# replaces it.
 
 
 def test_the_echo_of_a_typed_line_replaces_it(ken: Terminal, bare_server: BareServer) -> None:
@@ -265,7 +265,7 @@ def test_what_is_typed_before_the_client_is_up_is_there_once(
 
 
 # README, Terminal: Pasting several lines sends each of them, except the last one if it does not end
-# with Enter.
+# with a newline.
 
 
 def open_shell(

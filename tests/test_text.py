@@ -36,8 +36,8 @@ def split(*parts: bytes) -> list[bytes]:
     return [line for part in (*parts, b"") for line in splitter.feed(part)[0] if line]
 
 
-# README, Differences from the original: Without `--user`, the client sends the same bytes as the
-# original.
+# README, Differences from the original: Apart from the differences below, the client without
+# `--user` sends the same bytes as the original.
 # README, Delivery in detail: Empty lines are not sent.
 
 ONE = line_of("k", "1")
@@ -91,7 +91,7 @@ def test_input_that_is_not_utf_8_is_reported_once(server: Script, run_client: Ru
     assert done.returncode == 0
 
 
-# README, What it adds to the original: You type text, not JSON
+# README, What it adds to the original: With `--user NAME`, you type text instead of JSON.
 # README, Options: send each line as `{"user": NAME, "message": line}`
 
 
@@ -113,7 +113,7 @@ def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: byt
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, since another
 # server may accept it. A line that is too long is not sent. In both cases a notice says why: for
-# each such line on a terminal, but only for the first from a pipe.
+# each such line on a terminal, but only for the first from a pipe or a file.
 # README, Differences from the original: the client prints a notice instead of sending it
 
 DELETES = LONGEST.replace(b"x", b"\x7f")
