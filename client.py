@@ -13,9 +13,11 @@ In:  each message is one frame, UTF-8. Control characters other than colours and
 The loop is the talk's, slides 8 to 14, but messages appear without pressing Enter.
 
 The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
-line, and acknowledges it. Lines without an echo are sent again over the next connection, so a line
-may appear twice. "Our server" is server.py. Another server may publish lines in another form, or
-not at all. Then no echo comes, but every line is still sent.
+line, and acknowledges it. Lines whose echo does not come are sent again: over the next connection,
+or after 5 seconds if it seems that the echo was missed. So a line may appear twice.
+
+"Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
+are sent to it all the same, but of a pipe, the client sends only 1,000 lines without an echo.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. On a terminal, a line editor keeps the line being typed below the messages. The parts "The
@@ -61,8 +63,8 @@ SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is i
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until the lines in flight are given up
-CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection and no more input is read
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
+CONNECT_TIMEOUT = 8.0  # seconds without an echo until it ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -81,7 +83,8 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         window_full = len(outbox) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not window_full
         for line in wait(connection, stdin, reading):
-            screen.print_problem(outbox.add(line))
+            problem = outbox.add(line)
+            screen.print_problem(problem)
             if not connection.up or outbox.overdue:
                 screen.print_typed(line)  # Otherwise, its echo shows it soon.
 
@@ -130,7 +133,7 @@ class Stdin:
     def __init__(self, splitter: "Splitter | Editor") -> None:
         self.splitter = splitter  # makes lines of what the thread passes on
         self.loop_end, self.thread_end = socket.socketpair()
-        self.ended = False  # No more lines will come.
+        self.ended = False  # No more lines are read.
         self.failed = False  # Reading failed before the end.
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
@@ -149,7 +152,7 @@ class Stdin:
     def split(self, data: bytes) -> list[bytes]:
         """Return the lines that end in data, without empty ones. No data is the end of stdin."""
         lines, self.ended = self.splitter.feed(data)
-        if self.failed and self.ended:
+        if self.failed and not data:
             return []  # What is left may be half a line.
         return [line for line in lines if line]
 
@@ -184,21 +187,22 @@ class Connection:
     def __init__(self, push: Sock, sub: Sock, host: str, interactive: bool) -> None:
         self.push, self.sub, self.host = push, sub, host
         self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
-        self.connected: set[Sock] = set()  # which of the two sockets are connected
+        self.missing = {push, sub}  # which of the two sockets are not connected
         self.up = False
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # What needs no notice, because the last one said so. For a pipe, coming up needs none.
+        # Whether the last notice said that it is up; None before the first one. A pipe starts as if
+        # it had said so: only a loss is worth a notice.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
         It comes up SLOW_JOINER_DELAY after the last handshake. A loss and the next handshake may be
-        read in one call: because of the delay, it is down for a while even then.
+        read in one call. Because of the delay, it comes up anew even then.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -207,11 +211,11 @@ class Connection:
                 # zmq.utils.monitor would import asyncio, which takes as long as all else together.
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self.connected.add(sock)
+                    self.missing.discard(sock)
                     self.ready_at = now + SLOW_JOINER_DELAY
                 else:  # EVENT_DISCONNECTED
-                    self.connected.discard(sock)
-        self.up = len(self.connected) == 2 and now >= self.ready_at
+                    self.missing.add(sock)
+        self.up = not self.missing and now >= self.ready_at
         if self.up:
             self.ever_up = True
             self.notice_at, self.retry_at = now + NOTICE_DELAY, now + RETRY_INTERVAL
@@ -229,7 +233,7 @@ class Connection:
 
         It does after a protocol error: a message that is too long, or a key on one side only.
         """
-        for sock in self.monitors.keys() - self.connected:
+        for sock in self.missing:
             endpoint = sock.get_string(zmq.LAST_ENDPOINT)
             sock.disconnect(endpoint)
             sock.connect(endpoint)
@@ -241,15 +245,13 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        missing = self.monitors.keys() - self.connected
-        if not missing:
-            return ""  # It will come up after SLOW_JOINER_DELAY.
-        if time.monotonic() < self.notice_at:
-            return ""  # The loss may be brief.
+        if not self.missing or time.monotonic() < self.notice_at:
+            return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
-        if len(missing) == 1:
-            port_number = missing.pop().get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+        if len(self.missing) == 1:
+            [sock] = self.missing
+            port_number = sock.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
             problem = f"no answer from port {port_number} of {self.host}"
         return f"{problem}; your lines will be sent when it is back"
 
@@ -264,7 +266,7 @@ class Line:
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line
         self.overtaken = False  # The echo of a later line has come.
-        self.resent = False  # over this connection, after it or another line was overtaken
+        self.resent = False  # over this connection, because lines were overtaken
 
 
 class Outbox:
@@ -335,8 +337,8 @@ class Outbox:
             echo = hash(plain)
             if echo not in hashes:  # somebody else's message, or a second copy of an echo
                 continue
-            # Usually, an echo is of the oldest of equal lines. After a probe, it is of the newest:
-            # else it would not show that the lines before were missed.
+            # Of equal lines, such as hi, hi, hi, an echo acknowledges the oldest. After a probe, it
+            # acknowledges the newest, so that those before count as overtaken, and are resent.
             of_newest = self.probed and echo == hashes[-1]
             index = len(hashes) - 1 if of_newest else hashes.index(echo)
             for line in self.in_flight[:index]:
@@ -352,24 +354,24 @@ class Outbox:
         If none were overtaken, and no later line is read, resend the newest line as a probe: its
         echo will show whether others were missed. (TCP does this, too: RFC 8985.)
         """
-        start = sum(line.resent for line in self.in_flight)  # Those that were resent come first.
-        if any(line.overtaken for line in self.in_flight[start:]):
-            for line in self.in_flight[start:]:
+        fresh = [line for line in self.in_flight if not line.resent]  # the newest ones
+        if any(line.overtaken for line in fresh):
+            for line in fresh:
                 line.resent = True
-            self.requeue(start)
+            self.requeue(len(fresh))
             self.probed = True  # The newest line was among them.
         elif self.in_flight and not (reading or self.probed):
-            self.requeue(-1)
+            self.requeue(1)
             self.probed = True
 
-    def requeue(self, start: int) -> None:
-        """Queue lines in flight again, from an index on."""
-        self.queued.extendleft(reversed(self.in_flight[start:]))
-        del self.in_flight[start:]
+    def requeue(self, count: int) -> None:
+        """Queue the newest lines in flight again."""
+        for _ in range(count):
+            self.queued.appendleft(self.in_flight.pop())
 
     def start_over(self) -> None:
         """Queue the lines in flight again, because the connection is new."""
-        self.requeue(0)
+        self.requeue(len(self.in_flight))
         self.probed = False
         for line in self.queued:
             line.overtaken = line.resent = False
@@ -380,11 +382,11 @@ class Outbox:
         self.in_flight.clear()
         self.since_echo, self.probed = 0.0, False
 
-    def pass_time(self, counts: bool) -> bool:
-        """Move the clock on, if this time counts. Return whether echoes became overdue now."""
+    def pass_time(self, running: bool) -> bool:
+        """Move the clock on, if it is running. Return whether echoes became overdue now."""
         now = time.monotonic()
         # A longer time means that this process was stopped, or that stdout was blocked.
-        seconds = min(now - self.last_turn, 1) if counts else 0.0
+        seconds = min(now - self.last_turn, 1) if running else 0.0
         self.last_turn = now
         self.since_echo = (self.since_echo + seconds) if len(self) else 0.0
         if self.overdue or self.since_echo < ECHO_TIMEOUT:
@@ -407,7 +409,7 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
     """Act if no echo comes. Return False if the chat should end.
 
                      while input is read           if the input ended, or the window is full
-    time counts      while a connection is up      always
+    the clock runs   while a connection is up      always
     after  5 s       notice; if lines were         notice; if lines were overtaken, resend all in
                      overtaken, resend all in      flight; if not, resend the newest
                      flight
@@ -491,7 +493,7 @@ COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
 
 def receive(sub: Sock) -> list[Message]:
-    """Return the messages that SUB holds (slide 8), but no more than fit in it at once."""
+    """Return the messages that SUB holds (slide 8); no more than SUB_HWM, to get on in a flood."""
     messages: list[Message] = []
     with contextlib.suppress(zmq.Again):
         while len(messages) < SUB_HWM:
@@ -595,7 +597,8 @@ class Editor:
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Process the keys in data. Return the lines sent, and whether stdin has ended.
 
-        It ends with Ctrl-D in an empty line, or when there is no data.
+        It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is not
+        sent.
         """
         keys = KEY.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
@@ -729,7 +732,8 @@ KEY = re.compile(
     | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence (ECMA-48: parameters, intermediate
                                    # bytes, final byte), such as that of Delete
     | \x1b+ O[0-9;]*.              # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours; it cannot be
+                                   # partial, or Alt-] would swallow the keys after it
     | \x1b+ .                      # a key with Alt
     | [^\x00-\x08\x0a-\x1f\x7f]+   # text
     | .                            # any other control character
@@ -782,7 +786,7 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                signal.raise_signal(signal.SIGTTOU)  # Stop until fg, as the kernel would have it.
+                signal.raise_signal(signal.SIGTTOU)  # Stop until fg: another job has the settings.
             self.shell_settings = termios.tcgetattr(0)
             iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
@@ -828,9 +832,9 @@ if sys.platform != "win32":
         def stop(self) -> None:
             """Stop, and set the terminal up again after fg.
 
-            Until fg, all signals have their default action. For SIGTSTP, this makes it stop. For
-            the others, it makes kill work: if this process is continued in the background, set_up
-            stops it (by SIGTTOU), and so on, so that no handler in Python would ever run.
+            Until fg, all signals have their default action: SIGTSTP, to stop the process, and the
+            others, so that kill ends it even after bg. (After bg, set_up stops the process again,
+            by SIGTTOU, before Python could run a handler.)
             """
             self.stop_requested = False
             self.restore()
@@ -843,10 +847,11 @@ if sys.platform != "win32":
                 signal.signal(signum, handler)
 
 else:
-    # What follows a NUL or 0xE0 from getwch, and what other terminals send for the key: the arrows,
-    # Home, End, Delete, Ctrl-Left, Ctrl-Right, Alt-B, Alt-F, Alt-D.
+    # What follows a NUL or 0xE0 from getwch, and what other terminals send for the key.
     CONSOLE_KEYS = {
+        # Up, Down, Left, Right, Home, End
         "H": "\x1b[A", "P": "\x1b[B", "K": "\x1b[D", "M": "\x1b[C", "G": "\x1b[H", "O": "\x1b[F",
+        # Delete, Ctrl-Left, Ctrl-Right, Alt-B, Alt-F, Alt-D
         "S": "\x1b[3~", "s": "\x1b[1;5D", "t": "\x1b[1;5C", "0": "\x1bb", "!": "\x1bf", " ": "\x1bd"
     }  # fmt: skip
 
@@ -875,8 +880,8 @@ else:
             while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
-                    # A special key is NUL or 0xE0, and a second half. ungetwch fails if a second
-                    # half is waiting. If none is, 0xE0 is the letter à: take it again.
+                    # Is this the first half of a special key, or is 0xE0 the letter à? ungetwch
+                    # fails if a second half is waiting. If it works, this is the letter.
                     try:
                         msvcrt.ungetwch(char)
                         msvcrt.getwch()
@@ -947,8 +952,9 @@ class EditorScreen(Screen):
 def make_screen(color: str) -> Screen:
     """Return a screen, with a line editor if stdin and stdout are terminals."""
     stdout = sys.stdout
-    colorama.just_fix_windows_console()  # wraps stdout if the console has no escape codes
-    has_escapes = sys.stdout is stdout and os.environ.get("TERM") != "dumb"
+    colorama.just_fix_windows_console()
+    wrapped = sys.stdout is not stdout  # since the console has no escape codes
+    has_escapes = not wrapped and os.environ.get("TERM") != "dumb"
     auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
     kind = EditorScreen if is_terminal(0) and is_terminal(1) and has_escapes else Screen
     return kind(color == "always" or (color == "auto" and auto))
@@ -1078,7 +1084,8 @@ def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
         if typed_before := screen.terminal.read_waiting():
             # The kernel has already shown this, so do not print these lines.
             for line in stdin.split(typed_before):
-                screen.print_problem(outbox.add(line))
+                problem = outbox.add(line)
+                screen.print_problem(problem)
     elif sys.platform == "win32":  # os.read would return text in the console's code page.
         file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
         read = functools.partial(file.read, READ_SIZE)
@@ -1087,7 +1094,7 @@ def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
 
 
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
-    """Make the sockets, and chat. Return what may not have been delivered, or an empty string.
+    """Make the sockets, and chat. Return a problem, or an empty string.
 
     Raises OSError if the key cannot be used, or stdout fails.
     """
@@ -1100,8 +1107,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     chat(stdin, connection, outbox, screen)
     # Give libzmq a second to send lines that were pushed. In a thread, as a name lookup may hang.
     run_for(1, context.destroy, 1_000)
-    unread = "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
-    return "; ".join(filter(None, (outbox.report(), unread)))
+    return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
 
 
 def main() -> int:
@@ -1113,13 +1119,15 @@ def main() -> int:
             print(f"client.py: {error}", file=stderr)
         return 1
     options = parse_options()
-    screen, outbox, report = make_screen(options.color), Outbox(options.user), ""
+    screen, outbox = make_screen(options.color), Outbox(options.user)
     handle_signals(screen, outbox)
+    problem = ""
     try:
-        report = run(options, screen, outbox)
+        problem = run(options, screen, outbox)
     except (OSError, zmq.ZMQError) as error:
-        report = "; ".join(filter(None, (str(error), outbox.report())))
+        problem = str(error)
     finally:
+        report = "; ".join(filter(None, (problem, outbox.report())))
         screen.close(report)
     return int(bool(report))
 

@@ -12,7 +12,8 @@ Out: each message is one frame, UTF-8: {USER}> ESC[36m{TEXT}ESC[0m, where ESC[36
 
 ZeroMQ's library, libzmq, has a queue for each peer, up to a high-water mark (HWM). PULL's recv
 waits for a line. PUB's send would drop messages for a subscriber whose queue is full: with the
-option NODROP, it waits instead. With NOBLOCK, or after a timeout, both raise zmq.Again.
+option NODROP, it waits instead. With NOBLOCK, or once a timeout is over, recv and send raise
+zmq.Again instead of waiting.
 
 The loop follows the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber
 that keeps up loses nothing, that a stalled one delays the chat only briefly, and that control
@@ -37,7 +38,8 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more. Also the limit of a message
+MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more
+MAX_MESSAGE = 16_384  # bytes; escaping can make it longer than the line
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines received before publishing them; larger batches are no faster
@@ -48,16 +50,16 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    After a signal, go on until no line is waiting, or until the deadline.
+    After a signal, go on until no line is waiting. If lines keep coming, go on until shutdown.due.
     """
     publisher = Publisher(pub, shutdown, log)
-    while time.monotonic() < shutdown.deadline:
+    while not shutdown.due:
         if lines := receive(pull):
             publisher.publish(chat_messages(lines, log))
         elif shutdown.requested:
             break
         else:
-            # libzmq frees the queues of subscribers that left only when the socket is used.
+            # libzmq frees the queues of subscribers that have left, but only when PUB is used.
             pub.get(zmq.EVENTS)
 
 
@@ -74,7 +76,7 @@ def receive(pull: Sock) -> list[bytes]:
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         lines.append(pull.recv())  # raises zmq.Again after IDLE_TIMEOUT
-        if pull.get(zmq.EVENTS):  # More have arrived. If not, asking is faster than zmq.Again.
+        if pull.get(zmq.EVENTS):  # If no more are there, asking is faster than catching zmq.Again.
             while len(lines) < BATCH:
                 lines.append(pull.recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
@@ -82,8 +84,8 @@ def receive(pull: Sock) -> list[bytes]:
 
 # Turn lines into messages.
 
-# Characters that are published as they are: TAB, printable ASCII, and SAFE. SAFE is all beyond
-# ASCII, except control characters, line separators, direction overrides and lone surrogates.
+# TAB, printable ASCII, and the SAFE characters are published as they are. SAFE is all beyond ASCII,
+# except control characters, line separators, direction overrides and lone surrogates.
 # (Joiners, which emoji and Persian need, and no-break spaces are text.) Any other character could
 # control the terminal of a subscriber, and is escaped.
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
@@ -118,7 +120,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
             if not user:  # The line is not simple, or the user is empty.
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_LINE:
+            if len(message) > MAX_MESSAGE:
                 raise ValueError("too long once its control characters are escaped")
             messages.append(message)
         except ValueError as error:
@@ -146,27 +148,27 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # without zmq.Socket's wrapper, which doubles its time
+compiled_send = zmq.backend.Socket.send  # send without pyzmq's wrapper, which takes as long again
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-REGAIN = 0.05  # seconds that the timeout regains in each second after a stall
+REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stall
 
 
 class Publisher:
-    """Publishes messages, and waits for slow subscribers, but not for long.
+    """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
     When the queue of a subscriber is full, the chat waits until half of it has been read, so a slow
     subscriber sets the pace. If this takes longer than the timeout, the subscriber has stalled. The
     chat then goes on without it, and it misses messages until it has read half of its queue.
 
-    The timeout is the same for all. Each stall halves it, and it regains REGAIN for each second
-    since. So the first six stalls in quick succession delay the chat by 4 seconds in all (2 + 1 +
-    0.5 + ...), and each further one by MIN_TIMEOUT.
+    There is one timeout for all. Each stall halves it. Then it grows again, by REGAIN each second.
+    So the first six stalls in quick succession delay the chat by 4 seconds in all (2 + 1 + 0.5 +
+    ...), and each further one by MIN_TIMEOUT.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.stalled_at = -math.inf  # the time of the last stall
+        self.stalled_at = 0.0  # the time of the last stall
         self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
@@ -180,14 +182,14 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
         regained = REGAIN * (time.monotonic() - self.stalled_at)
-        timeout = min(SUBSCRIBER_TIMEOUT, self.timeout_after_stall + regained)
-        timeout = min(timeout, self.shutdown.send_timeout())
+        timeout = self.timeout_after_stall + regained
+        timeout = min(timeout, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             self.pub.send(message)
         except zmq.Again:
-            # Without NODROP, libzmq drops this message for full queues, rather than wait. It then
-            # also skips these queues in later sends, until half of the queue has been read.
+            # Without NODROP, libzmq drops this message for full queues. Even after NODROP is set
+            # again, it skips such a queue, without waiting, until half of it has been read.
             self.pub.set(zmq.XPUB_NODROP, 0)
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
@@ -203,8 +205,8 @@ class Log:
     """Reports to the operator, on stderr. The chat never waits for it.
 
     A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. Reports
-    may come in floods, so the thread writes every 0.2 seconds. Equal reports in that time become
-    one, with their count and the last detail.
+    may come in floods, so the thread writes every 0.2 seconds. Reports of the same text in that
+    time become one, with their count and the last detail.
     """
 
     def __init__(self) -> None:
@@ -215,7 +217,7 @@ class Log:
         self.thread.start()
 
     def report(self, text: str, detail: str = "") -> None:
-        """Queue a report. Reports of the same text are equal."""
+        """Queue a report. If one of the same text is queued, only count this one."""
         with self.lock:
             count, _ = self.reports.get(text, (0, ""))
             self.reports[text] = count + 1, detail
@@ -246,14 +248,14 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
-SHUTDOWN_TIMEOUT = 2.1  # seconds; more than a wait for a subscriber, which a signal restarts
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # A signal restarts such a wait: see request.
 
 
 class Shutdown:
-    """The deadline of the loop: infinite, until a signal requests a shutdown.
+    """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    Then the loop ends once no line is waiting, or after SHUTDOWN_TIMEOUT if lines keep coming. Its
-    last turn takes up to 0.2 seconds more, and the rest 0.5, so the server exits in 3 seconds.
+    Then it is after SHUTDOWN_TIMEOUT, 2.3 seconds. Subscribers have what is left of that, but at
+    least 0.5 seconds, to receive what is queued. So the server exits within 3 seconds.
 
     The handler of the signal only sets the deadline. If it raised an exception, as Python does for
     Ctrl-C, a line that was already received might never be published.
@@ -267,19 +269,20 @@ class Shutdown:
         """Whether a signal has come."""
         return self.deadline < math.inf
 
-    def send_timeout(self) -> float:
-        """Return how long a send may wait: until the end of the last turn."""
-        return max(0, self.deadline + 0.2 - time.monotonic())
+    def time_left(self) -> float:
+        """Return the seconds until the deadline."""
+        return max(0, self.deadline - time.monotonic())
 
-    def linger(self) -> float:
-        """Return how long subscribers have to receive what is queued, once the loop has ended."""
-        return max(0.5, self.deadline - time.monotonic())
+    @property
+    def due(self) -> bool:
+        """Whether no time is left for another turn of the loop, with a wait for a line."""
+        return self.time_left() < IDLE_TIMEOUT
 
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Block further signals in this thread. pyzmq restarts a wait that a signal interrupts, so a
-        Ctrl-C that is held down would keep the loop from ending.
+        Block further signals in the main thread. pyzmq restarts a wait that a signal interrupts, so
+        a Ctrl-C that is held down would keep the loop from ending.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
@@ -290,8 +293,8 @@ class Shutdown:
 def handle_signals(shutdown: Shutdown) -> None:
     """Shut down on these signals, except those that are ignored at startup.
 
-    A shell script starts `server.py &` with SIGINT ignored. So Ctrl-C ends a client in that script,
-    but not the server.
+    In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
+    the foreground, such as a client, and must not end the server.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
         signum = getattr(signal, name, None)
@@ -300,17 +303,17 @@ def handle_signals(shutdown: Shutdown) -> None:
 
 
 def prepare_files() -> None:
-    """Raise ValueError unless 20 more files can be opened: libzmq aborts if it cannot open its own.
+    """Open /dev/null 20 times, to check that files can be opened, and to replace closed streams.
 
-    To test this, open /dev/null 20 times. The first of these files replace standard streams that
-    are closed: otherwise, a socket could get the number of stderr, and be sent the log.
+    Raise ValueError if this fails: libzmq would abort. If stdin, stdout or stderr is closed, one of
+    these files takes its number. Otherwise a socket could, and be sent the log.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
     except OSError as error:
         raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:  # Keep 0 to 2: these are standard streams that were closed.
+        if file > 2:
             os.close(file)
 
 
@@ -334,12 +337,13 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
     Raises ValueError, with the reason, if they cannot be used.
     """
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
+    folder, base = os.path.split(name)
     try:
-        if not name or name.endswith(("/", os.sep, ".")):  # as in --key "" or --key keys/
+        if base in ("", ".", ".."):
             raise ValueError("it needs a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
-            zmq.auth.create_certificates(public_file.parent, public_file.stem)
+            zmq.auth.create_certificates(folder, base)
         public, _ = zmq.auth.load_certificate(public_file)
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
@@ -387,8 +391,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # Allow IPv6 only for * and for IPv6 addresses. Of an interface such as eth0, libzmq would bind
-    # only the IPv6 address otherwise.
+    # With IPv6 on, libzmq binds only the IPv6 address of an interface such as eth0.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
@@ -396,8 +399,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
         sock.bind(endpoint)
     except zmq.ZMQError as error:
         raise ValueError(f"cannot bind: {error}; see --help") from None
-    bound = sock.get_string(zmq.LAST_ENDPOINT)
-    # For *, libzmq returns [::] or 0.0.0.0.
+    bound = sock.get_string(zmq.LAST_ENDPOINT)  # with the real port, and [::] or 0.0.0.0 for *
     return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
 
 
@@ -446,11 +448,12 @@ def main() -> int:
     if keys:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    context.destroy(linger=int(1_000 * shutdown.linger()))
+    # Subscribers receive what is queued.
+    context.destroy(linger=int(1_000 * max(0.5, shutdown.time_left())))
     log.close()
     return 0
 
 
 if __name__ == "__main__":
-    # Not sys.exit, which would wait for the context. After a failed start, that is still open.
+    # Not sys.exit, which would wait for the context if a failed start has left it open.
     os._exit(main())

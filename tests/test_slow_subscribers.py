@@ -35,8 +35,10 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # README, Differences from the original: the server slows down to the pace of its subscribers,
 # unless they [stall](#slow-subscribers)
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read. A
-# subscriber that manages this within two seconds loses nothing, and sets the pace of the chat.
-# README, Slow subscribers: it keeps up if it reads about 3,000 short messages a second.
+# subscriber that manages this before a timeout, normally two seconds, loses nothing, and sets the
+# pace of the chat.
+# README, Slow subscribers: In practice, a subscriber keeps up if it reads about 3,000 short
+# messages a second.
 
 
 @pytest.mark.parametrize(
@@ -69,8 +71,8 @@ def test_subscribers_that_keep_reading_lose_nothing(
 # README, Slow subscribers: The server queues up to 2,000 messages for each subscriber.
 # README, Slow subscribers: It has delayed the chat by up to two seconds, and now loses messages
 # until it has read half of its queue.
-# README, Differences from the original: each stall delays the chat by two seconds at most, then it
-# loses messages; the server logs it
+# README, Differences from the original: each stall delays the chat by two seconds at most; then the
+# subscriber loses messages; the server logs it
 
 
 def test_a_stalled_subscriber_loses_messages_until_it_has_read_half_of_its_queue(
