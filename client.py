@@ -724,19 +724,19 @@ def fit(line: list[str], columns: int) -> list[str]:
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
 # reads. The case "partial" comes first, because the start of such a key would match another case.
 # Reports come if the program before this one has asked for them.
+CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
-    r"""
-    (?P<partial> \x1b+ (?: O[0-9;]* | \[ (?: M.{0,2} | \[ | [0-?]*[ -/]* ) )? \Z )  # cut off
-    | \x1b+ \[M...                 # a report of the mouse
-    | \x1b+ \[\[.                  # a function key of the Linux console
-    | \x1b+ \[ [0-?]*[ -/]*[@-~]?  # any other control sequence (ECMA-48: parameters, intermediate
-                                   # bytes, final byte), such as that of Delete
-    | \x1b+ O[0-9;]*.              # the same in the terminal's application mode
+    rf"""
+    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | \[M.{{0,2}} | \[\[ | O[0-9;]* )? \Z )
+    | \x1b+ \[M...                  # a report of the mouse
+    | \x1b+ \[\[.                   # a function key of the Linux console
+    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # any other control sequence, such as that of Delete
+    | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours; it cannot be
-                                   # partial, or Alt-] would swallow the keys after it
-    | \x1b+ .                      # a key with Alt
-    | [^\x00-\x08\x0a-\x1f\x7f]+   # text
-    | .                            # any other control character
+                                    # partial, or Alt-] would swallow the keys after it
+    | \x1b+ .                       # a key with Alt
+    | [^\x00-\x08\x0a-\x1f\x7f]+    # text
+    | .                             # any other control character
     """,
     re.DOTALL | re.VERBOSE,
 )
