@@ -17,7 +17,7 @@ line, and acknowledges it. Lines whose echo does not come are sent again: over t
 or after 5 seconds if it seems that the echo was missed. So a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same, but of a pipe, the client sends only 1,000 lines without an echo.
+are sent to it all the same. But a pipe is not read on while 1,000 lines wait for their echoes.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. On a terminal, a line editor keeps the line being typed below the messages. The parts "The
@@ -38,7 +38,6 @@ import sys
 import threading
 import time
 import unicodedata
-from collections import deque
 from collections.abc import Callable
 from typing import NoReturn, TextIO
 
@@ -98,6 +97,8 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         # dump buffered messages
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
+        if connection.up:
+            outbox.push_to(connection.push)  # Echoes have made room in the window.
         try:
             screen.print_messages(messages)
         except OSError as error:
@@ -194,8 +195,8 @@ class Connection:
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # Whether the last notice said that it is up; None before the first one. A pipe starts as if
-        # it had said so: only a loss is worth a notice.
+        # Whether the last notice said that it is up; None before the first one. For a pipe, that it
+        # is up needs no notice at the start, but that it is down does.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
@@ -266,36 +267,38 @@ class Line:
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line
         self.overtaken = False  # The echo of a later line has come.
-        self.resent = False  # over this connection, because lines were overtaken
+        self.resent = False  # over this connection
 
 
 class Outbox:
-    """The lines without an echo: those in flight, then those queued, in the order of the input.
+    """The lines without an echo, in the order of the input. lines[:pushed] are in flight.
 
-    Pushed lines are in flight until their echo acknowledges them. Echoes come in the same order. If
-    the echo of a later line comes first, those of the lines before it were missed, or are late: the
-    subscription took effect late, or stdout was blocked for so long that the server dropped
-    messages for this client.
+    An echo acknowledges its line. Echoes come in the same order. If the echo of a later line comes
+    first, those of the lines before it were missed, or are late: the subscription took effect late,
+    or stdout was blocked for so long that the server dropped messages for this client.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.in_flight: list[Line] = []
-        self.queued: deque[Line] = deque()
-        self.probed = False  # The newest line was resent since the last echo: see resend.
-        self.overdue = False  # No echo has come for ECHO_TIMEOUT, although lines wait for one.
-        self.since_echo = 0.0  # seconds for which lines have waited without any echo: see pass_time
-        self.last_turn = time.monotonic()  # when since_echo was updated
+        self.lines: list[Line] = []
+        self.pushed = 0  # The next line to push is lines[pushed].
+        self.pushed_once = 0  # lines[:pushed_once] were pushed at least once: echoes may come.
+        self.acknowledged: dict[int, None] = {}  # the hashes of the last echoes, oldest first
+        # Two clocks, in seconds. They start when a line is added, and run on over reconnections.
+        self.since_echo = 0.0  # since the last echo of any line
+        self.since_progress = 0.0  # since the oldest line has been the oldest
+        self.last_turn = time.monotonic()  # when the clocks were updated
+        self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
     def __len__(self) -> int:
         """Return the number of lines without an echo."""
-        return len(self.in_flight) + len(self.queued)
+        return len(self.lines)
 
     def add(self, line: bytes) -> str:
-        """Queue a line. Return the problem with it, "kind: detail", or an empty string.
+        """Add a line. Return the problem with it, "kind: detail", or an empty string.
 
-        A line that our server would drop is queued as well: another server may publish it.
+        A line that our server would drop is added as well: another server may publish it.
         """
         frame, problem = line, ""
         if self.user is not None:
@@ -314,81 +317,98 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.queued.append(Line(frame, echo_hash))
+        self.lines.append(Line(frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
-        """Push queued lines (slide 8), until WINDOW are in flight."""
+        """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
-            while self.queued and len(self.in_flight) < WINDOW:
-                push.send(self.queued[0].frame, zmq.NOBLOCK)
-                line = self.queued.popleft()
-                if line.echo_hash is None:
-                    self.undelivered += 1  # Our server drops it, so no echo will come.
+            while self.pushed < min(WINDOW, len(self.lines)):
+                line = self.lines[self.pushed]
+                push.send(line.frame, zmq.NOBLOCK)
+                if line.echo_hash is None:  # Our server drops it, so no echo will come.
+                    del self.lines[self.pushed]
+                    self.undelivered += 1
                 else:
-                    self.in_flight.append(line)
+                    self.pushed += 1
+                    self.pushed_once = max(self.pushed, self.pushed_once)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages."""
-        if not (messages and self.in_flight):
+        if not (messages and self.lines):
             return
-        hashes = [line.echo_hash for line in self.in_flight]
+        hashes = [line.echo_hash for line in self.lines[: self.pushed_once]]
         for plain, _ in messages:
             echo = hash(plain)
-            if echo not in hashes:  # somebody else's message, or a second copy of an echo
-                continue
-            # Of equal lines, such as hi, hi, hi, an echo acknowledges the oldest. After a probe, it
-            # acknowledges the newest, so that those before count as overtaken, and are resent.
-            of_newest = self.probed and echo == hashes[-1]
-            index = len(hashes) - 1 if of_newest else hashes.index(echo)
-            for line in self.in_flight[:index]:
-                line.overtaken = True
-            del hashes[index], self.in_flight[index]
-            self.since_echo, self.overdue, self.probed = 0.0, False, False
+            if echo in hashes:
+                # Of equal lines, such as hi, hi, hi, an echo acknowledges the oldest. If the newest
+                # was resent, it acknowledges that, so that those before it count as overtaken.
+                of_newest = echo == hashes[-1] and self.lines[len(hashes) - 1].resent
+                index = len(hashes) - 1 if of_newest else hashes.index(echo)
+                del hashes[index]
+                self.remove(index)
+                self.acknowledged[echo] = None
+            elif echo not in self.acknowledged:
+                continue  # It is somebody else's message.
+            # A second copy of an echo shows as well that the server is at work.
+            self.since_echo, self.overdue = 0.0, False
+        while len(self.acknowledged) > 2 * WINDOW:
+            del self.acknowledged[next(iter(self.acknowledged))]
+
+    def remove(self, index: int) -> None:
+        """Remove a line, because its echo has come."""
+        for line in self.lines[:index]:
+            line.overtaken = True
+        del self.lines[index]
+        self.pushed_once -= 1
+        if index < self.pushed:
+            self.pushed -= 1
+        if index == 0:
+            self.since_progress = 0.0
 
     def resend(self, reading: bool) -> None:
-        """Resend lines, since no echo has come for ECHO_TIMEOUT.
+        """Resend lines, since the oldest one has had no echo for ECHO_TIMEOUT.
 
-        If lines were overtaken, resend all lines in flight (as TCP's go-back-N does), each of them
-        once in a connection: if the server publishes some in another form, their echo never comes.
+        If lines were overtaken, resend all lines in flight (as TCP's go-back-N does), but no line
+        that was resent already: if the server publishes it in another form, its echo never comes.
         If none were overtaken, and no later line is read, resend the newest line as a probe: its
         echo will show whether others were missed. (TCP does this, too: RFC 8985.)
         """
-        fresh = [line for line in self.in_flight if not line.resent]  # the newest ones
-        if any(line.overtaken for line in fresh):
-            for line in fresh:
-                line.resent = True
-            self.requeue(len(fresh))
-            self.probed = True  # The newest line was among them.
-        elif self.in_flight and not (reading or self.probed):
-            self.requeue(1)
-            self.probed = True
-
-    def requeue(self, count: int) -> None:
-        """Queue the newest lines in flight again."""
-        for _ in range(count):
-            self.queued.appendleft(self.in_flight.pop())
+        in_flight = self.lines[: self.pushed]
+        fresh = [index for index, line in enumerate(in_flight) if not line.resent]
+        if any(in_flight[index].overtaken for index in fresh):
+            self.pushed = fresh[0]
+            self.since_progress = 0.0
+        elif in_flight and not (reading or in_flight[-1].resent):
+            self.pushed -= 1
+        for line in in_flight[self.pushed :]:
+            line.resent = True
 
     def start_over(self) -> None:
-        """Queue the lines in flight again, because the connection is new."""
-        self.requeue(len(self.in_flight))
-        self.probed = False
-        for line in self.queued:
+        """Push all lines again, because the connection is new."""
+        self.pushed = 0
+        for line in self.lines:
             line.overtaken = line.resent = False
 
     def give_up(self) -> None:
-        """Forget the lines in flight. Echoes stay overdue: the server may publish none at all."""
-        self.undelivered += len(self.in_flight)
-        self.in_flight.clear()
-        self.since_echo, self.probed = 0.0, False
+        """Forget the lines in flight. Echoes stay overdue, since the server may publish none."""
+        self.undelivered += self.pushed
+        del self.lines[: self.pushed]
+        self.pushed_once -= self.pushed
+        self.pushed = 0
+        self.since_echo = self.since_progress = 0.0
 
     def pass_time(self, running: bool) -> bool:
-        """Move the clock on, if it is running. Return whether echoes became overdue now."""
+        """Add the time since the last turn to the clocks, if they are running.
+
+        Return whether echoes have become overdue by this.
+        """
         now = time.monotonic()
-        # A longer time means that this process was stopped, or that stdout was blocked.
-        seconds = min(now - self.last_turn, 1) if running else 0.0
+        # A turn that takes longer means that this process was stopped, or that stdout was blocked.
+        seconds = min(now - self.last_turn, 2 * TICK) if running else 0.0
         self.last_turn = now
-        self.since_echo = (self.since_echo + seconds) if len(self) else 0.0
+        self.since_echo = (self.since_echo + seconds) if self.lines else 0.0
+        self.since_progress = (self.since_progress + seconds) if self.lines else 0.0
         if self.overdue or self.since_echo < ECHO_TIMEOUT:
             return False
         self.overdue = True
@@ -396,7 +416,7 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = excerpt((self.in_flight or self.queued)[0].frame)
+        first = excerpt(self.lines[0].frame)
         return f"no echo yet for {count_lines(len(self))}; the first: {first}"
 
     def report(self) -> str:
@@ -409,21 +429,22 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
     """Act if no echo comes. Return False if the chat should end.
 
                      while input is read           if the input ended, or the window is full
-    the clock runs   while a connection is up      always
-    after  5 s       notice; if lines were         notice; if lines were overtaken, resend all in
-                     overtaken, resend all in      flight; if not, resend the newest
-                     flight
-    after 30 s       give up the lines in          end (after 8 s, if there never was a connection)
-                     flight, and go on
+    clocks run       while a connection is up      always
+    oldest line      if lines were overtaken,      the same; if none were overtaken,
+    waits for  5 s   resend all in flight          resend the newest
+    no echo          notice for a person           the same
+    for  5 s
+    no echo          give up the lines in          end (after 8 s, if there never was a connection)
+    for 30 s         flight, and go on
 
-    The notice is for a person only. The client goes on while input is read, because this may be a
-    server that publishes lines in another form.
+    The client goes on while input is read, because this may be a server that publishes lines in
+    another form.
     """
     just_overdue = outbox.pass_time(connection.up or not reading)
     if just_overdue and screen.interactive:
         screen.print_notice(outbox.notice())
     # Resend only after 5 seconds of this connection: it may be newer than the wait.
-    if min(outbox.since_echo, connection.up_for()) >= ECHO_TIMEOUT:
+    if min(outbox.since_progress, connection.up_for()) >= ECHO_TIMEOUT:
         outbox.resend(reading)
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
@@ -506,12 +527,12 @@ def sanitize_message(frame: bytes) -> Message:
     text = frame.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "", 1)
     if plain.isprintable() and text.endswith(RESET):
-        return plain, text  # as our server writes it
-    parts = COLOR.split(text)  # text, colour, text, ...
+        return plain, text  # the usual case, only faster
+    parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
-    if len(parts) > 1 and not text.endswith(RESET):
-        parts.append(RESET)  # Colours must not leak into what follows.
-    return "".join(parts[::2]), "".join(parts)
+    plain, colored = "".join(parts[::2]), "".join(parts)
+    # Colours must not leak into what follows.
+    return plain, colored + RESET if len(parts) > 1 and not text.endswith(RESET) else colored
 
 
 class Screen:
@@ -519,7 +540,6 @@ class Screen:
 
     def __init__(self, color: bool) -> None:
         self.color = color
-        self.splitter: Splitter | Editor = Splitter()  # makes lines of stdin
         self.interactive = is_terminal(0)
         self.problems: set[str] = set()  # the kinds that were printed
 
@@ -543,7 +563,7 @@ class Screen:
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line whose echo may take a while. Do nothing here: the terminal has shown it."""
+        """Print a line whose echo may take a while. Do nothing here: a terminal has shown it."""
 
     def write(self, lines: list[str], stream: TextIO) -> None:
         """Write lines. Raises OSError."""
@@ -666,7 +686,7 @@ class Editor:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        return self.cursor + step * len(re.findall(pattern, letters)[0])  # the match at the start
+        return self.cursor + step * len(re.findall(pattern, letters)[0])  # which is at the start
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -722,8 +742,8 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
-# reads. The case "partial" comes first, because the start of such a key would match another case.
-# Reports come if the program before this one has asked for them.
+# reads. The case "partial" comes first, because ESC [ alone, for example, would match as Alt-[.
+# Reports come if a program before this one has asked for them, and was killed.
 CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
     rf"""
@@ -833,8 +853,8 @@ if sys.platform != "win32":
             """Stop, and set the terminal up again after fg.
 
             Until fg, all signals have their default action: SIGTSTP, to stop the process, and the
-            others, so that kill ends it even after bg. (After bg, set_up stops the process again,
-            by SIGTTOU, before Python could run a handler.)
+            others, so that kill ends it even after bg. (After bg, the kernel stops the process
+            again in set_up, by SIGTTOU, before Python could run a handler.)
             """
             self.stop_requested = False
             self.restore()
@@ -881,10 +901,10 @@ else:
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
                     # Is this the first half of a special key, or is 0xE0 the letter à? ungetwch
-                    # fails if a second half is waiting. If it works, this is the letter.
+                    # fails if a second half is waiting.
                     try:
                         msvcrt.ungetwch(char)
-                        msvcrt.getwch()
+                        msvcrt.getwch()  # It is the letter: take it back out.
                     except OSError:
                         char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
                 elif char == "\x03":
@@ -902,7 +922,7 @@ class EditorScreen(Screen):
 
     def __init__(self, color: bool) -> None:
         super().__init__(color)
-        self.splitter = self.editor = Editor()
+        self.editor = Editor()
         self.terminal = Terminal()
         self.drawn = ("", 0)  # the row as it was drawn last, and the width of the window then
 
@@ -953,7 +973,7 @@ def make_screen(color: str) -> Screen:
     """Return a screen, with a line editor if stdin and stdout are terminals."""
     stdout = sys.stdout
     colorama.just_fix_windows_console()
-    wrapped = sys.stdout is not stdout  # since the console has no escape codes
+    wrapped = sys.stdout is not stdout  # by colorama, for a console without escape codes
     has_escapes = not wrapped and os.environ.get("TERM") != "dumb"
     auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
     kind = EditorScreen if is_terminal(0) and is_terminal(1) and has_escapes else Screen
@@ -975,18 +995,18 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 
 
 def prepare_files() -> None:
-    """Raise OSError unless 32 more files can be opened: libzmq aborts if it cannot open its own.
+    """Check that libzmq can open its files, and prepare the standard streams.
 
-    To try this, open /dev/null. It also replaces standard streams that are closed. Otherwise a
-    socket could get the number of stderr, for example, and be sent the notices. Make the streams
-    blocking, in case another process has set O_NONBLOCK.
+    Open /dev/null 32 times. If this fails, libzmq would abort, so raise OSError. If stdin, stdout
+    or stderr is closed, one of these files takes its number: otherwise, a socket could take it, and
+    be sent the notices. Make the streams blocking, in case another process has set O_NONBLOCK.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
     except OSError as error:
         raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:  # Keep 0 to 2: these are standard streams that were closed.
+        if file > 2:
             os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
@@ -1076,7 +1096,7 @@ def parse_options() -> argparse.Namespace:
 
 def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
     """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
-    stdin = Stdin(screen.splitter)
+    stdin = Stdin(screen.editor if isinstance(screen, EditorScreen) else Splitter())
     read: Callable[[], bytes] = functools.partial(os.read, 0, READ_SIZE)
     if isinstance(screen, EditorScreen):
         read = screen.terminal.read

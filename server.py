@@ -15,9 +15,9 @@ waits for a line. PUB's send would drop messages for a subscriber whose queue is
 option NODROP, it waits instead. With NOBLOCK, or once a timeout is over, recv and send raise
 zmq.Again instead of waiting.
 
-The loop follows the talk's, slides 3 to 7. The functions that it calls ensure that a subscriber
-that keeps up loses nothing, that a stalled one delays the chat only briefly, and that control
-characters are escaped.
+main, at the end, makes the two sockets (slide 3). serve is the talk's loop, slides 3 to 7. What it
+calls ensures that a subscriber that keeps up loses nothing, that a stalled one delays the chat only
+briefly, and that control characters are escaped.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more
-MAX_MESSAGE = 16_384  # bytes; escaping can make it longer than the line
+MAX_MESSAGE = 16_384  # bytes; escaping can make it longer than the line, but queues are bounded
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines received before publishing them; larger batches are no faster
@@ -50,16 +50,16 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    After a signal, go on until no line is waiting. If lines keep coming, go on until shutdown.due.
+    The time left is infinite until a signal. Then go on until no line comes in time.
     """
     publisher = Publisher(pub, shutdown, log)
-    while not shutdown.due:
+    while shutdown.time_left() > IDLE_TIMEOUT:
         if lines := receive(pull):
             publisher.publish(chat_messages(lines, log))
         elif shutdown.requested:
             break
         else:
-            # libzmq frees the queues of subscribers that have left, but only when PUB is used.
+            # Any use of PUB makes libzmq free the queues of subscribers that left. This is one.
             pub.get(zmq.EVENTS)
 
 
@@ -76,7 +76,7 @@ def receive(pull: Sock) -> list[bytes]:
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         lines.append(pull.recv())  # raises zmq.Again after IDLE_TIMEOUT
-        if pull.get(zmq.EVENTS):  # If no more are there, asking is faster than catching zmq.Again.
+        if pull.get(zmq.EVENTS):  # Usually no more are there. Asking is faster than zmq.Again.
             while len(lines) < BATCH:
                 lines.append(pull.recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
@@ -87,7 +87,7 @@ def receive(pull: Sock) -> list[bytes]:
 # TAB, printable ASCII, and the SAFE characters are published as they are. SAFE is all beyond ASCII,
 # except control characters, line separators, direction overrides and lone surrogates.
 # (Joiners, which emoji and Persian need, and no-break spaces are text.) Any other character could
-# control the terminal of a subscriber, and is escaped.
+# control the terminal of a subscriber, or is not valid, and is escaped.
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 
@@ -95,7 +95,7 @@ UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
 # {"user": "ann", "message": "hi"}, and has nothing to unescape or to escape: its strings hold SAFE
 # characters, and printable ASCII except " and \. Any other line matches .* instead. So findall
 # returns a pair for each line: its user and text, or ("", "").
-STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'
+STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'  # space and !, then # to [, then ] to ~
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -110,7 +110,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     Invalid lines are dropped, and reported. A regular expression, applied to all lines at once,
     splits simple lines five times as fast as parsing does. Only the other lines are parsed.
     """
-    # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line is parsed.
+    # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line goes to parse.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
     if len(pairs) != len(lines):  # A line that contains \n gives more pairs: parse all lines.
         pairs = [("", "")] * len(lines)
@@ -148,7 +148,7 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # send without pyzmq's wrapper, which takes as long again
+compiled_send = zmq.backend.Socket.send  # skips pyzmq's Python wrapper, which doubles its time
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
 REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stall
@@ -162,8 +162,8 @@ class Publisher:
     chat then goes on without it, and it misses messages until it has read half of its queue.
 
     There is one timeout for all. Each stall halves it. Then it grows again, by REGAIN each second.
-    So the first six stalls in quick succession delay the chat by 4 seconds in all (2 + 1 + 0.5 +
-    ...), and each further one by MIN_TIMEOUT.
+    So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in the end by
+    MIN_TIMEOUT each.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -188,8 +188,8 @@ class Publisher:
         try:
             self.pub.send(message)
         except zmq.Again:
-            # Without NODROP, libzmq drops this message for full queues. Even after NODROP is set
-            # again, it skips such a queue, without waiting, until half of it has been read.
+            # Without NODROP, libzmq drops this message for each full queue, and marks the queue. It
+            # then skips a marked queue, with NODROP as well, until half of it has been read.
             self.pub.set(zmq.XPUB_NODROP, 0)
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
@@ -248,14 +248,16 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # A signal restarts such a wait: see request.
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # seconds; the signal may restart a wait: see request
+MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    Then it is after SHUTDOWN_TIMEOUT, 2.3 seconds. Subscribers have what is left of that, but at
-    least 0.5 seconds, to receive what is queued. So the server exits within 3 seconds.
+    Then the loop ends once no line comes, or before the deadline, SHUTDOWN_TIMEOUT after the
+    signal. Subscribers get the rest of that time, or MIN_LINGER if it is longer. So the server
+    exits within 3 seconds.
 
     The handler of the signal only sets the deadline. If it raised an exception, as Python does for
     Ctrl-C, a line that was already received might never be published.
@@ -272,11 +274,6 @@ class Shutdown:
     def time_left(self) -> float:
         """Return the seconds until the deadline."""
         return max(0, self.deadline - time.monotonic())
-
-    @property
-    def due(self) -> bool:
-        """Whether no time is left for another turn of the loop, with a wait for a line."""
-        return self.time_left() < IDLE_TIMEOUT
 
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
@@ -303,10 +300,11 @@ def handle_signals(shutdown: Shutdown) -> None:
 
 
 def prepare_files() -> None:
-    """Open /dev/null 20 times, to check that files can be opened, and to replace closed streams.
+    """Check that libzmq can open its files, and give closed standard streams a file.
 
-    Raise ValueError if this fails: libzmq would abort. If stdin, stdout or stderr is closed, one of
-    these files takes its number. Otherwise a socket could, and be sent the log.
+    Both by opening /dev/null 20 times. If this fails, libzmq would abort, so raise ValueError. If
+    stdin, stdout or stderr is closed, one of these files takes its number: otherwise, a socket
+    could take it, and be sent the log.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
@@ -348,7 +346,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # of load_certificate, too
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return public, secret
 
@@ -379,8 +377,8 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    # A large buffer in the kernel takes a slow subscriber long to drain. Meanwhile its queue does
-    # not move, so it would look stalled.
+    # A slow subscriber takes long to drain a large kernel buffer. Until then its queue does not
+    # move, and it would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
 
@@ -391,7 +389,8 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, libzmq binds only the IPv6 address of an interface such as eth0.
+    # With IPv6 on, libzmq binds all addresses for *, but of an interface such as eth0 only the IPv6
+    # address.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
@@ -448,8 +447,7 @@ def main() -> int:
     if keys:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    # Subscribers receive what is queued.
-    context.destroy(linger=int(1_000 * max(0.5, shutdown.time_left())))
+    context.destroy(linger=int(1_000 * max(MIN_LINGER, shutdown.time_left())))
     log.close()
     return 0
 

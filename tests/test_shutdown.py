@@ -77,8 +77,9 @@ def test_a_server_ends_within_three_seconds_if_a_subscriber_stalls_meanwhile(
                 push.sendall(lines)
 
 
-# README, Slow subscribers: A server that shuts down gives subscribers two seconds to receive what
-# is queued.
+# README, Slow subscribers: After Ctrl-C or SIGTERM, the server publishes the lines that it has
+# received, for up to two seconds. Subscribers get the rest of that time, but at least half a
+# second, to receive what is queued.
 
 
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:

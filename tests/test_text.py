@@ -60,7 +60,7 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes]) -> Non
     outbox = client.Outbox(None)
     for line in split(typed):
         outbox.add(line)
-    assert [line.frame for line in outbox.queued] == lines
+    assert [line.frame for line in outbox.lines] == lines
 
 
 # README, Delivery in detail: A byte order mark at the start of the input is dropped.
@@ -103,8 +103,8 @@ def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: byt
     outbox = client.Outbox(name)
     outbox.add(typed)
     assert outbox.report() == "1 line may not have been delivered"
-    outbox.in_flight = [outbox.queued.popleft()]
-    frame = outbox.in_flight[0].frame
+    outbox.pushed = outbox.pushed_once = 1
+    frame = outbox.lines[0].frame
     user, message = name.encode(errors="replace").decode(), typed.decode(errors="replace")
     assert json.loads(frame) == {"user": user, "message": message}
     outbox.acknowledge([client.sanitize_message(message) for message in published(frame)])
@@ -112,8 +112,8 @@ def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: byt
 
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, since another
-# server may accept it. A line that is too long is not sent. In both cases a notice says why: for
-# each such line on a terminal, but only for the first from a pipe or a file.
+# server may accept it. A line that is too long is not sent. In both cases, a notice says what is
+# wrong with the line. (From a pipe or a file, only the first such line gets a notice.)
 # README, Differences from the original: the client prints a notice instead of sending it
 
 DELETES = LONGEST.replace(b"x", b"\x7f")
@@ -139,7 +139,7 @@ def test_a_line_that_nobody_will_see_is_reported(
     assert outbox.add(line) == notice
     assert outbox.report() == "1 line may not have been delivered"
     will_be_sent = [line] if notice.startswith(WILL_BE_DROPPED) else []
-    assert [line.frame for line in outbox.queued] == will_be_sent
+    assert [line.frame for line in outbox.lines] == will_be_sent
     assert published(line) == []
 
 
