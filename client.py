@@ -371,18 +371,22 @@ class Outbox:
 
         If lines were overtaken, resend all lines in flight (as TCP's go-back-N does), but no line
         that was resent already: if the server publishes it in another form, its echo never comes.
-        If none were overtaken, and no later line is read, resend the newest line as a probe: its
-        echo will show whether others were missed. (TCP does this, too: RFC 8985.)
+        If none were overtaken, and there is no echo at all, and no later line is read, resend the
+        newest line as a probe: its echo will show whether others were missed. (TCP does this, too:
+        RFC 8985.)
         """
         in_flight = self.lines[: self.pushed]
-        fresh = [index for index, line in enumerate(in_flight) if not line.resent]
-        if any(in_flight[index].overtaken for index in fresh):
-            self.pushed = fresh[0]
+        fresh = [line for line in in_flight if not line.resent]
+        if any(line.overtaken for line in fresh):
+            again = in_flight[in_flight.index(fresh[0]) :]
             self.since_progress = 0.0
-        elif in_flight and not (reading or in_flight[-1].resent):
-            self.pushed -= 1
-        for line in in_flight[self.pushed :]:
+        elif self.since_echo >= ECHO_TIMEOUT and in_flight[-1:] == fresh[-1:] and not reading:
+            again = in_flight[-1:]
+        else:
+            return
+        for line in again:
             line.resent = True
+        self.pushed -= len(again)
 
     def start_over(self) -> None:
         """Push all lines again, because the connection is new."""
@@ -430,10 +434,10 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
 
                      while input is read           if the input ended, or the window is full
     clocks run       while a connection is up      always
-    oldest line      if lines were overtaken,      the same; if none were overtaken,
-    waits for  5 s   resend all in flight          resend the newest
-    no echo          notice for a person           the same
-    for  5 s
+    oldest line      if lines were overtaken,      the same
+    waits for  5 s   resend all in flight
+    no echo          notice for a person           the same; if no line was overtaken,
+    for  5 s                                       resend the newest
     no echo          give up the lines in          end (after 8 s, if there never was a connection)
     for 30 s         flight, and go on
 

@@ -220,36 +220,42 @@ def test_lines_whose_echoes_were_missed_go_again_once(
     bare_server.expect([])
 
 
-def test_each_line_goes_again_once_and_the_newest_once_more(context: Context) -> None:
-    """Each step is an echo, the lines in flight then, and those that go again after a wait."""
+RESENDS: dict[str, list[tuple[str, bool, str]]] = {
+    # The lines; then echoes, whether input is read, and which lines go again ("/": all, over a new
+    # connection).
+    "abcddde": [
+        ("", True, ""),
+        ("", False, "e"),
+        ("", False, ""),
+        ("e", True, "abcddd"),
+        ("", False, ""),
+        ("b", False, ""),
+        ("/", True, "acddd"),
+        ("d", True, "acdd"),
+        ("cad", True, ""),
+        ("d", False, ""),
+    ],
+    "hhh": [("", False, "h"), ("h", False, "hh"), ("hh", False, "")],
+}
+
+
+@pytest.mark.parametrize("texts", RESENDS)
+def test_each_line_goes_again_once_and_the_newest_once_more(context: Context, texts: str) -> None:
     push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
     pull.bind("inproc://lines")
     push.connect("inproc://lines")
     outbox = client.Outbox("k")
-    for text in (b"a", b"b", b"c", b"d", b"d", b"d", b"e"):
-        outbox.add(text)
+    for text in texts:
+        outbox.add(text.encode())
     outbox.push_to(push)
-    steps: list[tuple[bytes, bool, str]] = [
-        (b"", True, ""),
-        (b"", False, "e"),
-        (b"", False, ""),
-        (b"e", True, "abcddd"),
-        (b"", False, ""),
-        (b"b", False, ""),
-        (b"", True, "new acddd"),
-        (b"d", True, "acdd"),
-        (b"c", False, ""),
-        (b"a", True, ""),
-        (b"d", True, ""),
-        (b"d", False, ""),
-    ]
-    for echo, reading, again in steps:
-        if again.startswith("new "):
+    for echoes, reading, again in RESENDS[texts]:
+        if echoes == "/":
             outbox.start_over()
-        outbox.acknowledge([client.sanitize_message(b"k> " + echo)])
+        outbox.acknowledge([client.sanitize_message(f"k> {text}".encode()) for text in echoes])
+        outbox.since_echo = client.ECHO_TIMEOUT
         outbox.resend(reading)
         not_pushed = [line.frame for line in outbox.lines[outbox.pushed :]]
-        assert not_pushed == [line_of("k", text) for text in again.removeprefix("new ")]
+        assert not_pushed == [line_of("k", text) for text in again]
         outbox.push_to(push)
     assert len(outbox) == 0
 
@@ -460,6 +466,20 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
     assert undelivered(waiting) == 1
     assert waiting.stderr == notice + "client.py: 1 line may not have been delivered\n"
     assert 8 < time.monotonic() - began < 15
+
+
+@slow
+def test_a_server_that_is_late_gets_each_line_once(
+    bare_server: BareServer, start_client: StartClient
+) -> None:
+    bare_server.close("pull", "pub")
+    script = start_client(bare_server.ports)
+    close(script, typed(1, 2))
+    time.sleep(client.ECHO_TIMEOUT + 1)
+    bare_server.open("pull", "pub")
+    assert bare_server.answer(2) == lines(1, 2)
+    assert script.wait() == 0
+    bare_server.expect([])
 
 
 # README, Delivery in detail: is up, or has been up | 30 seconds | exits with status 1
