@@ -17,7 +17,8 @@ line, and acknowledges it. Lines whose echo does not come are sent again: over t
 or after 5 seconds if it seems that the echo was missed. So a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same. But a pipe is not read on while 1,000 lines wait for their echoes.
+are sent to it all the same. But while 1,000 lines wait for their echoes, a pipe is not read on, and
+if no echo comes, the client gives up.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. On a terminal, a line editor keeps the line being typed below the messages. The parts "The
@@ -54,7 +55,7 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight at most: half of what the server queues for this client
+WINDOW = 1_000  # lines in flight at most; the server queues 2,000 messages for each client
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait in the loop
@@ -77,15 +78,15 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
     Raises OSError if stdout fails.
     """
     while len(outbox) or not stdin.ended:
-        # wait for some input, but read none while the window is full: wait for echoes then
+        # wait for some input, but read none while the outbox is full: wait for echoes then
         # (a terminal is always read: the keys have to be shown)
-        window_full = len(outbox) >= WINDOW and not screen.interactive
-        reading = not stdin.ended and not window_full
+        outbox_full = len(outbox) >= WINDOW and not screen.interactive
+        reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
             problem = outbox.add(line)
             screen.print_problem(problem)
-            if not connection.up or outbox.overdue:
-                screen.print_typed(line)  # Otherwise, its echo shows it soon.
+            if not connection.up or outbox.overdue:  # Its echo, which would show it, takes a while.
+                screen.print_typed(line)
 
         # push it
         if connection.update():  # It has just come up.
@@ -98,7 +99,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
         if connection.up:
-            outbox.push_to(connection.push)  # Echoes have made room in the window.
+            outbox.push_to(connection.push)  # Echoes have made room for more in flight.
         try:
             screen.print_messages(messages)
         except OSError as error:
@@ -163,7 +164,7 @@ class Splitter:
 
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
-        self.bom = codecs.BOM_UTF8  # PowerShell puts it in front of the first line.
+        self.bom = codecs.BOM_UTF8  # removed from the first line (of PowerShell); then empty
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that end in data, and whether stdin has ended: no data means so."""
@@ -282,11 +283,11 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        self.pushed_once = 0  # lines[:pushed_once] were pushed at least once: echoes may come.
-        self.acknowledged: dict[int, None] = {}  # the hashes of the last echoes, oldest first
+        self.ever_pushed = 0  # The same, but it is not set back when lines are to be pushed again.
+        self.recent_echoes: dict[int, None] = {}  # an ordered set of the hashes of the last echoes
         # Two clocks, in seconds. They start when a line is added, and run on over reconnections.
         self.since_echo = 0.0  # since the last echo of any line
-        self.since_progress = 0.0  # since the oldest line has been the oldest
+        self.since_progress = 0.0  # since the oldest line became so, or since overtaken were resent
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -331,57 +332,57 @@ class Outbox:
                     self.undelivered += 1
                 else:
                     self.pushed += 1
-                    self.pushed_once = max(self.pushed, self.pushed_once)
+                    self.ever_pushed = max(self.pushed, self.ever_pushed)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages."""
         if not (messages and self.lines):
             return
-        hashes = [line.echo_hash for line in self.lines[: self.pushed_once]]
+        hashes = [line.echo_hash for line in self.lines[: self.ever_pushed]]
         for plain, _ in messages:
             echo = hash(plain)
             if echo in hashes:
-                # Of equal lines, such as hi, hi, hi, an echo acknowledges the oldest. If the newest
-                # was resent, it acknowledges that, so that those before it count as overtaken.
-                of_newest = echo == hashes[-1] and self.lines[len(hashes) - 1].resent
-                index = len(hashes) - 1 if of_newest else hashes.index(echo)
+                # Of equal lines, it is the oldest. But the echo of a probe (see resend) has to
+                # acknowledge the probe: only then do the lines before it count as overtaken.
+                of_probe = echo == hashes[-1] and self.lines[len(hashes) - 1].resent
+                index = len(hashes) - 1 if of_probe else hashes.index(echo)
                 del hashes[index]
                 self.remove(index)
-                self.acknowledged[echo] = None
-            elif echo not in self.acknowledged:
+                self.recent_echoes[echo] = None
+            elif echo not in self.recent_echoes:
                 continue  # It is somebody else's message.
             # A second copy of an echo shows as well that the server is at work.
             self.since_echo, self.overdue = 0.0, False
-        while len(self.acknowledged) > 2 * WINDOW:
-            del self.acknowledged[next(iter(self.acknowledged))]
+        while len(self.recent_echoes) > 2 * WINDOW:
+            del self.recent_echoes[next(iter(self.recent_echoes))]
 
     def remove(self, index: int) -> None:
         """Remove a line, because its echo has come."""
         for line in self.lines[:index]:
             line.overtaken = True
         del self.lines[index]
-        self.pushed_once -= 1
+        self.ever_pushed -= 1
         if index < self.pushed:
             self.pushed -= 1
         if index == 0:
             self.since_progress = 0.0
 
     def resend(self, reading: bool) -> None:
-        """Resend lines, since the oldest one has had no echo for ECHO_TIMEOUT.
+        """Resend lines. This is called while the oldest one has had no echo for ECHO_TIMEOUT.
 
-        If lines were overtaken, resend all lines in flight (as TCP's go-back-N does), but no line
-        that was resent already: if the server publishes it in another form, its echo never comes.
-        If none were overtaken, and there is no echo at all, and no later line is read, resend the
-        newest line as a probe: its echo will show whether others were missed. (TCP does this, too:
-        RFC 8985.)
+        If lines were overtaken, resend the lines in flight (as TCP's go-back-N does), from the
+        first that was not resent yet. (If the server publishes a line in another form, its echo
+        never comes.) If none were, and for as long no line has had an echo, and no later line is
+        read, resend the newest line as a probe, once. Its echo will show whether others were
+        missed. (TCP does this, too: RFC 8985.)
         """
         in_flight = self.lines[: self.pushed]
         fresh = [line for line in in_flight if not line.resent]
         if any(line.overtaken for line in fresh):
             again = in_flight[in_flight.index(fresh[0]) :]
             self.since_progress = 0.0
-        elif self.since_echo >= ECHO_TIMEOUT and in_flight[-1:] == fresh[-1:] and not reading:
-            again = in_flight[-1:]
+        elif in_flight and not (in_flight[-1].resent or reading or self.since_echo < ECHO_TIMEOUT):
+            again = in_flight[-1:]  # After its echo, those that it has overtaken go at once.
         else:
             return
         for line in again:
@@ -389,7 +390,7 @@ class Outbox:
         self.pushed -= len(again)
 
     def start_over(self) -> None:
-        """Push all lines again, because the connection is new."""
+        """Let all lines be pushed again, because the connection is new."""
         self.pushed = 0
         for line in self.lines:
             line.overtaken = line.resent = False
@@ -398,7 +399,7 @@ class Outbox:
         """Forget the lines in flight. Echoes stay overdue, since the server may publish none."""
         self.undelivered += self.pushed
         del self.lines[: self.pushed]
-        self.pushed_once -= self.pushed
+        self.ever_pushed -= self.pushed
         self.pushed = 0
         self.since_echo = self.since_progress = 0.0
 
@@ -429,17 +430,18 @@ class Outbox:
         return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
+# Act if no echo comes.
+
+
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-                     while input is read           if the input ended, or the window is full
-    clocks run       while a connection is up      always
-    oldest line      if lines were overtaken,      the same
-    waits for  5 s   resend all in flight
-    no echo          notice for a person           the same; if no line was overtaken,
-    for  5 s                                       resend the newest
-    no echo          give up the lines in          end (after 8 s, if there never was a connection)
-    for 30 s         flight, and go on
+                         while input is read       if the input ended, or the outbox is full
+    clocks run           while a connection is up  always
+    since_progress  5 s  resend, if lines were overtaken (both)
+    since_echo      5 s  notice for a person       the same, and resend the newest line
+    since_echo     30 s  give up the lines in      end (after 8 s, if there never was a
+                         flight, and go on         connection)
 
     The client goes on while input is read, because this may be a server that publishes lines in
     another form.
@@ -447,8 +449,8 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
     just_overdue = outbox.pass_time(connection.up or not reading)
     if just_overdue and screen.interactive:
         screen.print_notice(outbox.notice())
-    # Resend only after 5 seconds of this connection: it may be newer than the wait.
-    if min(outbox.since_progress, connection.up_for()) >= ECHO_TIMEOUT:
+    # The connection may be newer than the wait.
+    if outbox.since_progress >= ECHO_TIMEOUT and connection.up_for() >= ECHO_TIMEOUT:
         outbox.resend(reading)
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
@@ -491,7 +493,7 @@ def echo_of(frame: bytes) -> str:
     try:
         line = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(line):
-            return f"{simple[1]}> {simple[2]}"  # never too long: the line itself is longer
+            return f"{simple[1]}> {simple[2]}"  # shorter than the line, even with a colour
         payload = parse_json(line.removeprefix("\ufeff"))
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -658,9 +660,7 @@ class Editor:
 
     def delete(self, index: int) -> str:
         """Delete the text between the cursor and an index. Return it."""
-        before = self.cursor
-        self.move(index)  # which keeps it within the line
-        start, end = sorted((before, self.cursor))
+        start, end = sorted((self.cursor, min(max(index, 0), len(self.line))))
         deleted = "".join(self.line[start:end])
         del self.line[start:end]
         self.cursor = start
@@ -810,7 +810,7 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                signal.raise_signal(signal.SIGTTOU)  # Stop until fg: another job has the settings.
+                signal.raise_signal(signal.SIGTTOU)  # Suspend until fg: another job has set it up.
             self.shell_settings = termios.tcgetattr(0)
             iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
@@ -819,9 +819,9 @@ if sys.platform != "win32":
             cc = [*cc]
             cc[termios.VMIN], cc[termios.VTIME] = 1, 0
             self.editor_settings = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
-            self.stop_requested = False  # by Ctrl-Z
+            self.suspend_requested = False  # by Ctrl-Z
             if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
-                signal.signal(signal.SIGTSTP, self.request_stop)
+                signal.signal(signal.SIGTSTP, self.request_suspend)
 
         def in_background(self) -> bool:
             """Return whether the shell, or another job of it, has the terminal."""
@@ -849,18 +849,18 @@ if sys.platform != "win32":
                 with contextlib.suppress(termios.error):
                     termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
 
-        def request_stop(self, _signum: int, _frame: object) -> None:
-            """Handle SIGTSTP. The loop will stop this process, which may be printing now."""
-            self.stop_requested = True
+        def request_suspend(self, _signum: int, _frame: object) -> None:
+            """Handle SIGTSTP. The loop will suspend the process, which may be printing now."""
+            self.suspend_requested = True
 
-        def stop(self) -> None:
-            """Stop, and set the terminal up again after fg.
+        def suspend(self) -> None:
+            """Suspend the process. After fg, set the terminal up again.
 
-            Until fg, all signals have their default action: SIGTSTP, to stop the process, and the
-            others, so that kill ends it even after bg. (After bg, the kernel stops the process
-            again in set_up, by SIGTTOU, before Python could run a handler.)
+            Until then, all signals have their default action: SIGTSTP suspends, and kill ends the
+            process. If it is continued by bg instead of fg, the kernel suspends it again in set_up
+            (SIGTTOU), before Python could run a handler.
             """
-            self.stop_requested = False
+            self.suspend_requested = False
             self.restore()
             handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
             for signum in handlers:
@@ -880,9 +880,9 @@ else:
     }  # fmt: skip
 
     class Terminal:
-        """Windows' console. It needs no settings, and there is no Ctrl-Z to stop."""
+        """Windows' console. It needs no settings, and Ctrl-Z does not suspend."""
 
-        stop_requested = False
+        suspend_requested = False
 
         def set_up(self) -> None:
             """Set nothing."""
@@ -894,7 +894,7 @@ else:
         def restore(self) -> None:
             """Restore nothing."""
 
-        def stop(self) -> None:
+        def suspend(self) -> None:
             """Do nothing: this is never called."""
 
         def read(self) -> bytes:
@@ -950,10 +950,10 @@ class EditorScreen(Screen):
         self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
     def refresh(self) -> None:
-        """Redraw the row if it or the window has changed. Stop, if Ctrl-Z was pressed."""
-        if self.terminal.stop_requested:
+        """Redraw the row if it or the window has changed. Suspend, if Ctrl-Z was pressed."""
+        if self.terminal.suspend_requested:
             os.write(1, CLEAR.encode())
-            self.terminal.stop()
+            self.terminal.suspend()
             self.drawn = ("", 0)
         if self.drawn != self.row():
             self.write([], sys.stdout)
@@ -1100,19 +1100,20 @@ def parse_options() -> argparse.Namespace:
 
 def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
     """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
-    stdin = Stdin(screen.editor if isinstance(screen, EditorScreen) else Splitter())
     read: Callable[[], bytes] = functools.partial(os.read, 0, READ_SIZE)
     if isinstance(screen, EditorScreen):
-        read = screen.terminal.read
+        stdin, read = Stdin(screen.editor), screen.terminal.read
         screen.terminal.set_up()
         if typed_before := screen.terminal.read_waiting():
             # The kernel has already shown this, so do not print these lines.
             for line in stdin.split(typed_before):
                 problem = outbox.add(line)
                 screen.print_problem(problem)
-    elif sys.platform == "win32":  # os.read would return text in the console's code page.
-        file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-        read = functools.partial(file.read, READ_SIZE)
+    else:
+        stdin = Stdin(Splitter())
+        if sys.platform == "win32":  # os.read would return text in the console's code page.
+            file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+            read = functools.partial(file.read, READ_SIZE)
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     return stdin
 
@@ -1139,8 +1140,7 @@ def main() -> int:
     try:
         prepare_files()
     except OSError as error:
-        with contextlib.suppress(OSError), open_stream(2) as stderr:
-            print(f"client.py: {error}", file=stderr)
+        Screen(color=False).close(str(error))
         return 1
     options = parse_options()
     screen, outbox = make_screen(options.color), Outbox(options.user)

@@ -15,9 +15,9 @@ waits for a line. PUB's send would drop messages for a subscriber whose queue is
 option NODROP, it waits instead. With NOBLOCK, or once a timeout is over, recv and send raise
 zmq.Again instead of waiting.
 
-main, at the end, makes the two sockets (slide 3). serve is the talk's loop, slides 3 to 7. What it
-calls ensures that a subscriber that keeps up loses nothing, that a stalled one delays the chat only
-briefly, and that control characters are escaped.
+main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The functions that it
+calls ensure that a subscriber that keeps up loses nothing, that a stalled one delays the chat for 2
+seconds at most, and that control characters are escaped.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more
-MAX_MESSAGE = 16_384  # bytes; escaping can make it longer than the line, but queues are bounded
+MAX_MESSAGE = 16_384  # bytes; escaping can lengthen a line, and this bounds the queues
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines received before publishing them; larger batches are no faster
@@ -50,7 +50,8 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    The time left is infinite until a signal. Then go on until no line comes in time.
+    The time left is infinite until a signal. Then go on until no line comes for IDLE_TIMEOUT, or
+    until that much time is no longer left.
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
@@ -59,7 +60,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         elif shutdown.requested:
             break
         else:
-            # Any use of PUB makes libzmq free the queues of subscribers that left. This is one.
+            # libzmq frees the queues of subscribers that left only in a call on PUB, such as this.
             pub.get(zmq.EVENTS)
 
 
@@ -76,7 +77,7 @@ def receive(pull: Sock) -> list[bytes]:
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         lines.append(pull.recv())  # raises zmq.Again after IDLE_TIMEOUT
-        if pull.get(zmq.EVENTS):  # Usually no more are there. Asking is faster than zmq.Again.
+        if pull.get(zmq.EVENTS):  # In a quiet chat, asking is faster than recv and zmq.Again.
             while len(lines) < BATCH:
                 lines.append(pull.recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
@@ -84,18 +85,18 @@ def receive(pull: Sock) -> list[bytes]:
 
 # Turn lines into messages.
 
-# TAB, printable ASCII, and the SAFE characters are published as they are. SAFE is all beyond ASCII,
-# except control characters, line separators, direction overrides and lone surrogates.
-# (Joiners, which emoji and Persian need, and no-break spaces are text.) Any other character could
-# control the terminal of a subscriber, or is not valid, and is escaped.
-SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-UNSAFE_CHARACTER = re.compile(rf"[^\t -~{SAFE}]")
+# These characters are published as they are: TAB, printable ASCII, and beyond ASCII all but control
+# characters (to U+9F), line separators (U+2028 and U+2029), direction overrides (U+202A to U+202E,
+# U+2066 to U+2069) and lone surrogates (U+D800 to U+DFFF). Any other character could control the
+# terminal of a subscriber, or is not valid, and is escaped.
+BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+UNSAFE_CHARACTER = re.compile(rf"[^\t -~{BEYOND_ASCII}]")
 
 # A simple line is written as by json.dumps or JSON.stringify, such as
-# {"user": "ann", "message": "hi"}, and has nothing to unescape or to escape: its strings hold SAFE
-# characters, and printable ASCII except " and \. Any other line matches .* instead. So findall
-# returns a pair for each line: its user and text, or ("", "").
-STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'  # space and !, then # to [, then ] to ~
+# {"user": "ann", "message": "hi"}, and has nothing to unescape or to escape: no " or \ in its
+# strings, for example. Any other line matches .* instead. So findall returns a pair for each line:
+# its user and text, or ("", "").
+STRING = rf'"([ !#-\[\]-~{BEYOND_ASCII}]*)"'  # space and !, then # to [, then ] to ~
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -110,7 +111,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     Invalid lines are dropped, and reported. A regular expression, applied to all lines at once,
     splits simple lines five times as fast as parsing does. Only the other lines are parsed.
     """
-    # Invalid UTF-8 becomes lone surrogates. Those are not SAFE, so the line goes to parse.
+    # Invalid UTF-8 becomes lone surrogates. So the line is not simple, and goes to parse.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
     if len(pairs) != len(lines):  # A line that contains \n gives more pairs: parse all lines.
         pairs = [("", "")] * len(lines)
@@ -148,7 +149,7 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # skips pyzmq's Python wrapper, which doubles its time
+compiled_send = zmq.backend.Socket.send  # without pyzmq's wrapper in Python: half the time
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
 REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stall
@@ -157,13 +158,13 @@ REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stal
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    When the queue of a subscriber is full, the chat waits until half of it has been read, so a slow
-    subscriber sets the pace. If this takes longer than the timeout, the subscriber has stalled. The
+    libzmq reopens a full queue when half of it has been read. The chat waits for that, so a slow
+    subscriber sets the pace. If it takes longer than a timeout, the subscriber has stalled. The
     chat then goes on without it, and it misses messages until it has read half of its queue.
 
-    There is one timeout for all. Each stall halves it. Then it grows again, by REGAIN each second.
-    So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in the end by
-    MIN_TIMEOUT each.
+    There is one timeout for all subscribers. Each stall halves it. Then it grows again, by REGAIN
+    each second. So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in
+    the end by MIN_TIMEOUT each.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -181,15 +182,14 @@ class Publisher:
 
     def wait_and_send(self, message: bytes) -> None:
         """Send a message once all queues have room, or, after a timeout, to those that have."""
-        regained = REGAIN * (time.monotonic() - self.stalled_at)
-        timeout = self.timeout_after_stall + regained
-        timeout = min(timeout, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
+        grown = self.timeout_after_stall + REGAIN * (time.monotonic() - self.stalled_at)
+        timeout = min(grown, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             self.pub.send(message)
         except zmq.Again:
-            # Without NODROP, libzmq drops this message for each full queue, and marks the queue. It
-            # then skips a marked queue, with NODROP as well, until half of it has been read.
+            # Without NODROP, libzmq drops this message for each full queue. It then leaves out such
+            # a queue, even once NODROP is on again, until half of it has been read.
             self.pub.set(zmq.XPUB_NODROP, 0)
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
@@ -246,18 +246,17 @@ def open_stderr() -> TextIO:
     return open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-# Start and shut down.
+# Start and shut down. (The chat is complete above.)
 
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # seconds; the signal may restart a wait: see request
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # seconds; a signal restarts a wait: see request
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    Then the loop ends once no line comes, or before the deadline, SHUTDOWN_TIMEOUT after the
-    signal. Subscribers get the rest of that time, or MIN_LINGER if it is longer. So the server
-    exits within 3 seconds.
+    Then it is SHUTDOWN_TIMEOUT later. Subscribers get the time that is left after the loop, but at
+    least MIN_LINGER, to receive what is queued. So the server exits within 3 seconds.
 
     The handler of the signal only sets the deadline. If it raised an exception, as Python does for
     Ctrl-C, a line that was already received might never be published.
@@ -300,18 +299,17 @@ def handle_signals(shutdown: Shutdown) -> None:
 
 
 def prepare_files() -> None:
-    """Check that libzmq can open its files, and give closed standard streams a file.
+    """Replace standard streams that are closed, and check that libzmq can open its files.
 
-    Both by opening /dev/null 20 times. If this fails, libzmq would abort, so raise ValueError. If
-    stdin, stdout or stderr is closed, one of these files takes its number: otherwise, a socket
-    could take it, and be sent the log.
+    Without the first, a socket could take the number of stderr, and be sent the log. Without the
+    second, libzmq would abort. Raises ValueError.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
     except OSError as error:
         raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:
+        if file > 2:  # A lower number is that of a stream that was closed.
             os.close(file)
 
 
@@ -346,26 +344,28 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # of load_certificate, too
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return public, secret
 
 
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they admit only clients that know the public one (CURVE)."""
+    """Return PULL and PUB. With keys, they admit only clients that have the public one (CURVE).
+
+    So it is shared only with those who may chat.
+    """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
         if keys:
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that has not answered for 20 seconds: while idle, after 10 seconds and 5
-        # probes, 2 seconds apart; while sending, after TCP_MAXRT (in milliseconds).
+        # Disconnect a peer that has not answered for 20 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds without traffic, then
+        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)  # probes,
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)  # seconds apart
+        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds, while data are to be sent
     encryption = 33 if keys else 0  # bytes that CURVE adds to a frame, and MAXMSGSIZE counts
     pull.set(zmq.MAXMSGSIZE, MAX_LINE + encryption)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
@@ -389,8 +389,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, libzmq binds all addresses for *, but of an interface such as eth0 only the IPv6
-    # address.
+    # With IPv6 on, * means all addresses, IPv4 as well, but eth0 would mean only its IPv6 address.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
@@ -453,5 +452,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit, which would wait for the context if a failed start has left it open.
+    # Not sys.exit: after a failed start, main leaves the context open, and it would wait for that.
     os._exit(main())

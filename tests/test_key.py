@@ -105,7 +105,7 @@ def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, nam
     assert contents(tmp_path) == {"sub": None}
 
 
-# README, Keys: Without `chat.key`, nobody can read, post, or crash the server.
+# README, Keys: Without `chat.key`, nobody can read or post, or crash the server
 # README, Differences from the original: can read and post, unless there is a key
 
 

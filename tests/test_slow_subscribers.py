@@ -36,9 +36,8 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # unless they [stall](#slow-subscribers)
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
 # not longer than a timeout, normally two seconds. A subscriber that is fast enough loses nothing,
-# and the chat goes at its pace.
-# README, Slow subscribers: In practice, a subscriber keeps up if it reads about 3,000 short
-# messages a second.
+# and sets the pace of the chat.
+# README, Slow subscribers: In practice, 3,000 short messages a second are enough.
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def split(*parts: bytes) -> list[bytes]:
     return [line for part in (*parts, b"") for line in splitter.feed(part)[0] if line]
 
 
-# README, Differences from the original: Apart from the differences below, the client without
-# `--user` sends the same bytes as the original.
+# README, Differences from the original: Without `--user`, the client sends the same bytes as the
+# original.
 # README, Delivery in detail: Empty lines are not sent.
 
 ONE = line_of("k", "1")
@@ -103,7 +103,7 @@ def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: byt
     outbox = client.Outbox(name)
     outbox.add(typed)
     assert outbox.report() == "1 line may not have been delivered"
-    outbox.pushed = outbox.pushed_once = 1
+    outbox.pushed = outbox.ever_pushed = 1
     frame = outbox.lines[0].frame
     user, message = name.encode(errors="replace").decode(), typed.decode(errors="replace")
     assert json.loads(frame) == {"user": user, "message": message}
