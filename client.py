@@ -18,11 +18,12 @@ or after 5 seconds if it seems that the echo was missed. So a line may appear tw
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same. But while 1,000 lines wait for their echoes, a pipe is not read on, and
-if no echo comes, the client gives up.
+if no echo comes for 30 seconds then, the client ends.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. On a terminal, a line editor keeps the line being typed below the messages. The parts "The
-line editor" and "The terminal" are about it alone. The rest can be read without them.
+a file. If stdout is a terminal, too, a line editor keeps the line being typed below the messages.
+The parts "The line editor" and "The terminal" are about it alone. The rest can be read without
+them.
 """
 
 import argparse
@@ -85,8 +86,10 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         for line in wait(connection, stdin, reading):
             problem = outbox.add(line)
             screen.print_problem(problem)
-            if not connection.up or outbox.overdue:  # Its echo, which would show it, takes a while.
-                screen.print_typed(line)
+            if not connection.up or outbox.overdue:
+                screen.print_typed(
+                    line
+                )  # The line editor has removed it, and no echo shows it yet.
 
         # push it
         if connection.update():  # It has just come up.
@@ -98,8 +101,6 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         # dump buffered messages
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
-        if connection.up:
-            outbox.push_to(connection.push)  # Echoes have made room for more in flight.
         try:
             screen.print_messages(messages)
         except OSError as error:
@@ -135,8 +136,8 @@ class Stdin:
     def __init__(self, splitter: "Splitter | Editor") -> None:
         self.splitter = splitter  # makes lines of what the thread passes on
         self.loop_end, self.thread_end = socket.socketpair()
-        self.ended = False  # No more lines are read.
-        self.failed = False  # Reading failed before the end.
+        self.ended = False  # True if no more lines will be read
+        self.failed = False  # True if reading failed; what was read before may still be to come
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
         """Pass on what read returns, until it returns nothing. This runs in the thread."""
@@ -152,7 +153,7 @@ class Stdin:
         return self.split(self.loop_end.recv(READ_SIZE))
 
     def split(self, data: bytes) -> list[bytes]:
-        """Return the lines that end in data, without empty ones. No data is the end of stdin."""
+        """Return the lines that data completes, but no empty ones. No data is the end of stdin."""
         lines, self.ended = self.splitter.feed(data)
         if self.failed and not data:
             return []  # What is left may be half a line.
@@ -167,7 +168,7 @@ class Splitter:
         self.bom = codecs.BOM_UTF8  # removed from the first line (of PowerShell); then empty
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Return the lines that end in data, and whether stdin has ended: no data means so."""
+        """Return the lines that data completes, and whether stdin has ended: no data means so."""
         # The end of stdin ends its last line.
         *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
         self.partial = partial[:MAX_KEPT]
@@ -196,15 +197,15 @@ class Connection:
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # Whether the last notice said that it is up; None before the first one. For a pipe, that it
-        # is up needs no notice at the start, but that it is down does.
+        # What the user believes: that it is up, or not, or (None) nothing yet. The user of a pipe
+        # expects it to be up, so only a failure needs a notice.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. A loss and the next handshake may be
-        read in one call. Because of the delay, it comes up anew even then.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So even if a loss and the next
+        handshake are read in one call, it is down for that long, and the caller learns of it.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -225,10 +226,6 @@ class Connection:
             self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
         return self.up and not was_up
-
-    def up_for(self) -> float:
-        """Return how long the connection has been up, in seconds."""
-        return time.monotonic() - self.ready_at if self.up else 0.0
 
     def reconnect(self) -> None:
         """Reconnect the sockets that are not connected, since libzmq may have given up.
@@ -267,8 +264,9 @@ class Line:
     def __init__(self, frame: bytes, echo_hash: int | None) -> None:
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line
-        self.overtaken = False  # The echo of a later line has come.
-        self.resent = False  # over this connection
+        self.sent = False  # True if it was ever pushed, so that its echo may come
+        self.resent = False  # True if it was pushed twice over this connection
+        self.overtaken = False  # True if the echo of a later line has come
 
 
 class Outbox:
@@ -283,11 +281,10 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        self.ever_pushed = 0  # The same, but it is not set back when lines are to be pushed again.
         self.recent_echoes: dict[int, None] = {}  # an ordered set of the hashes of the last echoes
-        # Two clocks, in seconds. They start when a line is added, and run on over reconnections.
+        # Two clocks, in seconds. They are 0 while there are no lines. See check_echoes and resend.
         self.since_echo = 0.0  # since the last echo of any line
-        self.since_progress = 0.0  # since the oldest line became so, or since overtaken were resent
+        self.since_progress = 0.0  # since the oldest line became the oldest, or lines were resent
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -331,21 +328,20 @@ class Outbox:
                     del self.lines[self.pushed]
                     self.undelivered += 1
                 else:
+                    line.sent = True
                     self.pushed += 1
-                    self.ever_pushed = max(self.pushed, self.ever_pushed)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages."""
         if not (messages and self.lines):
             return
-        hashes = [line.echo_hash for line in self.lines[: self.ever_pushed]]
+        hashes = [line.echo_hash for line in self.lines if line.sent]  # These come first.
         for plain, _ in messages:
             echo = hash(plain)
             if echo in hashes:
-                # Of equal lines, it is the oldest. But the echo of a probe (see resend) has to
-                # acknowledge the probe: only then do the lines before it count as overtaken.
-                of_probe = echo == hashes[-1] and self.lines[len(hashes) - 1].resent
-                index = len(hashes) - 1 if of_probe else hashes.index(echo)
+                index, newest = hashes.index(echo), len(hashes) - 1  # Of equal lines, the oldest.
+                if echo == hashes[newest] and self.lines[newest].resent:
+                    index = newest  # It may be a probe: then those before it were overtaken.
                 del hashes[index]
                 self.remove(index)
                 self.recent_echoes[echo] = None
@@ -361,20 +357,20 @@ class Outbox:
         for line in self.lines[:index]:
             line.overtaken = True
         del self.lines[index]
-        self.ever_pushed -= 1
         if index < self.pushed:
             self.pushed -= 1
         if index == 0:
             self.since_progress = 0.0
 
     def resend(self, reading: bool) -> None:
-        """Resend lines. This is called while the oldest one has had no echo for ECHO_TIMEOUT.
+        """Resend lines, if since_progress is at least ECHO_TIMEOUT, in one of two cases.
 
-        If lines were overtaken, resend the lines in flight (as TCP's go-back-N does), from the
-        first that was not resent yet. (If the server publishes a line in another form, its echo
-        never comes.) If none were, and for as long no line has had an echo, and no later line is
-        read, resend the newest line as a probe, once. Its echo will show whether others were
-        missed. (TCP does this, too: RFC 8985.)
+        1. Lines were overtaken. Resend the lines in flight, from the first that was not resent yet.
+           (This is TCP's go-back-N. A line that was resent does not start it again: if the server
+           publishes it in another form, its echo never comes.)
+        2. None was, no echo has come at all, and no line is read whose echo could show what was
+           missed. Resend the newest line, once, as a probe. (TCP's tail loss probe, RFC 8985.) If
+           it has an echo, the lines before it were overtaken, and follow at once.
         """
         in_flight = self.lines[: self.pushed]
         fresh = [line for line in in_flight if not line.resent]
@@ -382,7 +378,7 @@ class Outbox:
             again = in_flight[in_flight.index(fresh[0]) :]
             self.since_progress = 0.0
         elif in_flight and not (in_flight[-1].resent or reading or self.since_echo < ECHO_TIMEOUT):
-            again = in_flight[-1:]  # After its echo, those that it has overtaken go at once.
+            again = in_flight[-1:]
         else:
             return
         for line in again:
@@ -391,33 +387,31 @@ class Outbox:
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.pushed = 0
+        self.pushed, self.since_progress = 0, 0.0
         for line in self.lines:
             line.overtaken = line.resent = False
 
     def give_up(self) -> None:
-        """Forget the lines in flight. Echoes stay overdue, since the server may publish none."""
+        """Forget the lines in flight. (overdue stays set: the next lines may get no echo, either.)"""
         self.undelivered += self.pushed
         del self.lines[: self.pushed]
-        self.ever_pushed -= self.pushed
         self.pushed = 0
         self.since_echo = self.since_progress = 0.0
 
     def pass_time(self, running: bool) -> bool:
-        """Add the time since the last turn to the clocks, if they are running.
-
-        Return whether echoes have become overdue by this.
-        """
+        """Move the clocks on, if they are running. Return whether echoes became overdue now."""
         now = time.monotonic()
-        # A turn that takes longer means that this process was stopped, or that stdout was blocked.
-        seconds = min(now - self.last_turn, 2 * TICK) if running else 0.0
+        # A longer turn means that this process was suspended, or that stdout was blocked.
+        seconds = min(now - self.last_turn, 2 * TICK)
         self.last_turn = now
-        self.since_echo = (self.since_echo + seconds) if self.lines else 0.0
-        self.since_progress = (self.since_progress + seconds) if self.lines else 0.0
-        if self.overdue or self.since_echo < ECHO_TIMEOUT:
-            return False
-        self.overdue = True
-        return True
+        if not self.lines:
+            self.since_echo = self.since_progress = 0.0
+        elif running:
+            self.since_echo += seconds
+            self.since_progress += seconds
+        was_overdue = self.overdue
+        self.overdue = was_overdue or self.since_echo >= ECHO_TIMEOUT
+        return self.overdue and not was_overdue
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
@@ -437,9 +431,9 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
     """Act if no echo comes. Return False if the chat should end.
 
                          while input is read       if the input ended, or the outbox is full
-    clocks run           while a connection is up  always
-    since_progress  5 s  resend, if lines were overtaken (both)
-    since_echo      5 s  notice for a person       the same, and resend the newest line
+    the clocks run       while a connection is up  always
+    since_progress  5 s  resend (case 1)           resend (case 1, or case 2)
+    since_echo      5 s  notice for a person       notice for a person
     since_echo     30 s  give up the lines in      end (after 8 s, if there never was a
                          flight, and go on         connection)
 
@@ -449,8 +443,7 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
     just_overdue = outbox.pass_time(connection.up or not reading)
     if just_overdue and screen.interactive:
         screen.print_notice(outbox.notice())
-    # The connection may be newer than the wait.
-    if outbox.since_progress >= ECHO_TIMEOUT and connection.up_for() >= ECHO_TIMEOUT:
+    if connection.up and outbox.since_progress >= ECHO_TIMEOUT:
         outbox.resend(reading)
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
@@ -537,8 +530,9 @@ def sanitize_message(frame: bytes) -> Message:
     parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
     plain, colored = "".join(parts[::2]), "".join(parts)
-    # Colours must not leak into what follows.
-    return plain, colored + RESET if len(parts) > 1 and not text.endswith(RESET) else colored
+    if len(parts) > 1 and not text.endswith(RESET):
+        colored += RESET  # Colours must not leak into what follows.
+    return plain, colored
 
 
 class Screen:
@@ -810,7 +804,9 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                signal.raise_signal(signal.SIGTTOU)  # Suspend until fg: another job has set it up.
+                signal.raise_signal(
+                    signal.SIGTTOU
+                )  # Wait for fg: now, another job has its settings.
             self.shell_settings = termios.tcgetattr(0)
             iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
@@ -857,8 +853,8 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again.
 
             Until then, all signals have their default action: SIGTSTP suspends, and kill ends the
-            process. If it is continued by bg instead of fg, the kernel suspends it again in set_up
-            (SIGTTOU), before Python could run a handler.
+            process at once. A handler in Python might never run: if the process is continued by bg
+            instead of fg, the kernel suspends it again in set_up (SIGTTOU).
             """
             self.suspend_requested = False
             self.restore()

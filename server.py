@@ -8,16 +8,17 @@
 A line is what a client pushes. A message is what the server makes of it, and publishes.
 
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
-Out: each message is one frame, UTF-8: {USER}> ESC[36m{TEXT}ESC[0m, where ESC[36m is cyan.
+Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
-ZeroMQ's library, libzmq, has a queue for each peer, up to a high-water mark (HWM). PULL's recv
-waits for a line. PUB's send would drop messages for a subscriber whose queue is full: with the
-option NODROP, it waits instead. With NOBLOCK, or once a timeout is over, recv and send raise
-zmq.Again instead of waiting.
+ZeroMQ's library, libzmq, queues messages for each peer, up to a high-water mark (HWM). recv waits
+for a line. With the option NODROP, which PUB has here, send waits while the queue of a subscriber
+is full. With NOBLOCK, or once a timeout is over, both raise zmq.Again rather than wait.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The functions that it
-calls ensure that a subscriber that keeps up loses nothing, that a stalled one delays the chat for 2
-seconds at most, and that control characters are escaped.
+calls ensure that:
+- a subscriber that keeps up loses nothing;
+- each stall of a subscriber delays the chat by 2 seconds at most;
+- control characters are escaped.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more
-MAX_MESSAGE = 16_384  # bytes; escaping can lengthen a line, and this bounds the queues
+MAX_MESSAGE = 16_384  # bytes; bounds the queues even when escaping lengthens a line
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines received before publishing them; larger batches are no faster
@@ -50,8 +51,8 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    The time left is infinite until a signal. Then go on until no line comes for IDLE_TIMEOUT, or
-    until that much time is no longer left.
+    A signal sets a deadline. Then go on until no line comes for IDLE_TIMEOUT, or until there is no
+    time left to wait for one.
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
@@ -60,7 +61,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         elif shutdown.requested:
             break
         else:
-            # libzmq frees the queues of subscribers that left only in a call on PUB, such as this.
+            # libzmq frees the queues of departed subscribers only during a call on PUB.
             pub.get(zmq.EVENTS)
 
 
@@ -77,9 +78,8 @@ def receive(pull: Sock) -> list[bytes]:
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         lines.append(pull.recv())  # raises zmq.Again after IDLE_TIMEOUT
-        if pull.get(zmq.EVENTS):  # In a quiet chat, asking is faster than recv and zmq.Again.
-            while len(lines) < BATCH:
-                lines.append(pull.recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
+        while len(lines) < BATCH:
+            lines.append(pull.recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
 
 
@@ -92,10 +92,9 @@ def receive(pull: Sock) -> list[bytes]:
 BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t -~{BEYOND_ASCII}]")
 
-# A simple line is written as by json.dumps or JSON.stringify, such as
-# {"user": "ann", "message": "hi"}, and has nothing to unescape or to escape: no " or \ in its
-# strings, for example. Any other line matches .* instead. So findall returns a pair for each line:
-# its user and text, or ("", "").
+# A simple line has the layout of json.dumps or JSON.stringify, such as
+# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. Any other
+# line matches .* instead. So findall returns a pair for each line: its user and text, or ("", "").
 STRING = rf'"([ !#-\[\]-~{BEYOND_ASCII}]*)"'  # space and !, then # to [, then ] to ~
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
@@ -149,7 +148,7 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # without pyzmq's wrapper in Python: half the time
+compiled_send = zmq.backend.Socket.send  # send without pyzmq's wrapper, in half of its time
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
 REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stall
@@ -158,9 +157,9 @@ REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stal
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    libzmq reopens a full queue when half of it has been read. The chat waits for that, so a slow
-    subscriber sets the pace. If it takes longer than a timeout, the subscriber has stalled. The
-    chat then goes on without it, and it misses messages until it has read half of its queue.
+    libzmq reopens a full queue when half of it has been read. The chat waits for this, so a slow
+    subscriber sets the pace. A subscriber whose queue stays full for longer than a timeout has
+    stalled. The chat goes on without it, and it misses messages until its queue reopens.
 
     There is one timeout for all subscribers. Each stall halves it. Then it grows again, by REGAIN
     each second. So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in
@@ -170,7 +169,7 @@ class Publisher:
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.stalled_at = 0.0  # the time of the last stall
-        self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
+        self.timeout = SUBSCRIBER_TIMEOUT  # the timeout at that time
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -181,20 +180,20 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send a message once all queues have room, or, after a timeout, to those that have."""
-        grown = self.timeout_after_stall + REGAIN * (time.monotonic() - self.stalled_at)
-        timeout = min(grown, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
+        """Wait until all queues have room, and send. After a timeout, send to those that have."""
+        regained = REGAIN * (time.monotonic() - self.stalled_at)
+        timeout = min(self.timeout + regained, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             self.pub.send(message)
         except zmq.Again:
-            # Without NODROP, libzmq drops this message for each full queue. It then leaves out such
-            # a queue, even once NODROP is on again, until half of it has been read.
+            # Without NODROP, send drops the message for each full queue, and closes the queue.
+            # Later sends skip a closed queue, even with NODROP, until it reopens.
             self.pub.set(zmq.XPUB_NODROP, 0)
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
             self.stalled_at = time.monotonic()
-            self.timeout_after_stall = max(MIN_TIMEOUT, timeout / 2)
+            self.timeout = max(MIN_TIMEOUT, timeout / 2)
             self.log.report("a subscriber stalled: the chat goes on without it")
 
 
@@ -248,18 +247,19 @@ def open_stderr() -> TextIO:
 
 # Start and shut down. (The chat is complete above.)
 
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # seconds; a signal restarts a wait: see request
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # seconds; a signal restarts a wait for a subscriber
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    Then it is SHUTDOWN_TIMEOUT later. Subscribers get the time that is left after the loop, but at
-    least MIN_LINGER, to receive what is queued. So the server exits within 3 seconds.
+    A signal sets it to SHUTDOWN_TIMEOUT from then. Subscribers get the time that is left after the
+    loop, but at least MIN_LINGER, to receive what is queued. With 0.1 seconds for the log, this is
+    less than 3 seconds in all.
 
-    The handler of the signal only sets the deadline. If it raised an exception, as Python does for
-    Ctrl-C, a line that was already received might never be published.
+    The handler raises nothing. If it did, as Python's handler does for Ctrl-C, a line that was
+    already received might never be published.
     """
 
     def __init__(self) -> None:
@@ -350,9 +350,9 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
 
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they admit only clients that have the public one (CURVE).
+    """Return PULL and PUB. With keys, they admit everyone who has the public one, and nobody else.
 
-    So it is shared only with those who may chat.
+    (ZeroMQ's encryption, CURVE, makes a client prove that it knows the key.)
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -360,18 +360,19 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that has not answered for 20 seconds.
+        # Disconnect a peer that has not answered for 20 seconds: when idle, after 10 seconds and 5
+        # probes, 2 seconds apart; while data wait to be sent, after 20,000 milliseconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds without traffic, then
-        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)  # probes,
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)  # seconds apart
-        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds, while data are to be sent
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+        sock.set(zmq.TCP_MAXRT, 20_000)
     encryption = 33 if keys else 0  # bytes that CURVE adds to a frame, and MAXMSGSIZE counts
     pull.set(zmq.MAXMSGSIZE, MAX_LINE + encryption)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
-    pub.set(zmq.MAXMSGSIZE, 512 + encryption)  # This limits subscriptions.
+    pub.set(zmq.MAXMSGSIZE, 512 + encryption)  # bytes of a subscription
     # PUB receives subscriptions. It processes all that are queued before it sends, so queue only
     # one: a flood of them would delay messages.
     pub.set(zmq.RCVHWM, 1)
@@ -452,5 +453,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: after a failed start, main leaves the context open, and it would wait for that.
+    # sys.exit would wait for the context, which main leaves open after a failed start.
     os._exit(main())

@@ -189,13 +189,13 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
-# README, Delivery in detail: So if a later line has had its echo, and an earlier one still has not
-# after five seconds, its echo was probably missed. The client then sends the lines in flight again,
-# but each line only once until the next reconnection.
+# README, Delivery in detail: So if the oldest line in flight has had no echo for five seconds, but
+# a later line has, its echo was probably missed. The client then sends the lines in flight again,
+# but no line twice in this way until it reconnects.
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
-# README, Delivery in detail: So after five seconds without an echo, it sends its newest line again,
-# once. If the echo of that line comes, and those of earlier lines are still missing, the second
-# case applies.
+# README, Delivery in detail: So after five seconds without an echo, the client sends its newest
+# line again, once. If the echo of that line comes, and those of earlier lines are still missing,
+# the second case applies.
 
 
 def test_lines_whose_echoes_were_missed_go_again_once(
@@ -261,8 +261,8 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context, te
 
 
 # README, Differences from the original: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: The client *only waits* for echoes when the input has ended, and when
-# 1,000 lines are in flight.
+# README, Delivery in detail: While 1,000 lines wait for their echoes, the client *pauses* its
+# input.
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
 
 
@@ -289,7 +289,9 @@ def test_only_an_echo_acknowledges() -> None:
     outbox = client.Outbox("k")
     for number in (9, 0, 1, 1, 2, 3):
         outbox.add(b"%d" % number)
-    outbox.pushed = outbox.ever_pushed = 5
+    outbox.pushed = 5
+    for line in outbox.lines[:5]:
+        line.sent = True
     cases: list[tuple[bytes, int]] = [
         (b"ann> 9", 6),  # someone else's
         (b"12:01 k> 9", 6),  # written in another way
@@ -311,7 +313,7 @@ def test_an_echo_counts_though_its_line_is_to_go_again_or_has_gone_twice() -> No
     outbox = client.Outbox("k")
     outbox.add(b"1")
     outbox.add(b"2")
-    outbox.pushed = outbox.ever_pushed = 2
+    outbox.lines[0].sent = outbox.lines[1].sent = True
     outbox.start_over()
     for message, seconds in [(b"ann> 1", 9.0), (b"k> 1", 0.0), (b"k> 1", 0.0), (b"k> 3", 9.0)]:
         outbox.since_echo = 9.0
@@ -358,7 +360,7 @@ def test_lines_in_flight_go_again_over_a_new_connection(
     assert read_all(script) == b"k> 3\nk> 4\nk> 5\n"
 
 
-# README, Delivery in detail: A broken connection causes about 2,000 resends at most: up to 1,000 in
+# README, Delivery in detail: A broken connection causes at most about 2,000 resends: up to 1,000 in
 # the first case, and up to 1,000 in the second.
 # README, Differences from the original: lines without an echo are sent again, so some may appear
 # more than once
@@ -406,8 +408,8 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
     assert list(dict.fromkeys(numbers)) == list(range(1, 1_501))
 
 
-# README, Delivery in detail: How long the client waits for the next echo depends on whether it only
-# waits, and on the connection.
+# README, Delivery in detail: How long the client waits for the next echo depends on its input and
+# on the connection.
 # README, Delivery in detail: has never been up | 8 seconds | exits with status 1
 
 

@@ -225,7 +225,7 @@ def test_keys_of_the_console(
         assert sent == [line.encode()]
 
 
-# README, zmq-talk-chat: The chat survives restarts, slow subscribers and hostile text.
+# README, zmq-talk-chat: The chat copes with restarts, slow subscribers and hostile text.
 
 
 @LINUX

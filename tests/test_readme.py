@@ -260,7 +260,7 @@ def test_notifications(page: Page, ann: Peer) -> None:
     assert set(terminal.rows()) == {"-- chat ann> Hello Ken!"}
 
 
-# README, Recipes: Keep it running after you log out.
+# README, Recipes: Leave it running after you log out.
 
 
 def test_after_logging_out(page: Page, join: Join) -> None:

@@ -28,7 +28,8 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
     assert time.monotonic() - began < seconds
 
 
-# README, Differences from the original: it publishes what it has received, within three seconds
+# README, Differences from the original: it publishes what it has received, and exits within three
+# seconds
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

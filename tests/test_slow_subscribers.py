@@ -37,7 +37,7 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
 # not longer than a timeout, normally two seconds. A subscriber that is fast enough loses nothing,
 # and sets the pace of the chat.
-# README, Slow subscribers: In practice, 3,000 short messages a second are enough.
+# README, Slow subscribers: In practice, 3,000 short messages a second are fast enough.
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_with_a_name_a_line_is_sent_as_json_that_is_echoed(name: str, typed: byt
     outbox = client.Outbox(name)
     outbox.add(typed)
     assert outbox.report() == "1 line may not have been delivered"
-    outbox.pushed = outbox.ever_pushed = 1
+    outbox.lines[0].sent = True
     frame = outbox.lines[0].frame
     user, message = name.encode(errors="replace").decode(), typed.decode(errors="replace")
     assert json.loads(frame) == {"user": user, "message": message}
