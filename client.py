@@ -87,9 +87,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
             problem = outbox.add(line)
             screen.print_problem(problem)
             if not connection.up or outbox.overdue:
-                screen.print_typed(
-                    line
-                )  # The line editor has removed it, and no echo shows it yet.
+                screen.print_typed(line)  # It has left the typed row, and no echo shows it yet.
 
         # push it
         if connection.update():  # It has just come up.
@@ -392,7 +390,7 @@ class Outbox:
             line.overtaken = line.resent = False
 
     def give_up(self) -> None:
-        """Forget the lines in flight. (overdue stays set: the next lines may get no echo, either.)"""
+        """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
         self.undelivered += self.pushed
         del self.lines[: self.pushed]
         self.pushed = 0
@@ -804,9 +802,8 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                signal.raise_signal(
-                    signal.SIGTTOU
-                )  # Wait for fg: now, another job has its settings.
+                # Wait for fg: the settings are those of another job, not the shell's.
+                signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
