@@ -248,6 +248,8 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context, te
     for text in texts:
         outbox.add(text.encode())
     outbox.push_to(push)
+    outbox.resend(reading=False)
+    assert outbox.pushed == len(texts)  # None goes again while other echoes come.
     for echoes, reading, again in RESENDS[texts]:
         if echoes == "/":
             outbox.start_over()
