@@ -189,13 +189,13 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
-# README, Delivery in detail: So if the oldest line in flight has had no echo for five seconds, but
-# a later line has, its echo was probably missed. The client then sends the lines in flight again,
-# but no line twice in this way until it reconnects.
+# README, Delivery in detail: So if the oldest line in flight has waited for its echo for five
+# seconds, and a later line has received one, the oldest was probably missed. The client then sends
+# all lines in flight again, but each line only once in this way per connection.
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
 # README, Delivery in detail: So after five seconds without an echo, the client sends its newest
-# line again, once. If the echo of that line comes, and those of earlier lines are still missing,
-# the second case applies.
+# line again, once, as a probe. If the probe has an echo, and earlier lines have not, the second
+# case applies.
 
 
 def test_lines_whose_echoes_were_missed_go_again_once(

@@ -225,7 +225,8 @@ def test_keys_of_the_console(
         assert sent == [line.encode()]
 
 
-# README, zmq-talk-chat: The chat copes with restarts, slow subscribers and hostile text.
+# README, zmq-talk-chat: Unlike the original, the chat copes with restarts, slow subscribers and
+# hostile text.
 
 
 @LINUX

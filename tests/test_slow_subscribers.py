@@ -35,9 +35,9 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # README, Differences from the original: the server slows down to the pace of its subscribers,
 # unless they [stall](#slow-subscribers)
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
-# not longer than a timeout, normally two seconds. A subscriber that is fast enough loses nothing,
-# and sets the pace of the chat.
-# README, Slow subscribers: In practice, 3,000 short messages a second are fast enough.
+# not longer than a timeout, normally two seconds. A subscriber that manages this loses nothing, and
+# the chat runs at its pace.
+# README, Slow subscribers: A subscriber that reads 3,000 short messages a second does.
 
 
 @pytest.mark.parametrize(

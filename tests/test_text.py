@@ -36,8 +36,8 @@ def split(*parts: bytes) -> list[bytes]:
     return [line for part in (*parts, b"") for line in splitter.feed(part)[0] if line]
 
 
-# README, Differences from the original: Without `--user`, the client sends the same bytes as the
-# original.
+# README, Differences from the original: Without `--user`, each line that the client sends has the
+# same bytes as in the original.
 # README, Delivery in detail: Empty lines are not sent.
 
 ONE = line_of("k", "1")

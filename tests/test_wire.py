@@ -41,6 +41,7 @@ PUBLISHED = {  # the line, and whose message it becomes
     "joined emoji": (COMPACT % "👨‍👩‍👧 ❤️".encode(), "k", "👨‍👩‍👧 ❤️"),
     "escapes": (rb'{"user": "\u738b", "message": "\ud83d\ude00 \"\\\/"}', "王", '😀 "\\/'),
     "a whole number as user": (b'{"user": 5, "message": "m"}', "5", "m"),
+    "a fraction as user": (b'{"user": 1.50, "message": "m"}', "1.50", "m"),
     "numbers as they are written": (b'{"user": -0, "message": 1.50e999}', "-0", "1.50e999"),
     "a number of any length": (b'{"user": "k", "message": %s}' % (b"9" * 9_999), "k", "9" * 9_999),
     "the longest": (COMPACT % (b"x" * 16_359), "k", "x" * 16_359),
@@ -82,6 +83,7 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
 # `ESC[36m` is cyan. It has at most 16,384 bytes: the server drops a line whose message would be
 # longer.
 # README, Differences from the original: published as it was written
+# README, Differences from the original: published as `1.5` | published as `1.50`
 
 
 def test_lines_are_published_in_order_and_the_rest_is_dropped(server: Script, join: Join) -> None:
