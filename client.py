@@ -17,8 +17,8 @@ line, and acknowledges it. Lines whose echo does not come are sent again: over t
 or after 5 seconds if it seems that the echo was missed. So a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same. But while 1,000 lines wait for their echoes, a pipe is not read on, and
-if no echo comes for 30 seconds then, the client ends.
+are sent to it all the same. But a pipe is not read on while 1,000 lines wait for their echoes.
+Then, and after the end of the input, the client ends if no echo comes for 30 seconds.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. If stdout is a terminal, too, a line editor keeps the line being typed below the messages.
@@ -56,7 +56,7 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight at most; the server queues 2,000 messages for each client
+WINDOW = 1_000  # lines in flight at most: their echoes fit in the server's queue, of 2,000
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait in the loop
@@ -65,7 +65,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds without an echo until it ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # the same, until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -78,16 +78,16 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
     End when the input has ended and all lines have their echoes, or when check_echoes says so.
     Raises OSError if stdout fails.
     """
-    while len(outbox) or not stdin.ended:
+    while outbox.lines or not stdin.ended:
         # wait for some input, but read none while the outbox is full: wait for echoes then
         # (a terminal is always read: the keys have to be shown)
-        outbox_full = len(outbox) >= WINDOW and not screen.interactive
+        outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
-            problem = outbox.add(line)
-            screen.print_problem(problem)
+            if problem := outbox.add(line):
+                screen.print_problem(problem)
             if not connection.up or outbox.overdue:
-                screen.print_typed(line)  # It has left the typed row, and no echo shows it yet.
+                screen.print_typed(line)  # The line editor does not show it any more.
 
         # push it
         if connection.update():  # It has just come up.
@@ -163,7 +163,7 @@ class Splitter:
 
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
-        self.bom = codecs.BOM_UTF8  # removed from the first line (of PowerShell); then empty
+        self.bom = codecs.BOM_UTF8  # what PowerShell puts before the first line; empty after that
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that data completes, and whether stdin has ended: no data means so."""
@@ -195,15 +195,15 @@ class Connection:
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
         self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # What the user believes: that it is up, or not, or (None) nothing yet. The user of a pipe
-        # expects it to be up, so only a failure needs a notice.
+        # Whether the last notice said that it is up; None before the first one. A pipe starts as if
+        # one had said so: its first notice is of a failure.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So even if a loss and the next
-        handshake are read in one call, it is down for that long, and the caller learns of it.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So the caller notices a loss even if
+        it is read in the same call as the next handshake: up is False until ready_at.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -228,7 +228,7 @@ class Connection:
     def reconnect(self) -> None:
         """Reconnect the sockets that are not connected, since libzmq may have given up.
 
-        It does after a protocol error: a message that is too long, or a key on one side only.
+        It gives up after a protocol error: a message that is too long, or a key on one side only.
         """
         for sock in self.missing:
             endpoint = sock.get_string(zmq.LAST_ENDPOINT)
@@ -263,7 +263,7 @@ class Line:
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line
         self.sent = False  # True if it was ever pushed, so that its echo may come
-        self.resent = False  # True if it was pushed twice over this connection
+        self.resent = False  # True if it is pushed again over this connection
         self.overtaken = False  # True if the echo of a later line has come
 
 
@@ -279,22 +279,19 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        self.recent_echoes: dict[int, None] = {}  # an ordered set of the hashes of the last echoes
-        # Two clocks, in seconds. They are 0 while there are no lines. See check_echoes and resend.
-        self.since_echo = 0.0  # since the last echo of any line
+        self.repeated: set[int | None] = set()  # echoes that may come twice: of lines pushed again
+        # Two clocks, in seconds. They are 0 while there are no lines.
+        self.since_echo = 0.0  # since the last echo of any line; a new connection does not reset it
         self.since_progress = 0.0  # since the oldest line became the oldest, or lines were resent
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
-    def __len__(self) -> int:
-        """Return the number of lines without an echo."""
-        return len(self.lines)
-
     def add(self, line: bytes) -> str:
-        """Add a line. Return the problem with it, "kind: detail", or an empty string.
+        """Add a line. Return the problem with it, or an empty string.
 
-        A line that our server would drop is added as well: another server may publish it.
+        A problem begins with its kind and a colon, see Screen.print_problem. A line that our server
+        would drop is added as well: another server may publish it.
         """
         frame, problem = line, ""
         if self.user is not None:
@@ -319,8 +316,7 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
-            while self.pushed < min(WINDOW, len(self.lines)):
-                line = self.lines[self.pushed]
+            for line in self.lines[self.pushed : WINDOW]:
                 push.send(line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:  # Our server drops it, so no echo will come.
                     del self.lines[self.pushed]
@@ -333,61 +329,64 @@ class Outbox:
         """Remove the lines whose echoes are among the messages."""
         if not (messages and self.lines):
             return
-        hashes = [line.echo_hash for line in self.lines if line.sent]  # These come first.
+        # Lines are sent in order, so hashes[i] is of lines[i].
+        hashes = [line.echo_hash for line in self.lines if line.sent]
         for plain, _ in messages:
             echo = hash(plain)
             if echo in hashes:
-                index, newest = hashes.index(echo), len(hashes) - 1  # Of equal lines, the oldest.
-                if echo == hashes[newest] and self.lines[newest].resent:
-                    index = newest  # It may be a probe: then those before it were overtaken.
-                del hashes[index]
-                self.remove(index)
-                self.recent_echoes[echo] = None
-            elif echo not in self.recent_echoes:
+                index = hashes.index(echo)  # the oldest of equal lines,
+                if echo == hashes[-1] and self.lines[len(hashes) - 1].resent:
+                    index = len(hashes) - 1  # unless this may be the echo of a probe: see resend
+                for line in self.lines[:index]:
+                    line.overtaken = True
+                del hashes[index], self.lines[index]
+                if index < self.pushed:
+                    self.pushed -= 1
+                if index == 0:
+                    self.since_progress = 0.0
+            elif echo not in self.repeated:
                 continue  # It is somebody else's message.
-            # A second copy of an echo shows as well that the server is at work.
+            # A second copy of an echo counts, too. A slow server may need long to publish them all,
+            # before newer lines.
             self.since_echo, self.overdue = 0.0, False
-        while len(self.recent_echoes) > 2 * WINDOW:
-            del self.recent_echoes[next(iter(self.recent_echoes))]
-
-    def remove(self, index: int) -> None:
-        """Remove a line, because its echo has come."""
-        for line in self.lines[:index]:
-            line.overtaken = True
-        del self.lines[index]
-        if index < self.pushed:
-            self.pushed -= 1
-        if index == 0:
-            self.since_progress = 0.0
 
     def resend(self, reading: bool) -> None:
-        """Resend lines, if since_progress is at least ECHO_TIMEOUT, in one of two cases.
+        """Let lines be pushed again, because since_progress has reached ECHO_TIMEOUT.
 
-        1. Lines were overtaken. Resend the lines in flight, from the first that was not resent yet.
-           (This is TCP's go-back-N. A line that was resent does not start it again: if the server
-           publishes it in another form, its echo never comes.)
-        2. None was, no echo has come at all, and no line is read whose echo could show what was
-           missed. Resend the newest line, once, as a probe. (TCP's tail loss probe, RFC 8985.) If
-           it has an echo, the lines before it were overtaken, and follow at once.
+        1. If lines were overtaken that were not resent yet: all lines in flight, from the first of
+           these on. (This is TCP's go-back-N. If the server publishes a line in another form, its
+           echo never comes. So a line that was resent does not start this again.)
+        2. If not, and if no echo has come at all, and no line is read whose echo could show what
+           was missed: the newest line, once, as a probe. (TCP's tail loss probe, RFC 8985.) If it
+           has an echo, the lines before it were overtaken, and follow at once.
         """
         in_flight = self.lines[: self.pushed]
         fresh = [line for line in in_flight if not line.resent]
-        if any(line.overtaken for line in fresh):
+        if fresh and fresh[0].overtaken:  # Overtaken lines are always the oldest.
             again = in_flight[in_flight.index(fresh[0]) :]
             self.since_progress = 0.0
-        elif in_flight and not (in_flight[-1].resent or reading or self.since_echo < ECHO_TIMEOUT):
+        elif fresh[-1:] == in_flight[-1:] and not reading and self.since_echo >= ECHO_TIMEOUT:
             again = in_flight[-1:]
         else:
             return
+        self.push_again(len(again))
         for line in again:
             line.resent = True
-        self.pushed -= len(again)
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.pushed, self.since_progress = 0, 0.0
+        self.push_again(self.pushed)
+        self.since_progress = 0.0
         for line in self.lines:
             line.overtaken = line.resent = False
+
+    def push_again(self, count: int) -> None:
+        """Let the newest lines in flight be pushed again."""
+        if len(self.repeated) > 10 * WINDOW:
+            self.repeated.clear()
+        again = self.lines[self.pushed - count : self.pushed]
+        self.repeated.update(line.echo_hash for line in again)
+        self.pushed -= count
 
     def give_up(self) -> None:
         """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
@@ -414,11 +413,11 @@ class Outbox:
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
         first = excerpt(self.lines[0].frame)
-        return f"no echo yet for {count_lines(len(self))}; the first: {first}"
+        return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
-        count = self.undelivered + len(self)
+        count = self.undelivered + len(self.lines)
         return f"{count_lines(count)} may not have been delivered" if count else ""
 
 
@@ -428,10 +427,11 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-                         while input is read       if the input ended, or the outbox is full
+                         reading                   not reading: the input ended, or the
+                                                   outbox is full
     the clocks run       while a connection is up  always
     since_progress  5 s  resend (case 1)           resend (case 1, or case 2)
-    since_echo      5 s  notice for a person       notice for a person
+    since_echo      5 s  notice, if interactive    notice, if interactive
     since_echo     30 s  give up the lines in      end (after 8 s, if there never was a
                          flight, and go on         connection)
 
@@ -457,7 +457,7 @@ def count_lines(count: int) -> str:
 
 def excerpt(frame: bytes) -> str:
     """Return the start of a line, to show it in a notice."""
-    return frame[:80].decode(errors="replace")
+    return frame.decode(errors="replace")[:80]
 
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
@@ -484,7 +484,7 @@ def echo_of(frame: bytes) -> str:
     try:
         line = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(line):
-            return f"{simple[1]}> {simple[2]}"  # shorter than the line, even with a colour
+            return f"{simple[1]}> {simple[2]}"  # even with a colour, shorter than the line
         payload = parse_json(line.removeprefix("\ufeff"))
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -548,7 +548,7 @@ class Screen:
             self.write(texts, sys.stdout)
 
     def print_problem(self, problem: str) -> None:
-        """Print the problem with a line, if any. For a pipe, print only the first one of a kind."""
+        """Print the problem with a line. For a pipe, print only the first one of a kind."""
         kind = problem.partition(":")[0]
         if self.interactive or kind not in self.problems:
             self.problems.add(kind)
@@ -746,10 +746,10 @@ KEY = re.compile(
     (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | \[M.{{0,2}} | \[\[ | O[0-9;]* )? \Z )
     | \x1b+ \[M...                  # a report of the mouse
     | \x1b+ \[\[.                   # a function key of the Linux console
-    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # any other control sequence, such as that of Delete
+    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # any other control sequence, valid or not: Delete, ...
     | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours; it cannot be
-                                    # partial, or Alt-] would swallow the keys after it
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours; if it is cut
+                                    # off, it counts as Alt-], and text
     | \x1b+ .                       # a key with Alt
     | [^\x00-\x08\x0a-\x1f\x7f]+    # text
     | .                             # any other control character
@@ -849,9 +849,7 @@ if sys.platform != "win32":
         def suspend(self) -> None:
             """Suspend the process. After fg, set the terminal up again.
 
-            Until then, all signals have their default action: SIGTSTP suspends, and kill ends the
-            process at once. A handler in Python might never run: if the process is continued by bg
-            instead of fg, the kernel suspends it again in set_up (SIGTTOU).
+            Until then, all signals have their default action.
             """
             self.suspend_requested = False
             self.restore()
@@ -859,6 +857,8 @@ if sys.platform != "win32":
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
+            # After bg instead of fg, the kernel suspends the process again in here, by SIGTTOU. A
+            # handler in Python could not run then, so that kill would have no effect.
             self.set_up()
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
@@ -992,18 +992,18 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 
 
 def prepare_files() -> None:
-    """Check that libzmq can open its files, and prepare the standard streams.
+    """Replace standard streams that are closed, and check that libzmq can open its files.
 
-    Open /dev/null 32 times. If this fails, libzmq would abort, so raise OSError. If stdin, stdout
-    or stderr is closed, one of these files takes its number: otherwise, a socket could take it, and
-    be sent the notices. Make the streams blocking, in case another process has set O_NONBLOCK.
+    Without the first, a socket could take the number of stderr, and be sent the notices. Without
+    the second, libzmq would abort. Also make the streams blocking, in case another process has set
+    O_NONBLOCK. Raises OSError.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
     except OSError as error:
         raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:
+        if file > 2:  # A lower number is that of a stream that was closed.
             os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
@@ -1093,17 +1093,16 @@ def parse_options() -> argparse.Namespace:
 
 def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
     """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
-    read: Callable[[], bytes] = functools.partial(os.read, 0, READ_SIZE)
     if isinstance(screen, EditorScreen):
         stdin, read = Stdin(screen.editor), screen.terminal.read
         screen.terminal.set_up()
         if typed_before := screen.terminal.read_waiting():
             # The kernel has already shown this, so do not print these lines.
             for line in stdin.split(typed_before):
-                problem = outbox.add(line)
-                screen.print_problem(problem)
+                if problem := outbox.add(line):
+                    screen.print_problem(problem)
     else:
-        stdin = Stdin(Splitter())
+        stdin, read = Stdin(Splitter()), functools.partial(os.read, 0, READ_SIZE)
         if sys.platform == "win32":  # os.read would return text in the console's code page.
             file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
             read = functools.partial(file.read, READ_SIZE)

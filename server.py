@@ -43,7 +43,7 @@ MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more
 MAX_MESSAGE = 16_384  # bytes; bounds the queues even when escaping lengthens a line
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
-BATCH = 300  # the most lines received before publishing them; larger batches are no faster
+BATCH = 300  # the most lines, of all clients, to receive before publishing; more is no faster
 IDLE_TIMEOUT = 0.2  # seconds to wait for a line before checking for a shutdown
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
@@ -51,8 +51,8 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    A signal sets a deadline. Then go on until no line comes for IDLE_TIMEOUT, or until there is no
-    time left to wait for one.
+    Until a signal, the time left is infinite. Then go on until no line comes for IDLE_TIMEOUT, or
+    until less than that is left.
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
@@ -72,8 +72,8 @@ def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it, and those that have arrived as well, at most BATCH.
 
     Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
-    the server several times as fast: the thread in which libzmq writes to the network wakes once
-    for all of them, not once for each.
+    the server several times as fast: sends in quick succession wake the thread in which libzmq
+    writes to the network only once.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
@@ -136,7 +136,7 @@ def parse(line: bytes) -> tuple[str, str]:
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
-        return sanitize(payload["user"]), sanitize(payload["message"])
+        return sanitize(payload["user"]), sanitize(payload["message"])  # TypeError if not text
     except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
@@ -163,13 +163,13 @@ class Publisher:
 
     There is one timeout for all subscribers. Each stall halves it. Then it grows again, by REGAIN
     each second. So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in
-    the end by MIN_TIMEOUT each.
+    the end by MIN_TIMEOUT each. Meanwhile, a subscriber that is merely slow counts as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.stalled_at = 0.0  # the time of the last stall
-        self.timeout = SUBSCRIBER_TIMEOUT  # the timeout at that time
+        self.timeout = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -247,7 +247,9 @@ def open_stderr() -> TextIO:
 
 # Start and shut down. (The chat is complete above.)
 
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3  # seconds; a signal restarts a wait for a subscriber
+# A signal makes pyzmq start its current wait again, for up to SUBSCRIBER_TIMEOUT. 0.3 seconds more
+# leave time for another receive.
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
@@ -277,8 +279,8 @@ class Shutdown:
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Block further signals in the main thread. pyzmq restarts a wait that a signal interrupts, so
-        a Ctrl-C that is held down would keep the loop from ending.
+        Block further signals in the main thread: each would restart a wait, so a Ctrl-C that is
+        held down would keep the loop from ending.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
@@ -305,7 +307,7 @@ def prepare_files() -> None:
     second, libzmq would abort. Raises ValueError.
     """
     try:
-        files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
+        files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]  # more than libzmq opens
     except OSError as error:
         raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
