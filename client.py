@@ -18,12 +18,13 @@ or after 5 seconds if it seems that the echo was missed. So a line may appear tw
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same. But a pipe is not read on while 1,000 lines wait for their echoes.
-Then, and after the end of the input, the client ends if no echo comes for 30 seconds.
+Then, and after the end of the input, the client ends if no echo comes for 30 seconds (8, if it
+never connected).
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. If stdout is a terminal, too, a line editor keeps the line being typed below the messages.
-The parts "The line editor" and "The terminal" are about it alone. The rest can be read without
-them.
+a file. If stdin and stdout are terminals with escape codes, a line editor keeps the line being
+typed below the messages. The parts "The line editor" and "The terminal" are about it alone. The
+rest can be read without them.
 """
 
 import argparse
@@ -56,10 +57,10 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight at most: their echoes fit in the server's queue, of 2,000
+WINDOW = 1_000  # lines in flight, at most: pushed, and without an echo; the server queues 2,000
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
-TICK = 0.1  # seconds: the longest wait in the loop
+TICK = 0.1  # seconds: the longest wait for something to happen
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
@@ -80,7 +81,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
     """
     while outbox.lines or not stdin.ended:
         # wait for some input, but read none while the outbox is full: wait for echoes then
-        # (a terminal is always read: the keys have to be shown)
+        # (a terminal is always read, since the line editor has to show the keys)
         outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
@@ -202,14 +203,14 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So the caller notices a loss even if
-        it is read in the same call as the next handshake: up is False until ready_at.
+        It comes up SLOW_JOINER_DELAY after the last handshake. If one call reads both a loss and
+        the next handshake, up is still False until ready_at, so the caller sees a new connection.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
                 # The first frame begins with the event, in 16 bits: see zmq_socket_monitor(3).
-                # zmq.utils.monitor would import asyncio, which takes as long as all else together.
+                # zmq.utils.monitor would import asyncio, which takes as long as all other imports.
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.missing.discard(sock)
@@ -271,18 +272,19 @@ class Outbox:
     """The lines without an echo, in the order of the input. lines[:pushed] are in flight.
 
     An echo acknowledges its line. Echoes come in the same order. If the echo of a later line comes
-    first, those of the lines before it were missed, or are late: the subscription took effect late,
-    or stdout was blocked for so long that the server dropped messages for this client.
+    first, those of the lines before it were missed: the subscription took effect late, or stdout
+    was blocked for so long that the server dropped messages for this client. (Or they are late: the
+    server still has lines of an older connection, and publishes both in turns.)
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        self.repeated: set[int | None] = set()  # echoes that may come twice: of lines pushed again
+        self.repeated: set[int | None] = set()  # the hashes of echoes that may come twice
         # Two clocks, in seconds. They are 0 while there are no lines.
         self.since_echo = 0.0  # since the last echo of any line; a new connection does not reset it
-        self.since_progress = 0.0  # since the oldest line became the oldest, or lines were resent
+        self.since_progress = 0.0  # since the oldest line became so, or overtaken ones were resent
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -334,9 +336,11 @@ class Outbox:
         for plain, _ in messages:
             echo = hash(plain)
             if echo in hashes:
-                index = hashes.index(echo)  # the oldest of equal lines,
-                if echo == hashes[-1] and self.lines[len(hashes) - 1].resent:
-                    index = len(hashes) - 1  # unless this may be the echo of a probe: see resend
+                # Of equal lines, this is the oldest. But if the newest was resent as a probe, it is
+                # that, so that those before it count as overtaken: see resend.
+                index, newest = hashes.index(echo), len(hashes) - 1
+                if echo == hashes[newest] and self.lines[newest].resent:
+                    index = newest
                 for line in self.lines[:index]:
                     line.overtaken = True
                 del hashes[index], self.lines[index]
@@ -356,9 +360,9 @@ class Outbox:
         1. If lines were overtaken that were not resent yet: all lines in flight, from the first of
            these on. (This is TCP's go-back-N. If the server publishes a line in another form, its
            echo never comes. So a line that was resent does not start this again.)
-        2. If not, and if no echo has come at all, and no line is read whose echo could show what
-           was missed: the newest line, once, as a probe. (TCP's tail loss probe, RFC 8985.) If it
-           has an echo, the lines before it were overtaken, and follow at once.
+        2. If not, and if no echo of any line has come for as long, and no line is read whose echo
+           could show what was missed: the newest line, once, as a probe. (TCP's tail loss probe,
+           RFC 8985.) If it has an echo, the lines before it were overtaken, and follow at once.
         """
         in_flight = self.lines[: self.pushed]
         fresh = [line for line in in_flight if not line.resent]
@@ -383,7 +387,7 @@ class Outbox:
     def push_again(self, count: int) -> None:
         """Let the newest lines in flight be pushed again."""
         if len(self.repeated) > 10 * WINDOW:
-            self.repeated.clear()
+            self.repeated.clear()  # to bound it; what is forgotten only fails to reset a clock
         again = self.lines[self.pushed - count : self.pushed]
         self.repeated.update(line.echo_hash for line in again)
         self.pushed -= count
@@ -430,7 +434,7 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
                          reading                   not reading: the input ended, or the
                                                    outbox is full
     the clocks run       while a connection is up  always
-    since_progress  5 s  resend (case 1)           resend (case 1, or case 2)
+    since_progress  5 s  if up, resend (case 1)    if up, resend (case 1, or case 2)
     since_echo      5 s  notice, if interactive    notice, if interactive
     since_echo     30 s  give up the lines in      end (after 8 s, if there never was a
                          flight, and go on         connection)
@@ -561,7 +565,7 @@ class Screen:
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line whose echo may take a while. Do nothing here: a terminal has shown it."""
+        """Print a line whose echo may take a while. Here, do nothing: it is where it was typed."""
 
     def write(self, lines: list[str], stream: TextIO) -> None:
         """Write lines. Raises OSError."""
@@ -738,7 +742,7 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
-# reads. The case "partial" comes first, because ESC [ alone, for example, would match as Alt-[.
+# reads. The case "partial" comes first, because the start of a key would match another case.
 # Reports come if a program before this one has asked for them, and was killed.
 CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
@@ -849,7 +853,7 @@ if sys.platform != "win32":
         def suspend(self) -> None:
             """Suspend the process. After fg, set the terminal up again.
 
-            Until then, all signals have their default action.
+            Until then, no signal has a handler in Python.
             """
             self.suspend_requested = False
             self.restore()
@@ -857,8 +861,8 @@ if sys.platform != "win32":
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            # After bg instead of fg, the kernel suspends the process again in here, by SIGTTOU. A
-            # handler in Python could not run then, so that kill would have no effect.
+            # After bg instead of fg, the kernel suspends the process again in set_up, by SIGTTOU. A
+            # handler in Python could not run meanwhile, so that kill would have no effect.
             self.set_up()
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
@@ -978,7 +982,7 @@ def make_screen(color: str) -> Screen:
 
 
 def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:
-    """Handle a signal: exit at once, whatever the loop is waiting for."""
+    """Handle a signal: exit, whatever the loop is waiting for."""
     screen.close(outbox.report())
     os._exit(128 + signum)
 
@@ -999,7 +1003,7 @@ def prepare_files() -> None:
     O_NONBLOCK. Raises OSError.
     """
     try:
-        files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
+        files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]  # more than libzmq opens
     except OSError as error:
         raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
@@ -1017,7 +1021,7 @@ def open_stream(file: int) -> TextIO:
 
 
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
-    """Return PUSH and SUB, for IPv6 addresses, or for IPv4 addresses and names.
+    """Return PUSH and SUB: with ipv6, for IPv6 addresses, else for IPv4 addresses and names.
 
     (Of a name with several addresses, libzmq tries only one.) With key, the file of a server's
     public key, they are encrypted. Raises OSError if it holds none.

@@ -10,13 +10,12 @@ A line is what a client pushes. A message is what the server makes of it, and pu
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
-ZeroMQ's library, libzmq, queues messages for each peer, up to a high-water mark (HWM). recv waits
-for a line. With the option NODROP, which PUB has here, send waits while the queue of a subscriber
-is full. With NOBLOCK, or once a timeout is over, both raise zmq.Again rather than wait.
+ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
+PULL's recv waits for a line. PUB's send would drop messages for a full queue, but with the option
+NODROP it waits. With NOBLOCK, or after a timeout, recv and send raise zmq.Again instead.
 
-main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The functions that it
-calls ensure that:
-- a subscriber that keeps up loses nothing;
+main, at the end, makes the two sockets (slide 3). serve is the talk's loop. Around it:
+- a subscriber that keeps up, so that its queue never fills, loses nothing;
 - each stall of a subscriber delays the chat by 2 seconds at most;
 - control characters are escaped.
 """
@@ -61,7 +60,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         elif shutdown.requested:
             break
         else:
-            # libzmq frees the queues of departed subscribers only during a call on PUB.
+            # libzmq frees the queues of departed subscribers only during a call on PUB, any call.
             pub.get(zmq.EVENTS)
 
 
@@ -72,8 +71,8 @@ def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it, and those that have arrived as well, at most BATCH.
 
     Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
-    the server several times as fast: sends in quick succession wake the thread in which libzmq
-    writes to the network only once.
+    the server several times as fast: sends in quick succession wake libzmq's network thread only
+    once.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
@@ -94,7 +93,7 @@ UNSAFE_CHARACTER = re.compile(rf"[^\t -~{BEYOND_ASCII}]")
 
 # A simple line has the layout of json.dumps or JSON.stringify, such as
 # {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. Any other
-# line matches .* instead. So findall returns a pair for each line: its user and text, or ("", "").
+# line matches .* instead, so that findall returns a pair for each line: user and text, or ("", "").
 STRING = rf'"([ !#-\[\]-~{BEYOND_ASCII}]*)"'  # space and !, then # to [, then ] to ~
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
@@ -131,12 +130,12 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
 def parse(line: bytes) -> tuple[str, str]:
     """Return the user and the text of a line, sanitized.
 
-    Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object with
-    both.
+    Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object with a
+    user and a message that are strings or numbers.
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
-        return sanitize(payload["user"]), sanitize(payload["message"])  # TypeError if not text
+        return sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
@@ -168,8 +167,8 @@ class Publisher:
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.stalled_at = 0.0  # the time of the last stall
-        self.timeout = SUBSCRIBER_TIMEOUT  # the timeout right after it
+        self.stalled_at = 0.0  # the time of the last stall, or 0
+        self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -180,9 +179,10 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Wait until all queues have room, and send. After a timeout, send to those that have."""
+        """Send once all queues have room. After a timeout, send to those that have room."""
         regained = REGAIN * (time.monotonic() - self.stalled_at)
-        timeout = min(self.timeout + regained, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
+        timeout = self.timeout_after_stall + regained
+        timeout = min(timeout, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             self.pub.send(message)
@@ -193,7 +193,7 @@ class Publisher:
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
             self.stalled_at = time.monotonic()
-            self.timeout = max(MIN_TIMEOUT, timeout / 2)
+            self.timeout_after_stall = max(MIN_TIMEOUT, timeout / 2)
             self.log.report("a subscriber stalled: the chat goes on without it")
 
 
@@ -247,8 +247,8 @@ def open_stderr() -> TextIO:
 
 # Start and shut down. (The chat is complete above.)
 
-# A signal makes pyzmq start its current wait again, for up to SUBSCRIBER_TIMEOUT. 0.3 seconds more
-# leave time for another receive.
+# If a signal interrupts a wait for a subscriber, pyzmq starts the wait again. 0.3 seconds more are
+# enough for another receive.
 SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
@@ -256,7 +256,7 @@ MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is q
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    A signal sets it to SHUTDOWN_TIMEOUT from then. Subscribers get the time that is left after the
+    A signal sets it SHUTDOWN_TIMEOUT seconds ahead. Subscribers get the time that is left after the
     loop, but at least MIN_LINGER, to receive what is queued. With 0.1 seconds for the log, this is
     less than 3 seconds in all.
 
@@ -303,8 +303,8 @@ def handle_signals(shutdown: Shutdown) -> None:
 def prepare_files() -> None:
     """Replace standard streams that are closed, and check that libzmq can open its files.
 
-    Without the first, a socket could take the number of stderr, and be sent the log. Without the
-    second, libzmq would abort. Raises ValueError.
+    If stderr stayed closed, a socket could get its number, and be sent the log. If libzmq could not
+    open its files, it would abort. Raises ValueError.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]  # more than libzmq opens
@@ -354,7 +354,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With keys, they admit everyone who has the public one, and nobody else.
 
-    (ZeroMQ's encryption, CURVE, makes a client prove that it knows the key.)
+    So it must be given only to those to admit. (The encryption is ZeroMQ's: CURVE, RFC 26.)
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -374,7 +374,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
-    pub.set(zmq.MAXMSGSIZE, 512 + encryption)  # bytes of a subscription
+    pub.set(zmq.MAXMSGSIZE, 512 + encryption)  # the longest subscription, in bytes
     # PUB receives subscriptions. It processes all that are queued before it sends, so queue only
     # one: a flood of them would delay messages.
     pub.set(zmq.RCVHWM, 1)
@@ -392,7 +392,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, * means all addresses, IPv4 as well, but eth0 would mean only its IPv6 address.
+    # With IPv6 on, * means all addresses, IPv4 as well. But eth0 would mean only its IPv6 address.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"

@@ -190,8 +190,8 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: So if the oldest line in flight has waited for its echo for five
-# seconds, and a later line has received one, the oldest was probably missed. The client then sends
-# all lines in flight again, but each line only once in this way per connection.
+# seconds, and a later line has been echoed, the client probably missed the echo of the oldest. It
+# then sends all lines in flight again, but, under this rule, each line at most once per connection.
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
 # README, Delivery in detail: So after five seconds without an echo, the client sends its newest
 # line again, once, as a probe. If the probe has an echo, and earlier lines have not, the second

@@ -37,7 +37,7 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
 # not longer than a timeout, normally two seconds. A subscriber that manages this loses nothing, and
 # the chat runs at its pace.
-# README, Slow subscribers: A subscriber that reads 3,000 short messages a second does.
+# README, Slow subscribers: Reading 3,000 short messages a second is fast enough.
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,8 @@ def test_the_terminal_wraps_messages_and_places_the_cursor(
         wait_pane(tmux, f"\nann> {url}\nann> next\na{cluster}bc", column)
 
 
-# README, What it adds to the original: No message can clear the screen, set the title or change
-# another line.
+# README, What it adds to the original: No message can clear the screen, set the window title or
+# overwrite other messages.
 
 
 def test_hostile_and_coloured_messages(open_client: OpenClient, bare_server: BareServer) -> None:
