@@ -318,7 +318,9 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
-            for line in self.lines[self.pushed : WINDOW]:
+            for line in self.lines[self.pushed :]:
+                if self.pushed == WINDOW:
+                    break
                 push.send(line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:  # Our server drops it, so no echo will come.
                     del self.lines[self.pushed]
@@ -373,24 +375,23 @@ class Outbox:
             again = in_flight[-1:]
         else:
             return
-        self.push_again(len(again))
+        self.push_again(again)
         for line in again:
             line.resent = True
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.push_again(self.pushed)
+        self.push_again(self.lines[: self.pushed])
         self.since_progress = 0.0
         for line in self.lines:
             line.overtaken = line.resent = False
 
-    def push_again(self, count: int) -> None:
-        """Let the newest lines in flight be pushed again."""
+    def push_again(self, newest: list[Line]) -> None:
+        """Let lines be pushed again: the newest ones in flight."""
         if len(self.repeated) > 10 * WINDOW:
             self.repeated.clear()  # to bound it; what is forgotten only fails to reset a clock
-        again = self.lines[self.pushed - count : self.pushed]
-        self.repeated.update(line.echo_hash for line in again)
-        self.pushed -= count
+        self.repeated.update(line.echo_hash for line in newest)
+        self.pushed -= len(newest)
 
     def give_up(self) -> None:
         """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""

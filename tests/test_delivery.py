@@ -269,15 +269,26 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context, te
 
 
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
-    script = start_client(
-        bare_server.ports, stdout=subprocess.DEVNULL
-    )  # Windows' pipes take 4 kB only.
+    # What it prints is not read, and Windows' pipes take 4 kB only.
+    script = start_client(bare_server.ports, stdout=subprocess.DEVNULL)
     close(script, typed(*range(2_500)))
     for window in (range(1_000), range(1_000, 2_000), range(2_000, 2_500)):
         bare_server.expect(lines(*window))
         bare_server.echo(*lines(*window))
     assert script.wait() == 0
     bare_server.expect([])
+
+
+def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> None:
+    push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    push.set(zmq.SNDHWM, 0)
+    pull.bind("inproc://lines")
+    push.connect("inproc://lines")
+    outbox = client.Outbox(None)
+    for _ in range(client.WINDOW + 1):
+        outbox.add(b"text")
+    outbox.push_to(push)
+    assert outbox.lines == []
 
 
 # README, Delivery in detail: Each echo acknowledges its line.
