@@ -14,10 +14,14 @@ ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-
 PULL's recv waits for a line. PUB's send would drop messages for a full queue, but with the option
 NODROP it waits. With NOBLOCK, or after a timeout, recv and send raise zmq.Again instead.
 
-main, at the end, makes the two sockets (slide 3). serve is the talk's loop. Around it:
-- a subscriber that keeps up, so that its queue never fills, loses nothing;
-- each stall of a subscriber delays the chat by 2 seconds at most;
+main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
+guarantees:
+- a subscriber loses messages only if its queue stays full for longer than a timeout, normally 2
+  seconds;
+- such a stall delays the chat by this timeout, and no longer;
 - control characters are escaped.
+
+The chat itself ends with the class Publisher. What follows is the log, the start and the shutdown.
 """
 
 import argparse
@@ -37,20 +41,19 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_LINE = 16_384  # bytes; libzmq disconnects clients that send more
-MAX_MESSAGE = 16_384  # bytes; bounds the queues even when escaping lengthens a line
+MAX_SIZE = 16_384  # bytes of a line, and of a message; libzmq disconnects clients that send more
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines, of all clients, to receive before publishing; more is no faster
-IDLE_TIMEOUT = 0.2  # seconds to wait for a line before checking for a shutdown
+IDLE_TIMEOUT = 0.2  # seconds without a line until the chat counts as idle, and may shut down
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    Until a signal, the time left is infinite. Then go on until no line comes for IDLE_TIMEOUT, or
-    until less than that is left.
+    The time left is infinite until a signal, which sets a deadline. From then on, stop once no line
+    comes for IDLE_TIMEOUT, or once the deadline is closer than that.
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
@@ -59,7 +62,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         elif shutdown.requested:
             break
         else:
-            # libzmq frees the queues of departed subscribers only during a call on PUB, any call.
+            # libzmq frees the queues of departed subscribers only during calls on PUB, so make one.
             pub.get(zmq.EVENTS)
 
 
@@ -89,12 +92,13 @@ def receive(pull: Sock) -> list[bytes]:
 # U+2066 to U+2069) and lone surrogates (U+D800 to U+DFFF). Any other character could control the
 # terminal of a subscriber, or is not valid, and is escaped.
 BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-UNSAFE_CHARACTER = re.compile(rf"[^\t -~{BEYOND_ASCII}]")
+UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{BEYOND_ASCII}]")
 
 # A simple line has the layout of json.dumps or JSON.stringify, such as
 # {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. Any other
-# line matches .* instead, so that findall returns a pair for each line: user and text, or ("", "").
-STRING = rf'"([ !#-\[\]-~{BEYOND_ASCII}]*)"'  # space and !, then # to [, then ] to ~
+# line, even an empty one, matches .* instead. So each line is one match, and findall returns a pair
+# for each: user and text, or ("", "").
+STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{BEYOND_ASCII}]*)"'  # without TAB, " and \
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -116,7 +120,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
         try:
-            if not user:  # The line is not simple, or the user is empty.
+            if not user:  # The line is not simple (or the user is empty, which parse accepts).
                 user, text = parse(line)
             messages.append(f"{user}> {CYAN}{text}{RESET}".encode())
         except ValueError as error:
@@ -135,7 +139,8 @@ def parse(line: bytes) -> tuple[str, str]:
         user, text = sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
-    if len(f"{user}> {CYAN}{text}{RESET}".encode()) > MAX_MESSAGE:
+    # Without escaping, a message is shorter than its line.
+    if len(f"{user}> {CYAN}{text}{RESET}".encode()) > MAX_SIZE:
         raise ValueError("too long once its control characters are escaped")
     return user, text
 
@@ -156,9 +161,13 @@ REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stal
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    libzmq reopens a full queue when half of it has been read. The chat waits for this, so a slow
-    subscriber sets the pace. A subscriber whose queue stays full for longer than a timeout has
-    stalled. The chat goes on without it, and it misses messages until its queue reopens.
+    The queue of a subscriber is open, full or closed. While a queue is full, send waits with
+    NODROP. Without NODROP, it drops the message for this queue, and closes the queue. Any send
+    skips closed queues. libzmq opens a full or closed queue when half of it has been read.
+
+    So a slow subscriber sets the pace of the chat. A subscriber whose queue stays full for longer
+    than a timeout has stalled. One send without NODROP closes its queue, and the chat goes on
+    without it.
 
     There is one timeout for all subscribers. Each stall halves it. Then it grows again, by REGAIN
     each second. So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in
@@ -179,7 +188,7 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send once all queues have room. After a timeout, send to those that have room."""
+        """Send once no queue is full. After a timeout, send to those that are open."""
         regained = REGAIN * (time.monotonic() - self.stalled_at)
         timeout = self.timeout_after_stall + regained
         timeout = min(timeout, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
@@ -187,9 +196,7 @@ class Publisher:
         try:
             self.pub.send(message)
         except zmq.Again:
-            # Without NODROP, send drops the message for each full queue, and closes the queue.
-            # Later sends skip a closed queue, even with NODROP, until it reopens.
-            self.pub.set(zmq.XPUB_NODROP, 0)
+            self.pub.set(zmq.XPUB_NODROP, 0)  # Drop the message for full queues, and close them.
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
             self.stalled_at = time.monotonic()
@@ -245,20 +252,20 @@ def open_stderr() -> TextIO:
     return open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-# Start and shut down. (The chat is complete above.)
+# Start and shut down.
 
-# If a signal interrupts a wait for a subscriber, pyzmq starts the wait again. 0.3 seconds more are
-# enough for another receive.
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + 0.3
+# A signal during a wait for a subscriber makes pyzmq start the wait again. When it is over, serve
+# needs more than IDLE_TIMEOUT to receive the lines that came meanwhile.
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    A signal sets it SHUTDOWN_TIMEOUT seconds ahead. Subscribers get the time that is left after the
-    loop, but at least MIN_LINGER, to receive what is queued. With 0.1 seconds for the log, this is
-    less than 3 seconds in all.
+    After a signal, the loop has 2.3 seconds (SHUTDOWN_TIMEOUT). It usually ends sooner, since no
+    more lines come. Subscribers have the rest of this time, but at least 0.5 seconds (MIN_LINGER),
+    to receive what is queued. The log has another 0.1. So all takes less than 3 seconds.
 
     The handler raises nothing. If it did, as Python's handler does for Ctrl-C, a line that was
     already received might never be published.
@@ -276,16 +283,14 @@ class Shutdown:
         """Return the seconds until the deadline."""
         return max(0, self.deadline - time.monotonic())
 
-    def request(self, _signum: int, _frame: object) -> None:
+    def request(self, signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Block further signals in the main thread: each would restart a wait, so a Ctrl-C that is
-        held down would keep the loop from ending.
+        Ignore it from now on: each one would restart a wait, so a Ctrl-C that is held down would
+        keep the loop from ending.
         """
-        if not self.requested:
-            self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-            if hasattr(signal, "pthread_sigmask"):  # On Windows, signals interrupt no wait.
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.signal(signum, signal.SIG_IGN)
+        self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
 
 
 def handle_signals(shutdown: Shutdown) -> None:
@@ -303,15 +308,16 @@ def handle_signals(shutdown: Shutdown) -> None:
 def prepare_files() -> None:
     """Replace standard streams that are closed, and check that libzmq can open its files.
 
-    If stderr stayed closed, a socket could get its number, and be sent the log. If libzmq could not
-    open its files, it would abort. Raises ValueError.
+    Without the first, a socket could get the number of stderr, and be sent the log. Without the
+    second, libzmq would abort. To do both, open more files than libzmq needs. Those whose numbers
+    are those of streams stay open. Raises ValueError.
     """
     try:
-        files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]  # more than libzmq opens
+        files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
     except OSError as error:
         raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:  # A lower number is that of a stream that was closed.
+        if file > 2:
             os.close(file)
 
 
@@ -354,9 +360,10 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
 
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they admit everyone who has the public one, and nobody else.
+    """Return PULL and PUB. With keys, they encrypt (CURVE, RFC 26).
 
-    So it must be given only to those to admit. (The encryption is ZeroMQ's: CURVE, RFC 26.)
+    Then they admit everyone who has the public key, and nobody else. So despite its name, it must
+    be kept from everybody else.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -372,7 +379,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_MAXRT, 20_000)
     encryption = 33 if keys else 0  # bytes that CURVE adds to a frame, and MAXMSGSIZE counts
-    pull.set(zmq.MAXMSGSIZE, MAX_LINE + encryption)
+    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + encryption)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
