@@ -7,7 +7,6 @@ both screens hold at its end: characters, colours and cursors.
 import contextlib
 import itertools
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 from html import escape
 
@@ -32,30 +31,14 @@ TYPED_MEANWHILE = "did you miss anything?"
 HALF_TYPED = "and what if you write to me while I am typ"
 
 
-# The session.
-
-
-@contextlib.contextmanager
-def serve(ports: tuple[int, int]) -> Iterator[None]:
-    """Run server.py."""
-    process = subprocess.Popen(python("server.py", *server_options(ports)))
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def play() -> str:
-    """Have two people chat, and the server restart meanwhile. Return the picture."""
+def play() -> dict[str, pyte.Screen]:
+    """Have two people chat, and the server restart meanwhile. Return their screens."""
     ports = free_port(), free_port()
     with contextlib.ExitStack() as stack:
 
-        def join(user: str) -> Terminal:
-            command = python("client.py", "--user", user, *port_options(ports), "--color", "always")
-            window = Terminal(*command, columns=COLUMNS, rows=ROWS)
-            stack.enter_context(contextlib.closing(window))
-            window.wait_rows(CONNECTED)
+        def start(script: str, *options: str) -> Terminal:
+            window = stack.enter_context(contextlib.closing(Terminal(*python(script, *options))))
+            window.resize(COLUMNS, ROWS)
             return window
 
         def say(user: str, text: str, *typed: str) -> None:
@@ -63,37 +46,38 @@ def play() -> str:
             ken.wait_rows(f"{user}> {text}", *typed)
             ann.wait_rows(f"{user}> {text}")
 
-        with serve(ports):
-            ken, ann = join("ken"), join("ann")
-            windows = {"ken": ken, "ann": ann}
-            say("ken", "good morning, anyone up?")
-            say("ann", "おはよう、ken 👋")
-            say("ken", "и по-русски можно?")
-            say("ann", "конечно, всё дойдёт")
-            say("ken", "great! restarting the server, hold on")
-
+        server = start("server.py", *server_options(ports))
+        options = [*port_options(ports), "--color", "always"]
+        windows = {user: start("client.py", "--user", user, *options) for user in ("ken", "ann")}
+        ken, ann = windows.values()
         for window in (ken, ann):
-            window.wait_text("noserveratlocalhost.*whenitisback$")
+            window.wait_rows(CONNECTED)
+        say("ken", "good morning, anyone up?")
+        say("ann", "おはよう、ken 👋")
+        say("ken", "и по-русски можно?")
+        say("ann", "конечно, всё дойдёт")
+        say("ken", "great! restarting the server, hold on")
+
+        server.close()
+        for window in (ken, ann):
+            window.wait_text("no server at localhost.*when it is back$")
         ken.type(f"{TYPED_MEANWHILE}\r")
         ken.wait_rows(TYPED_MEANWHILE)
         # A message reaches only connected clients: ann has to be the first to come back.
         ken.process.send_signal(signal.SIGSTOP)
 
-        with serve(ports):
-            ann.wait_rows(CONNECTED)
-            ken.process.send_signal(signal.SIGCONT)
-            for window in (ken, ann):
-                window.wait_rows(CONNECTED, f"ken> {TYPED_MEANWHILE}")
-            say("ann", "not a line: yours came once the server was back")
-            ken.type(HALF_TYPED)
-            ken.wait_rows(HALF_TYPED)
-            say("ann", "don't mind me, just keep typing", HALF_TYPED)
-            ken.wait_cursor(HALF_TYPED, len(HALF_TYPED))
-            ann.wait_cursor("", 0)
-            return draw({user: window.look() for user, window in windows.items()})
-
-
-# The picture.
+        start("server.py", *server_options(ports))
+        ann.wait_rows(CONNECTED)
+        ken.process.send_signal(signal.SIGCONT)
+        for window in (ken, ann):
+            window.wait_rows(CONNECTED, f"ken> {TYPED_MEANWHILE}")
+        say("ann", "not a line: yours came once the server was back")
+        ken.type(HALF_TYPED)
+        ken.wait_rows(HALF_TYPED)
+        say("ann", "don't mind me, just keep typing", HALF_TYPED)
+        ken.wait_cursor(HALF_TYPED, len(HALF_TYPED))
+        ann.wait_cursor("", 0)
+        return {user: window.look() for user, window in windows.items()}
 
 
 def draw(screens: dict[str, pyte.Screen]) -> str:
@@ -114,23 +98,17 @@ def draw_window(title: str, screen: pyte.Screen) -> Iterator[str]:
     """Draw the frame, the cursor and the rows."""
     frame = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="{RADIUS}"'
     corner = f"A{RADIUS} {RADIUS} 0 0 1"
+    bar = f"M0 {BAR}V{RADIUS}{corner} {RADIUS} 0H{WIDTH - RADIUS}{corner} {WIDTH} {RADIUS}V{BAR}Z"
     yield f'{frame} fill="{FILL}"/>'
-    yield (
-        f'<path d="M0 {BAR}V{RADIUS}{corner} {RADIUS} 0H{WIDTH - RADIUS}{corner} {WIDTH} {RADIUS}'
-        f'V{BAR}Z" fill="{BAR_FILL}"/>'
-    )
+    yield f'<path d="{bar}" fill="{BAR_FILL}"/>'
     yield f'{frame} fill="none" stroke="{BORDER}"/>'
     for n in range(3):
         yield f'<circle cx="{PADDING + 6 + n * 20}" cy="{BAR // 2}" r="6" fill="{BUTTON}"/>'
-    yield (
-        f'<text x="{WIDTH // 2}" y="{BAR // 2 + 5}" text-anchor="middle" font-weight="bold"'
-        f' fill="{TITLE}">{escape(title)}</text>'
-    )
-    top, cursor = BAR + PADDING, screen.cursor
-    yield (
-        f'<rect x="{PADDING + cursor.x * CELL}" y="{top + cursor.y * LINE + 1}"'
-        f' width="{CELL}" height="{LINE - 2}" fill="{COLORS["default"]}"/>'
-    )
+    style = f'text-anchor="middle" font-weight="bold" fill="{TITLE}"'
+    yield f'<text x="{WIDTH // 2}" y="{BAR // 2 + 5}" {style}>{escape(title)}</text>'
+    top = BAR + PADDING
+    place = f'x="{PADDING + screen.cursor.x * CELL}" y="{top + screen.cursor.y * LINE + 1}"'
+    yield f'<rect {place} width="{CELL}" height="{LINE - 2}" fill="{COLORS["default"]}"/>'
     for y in range(ROWS):
         yield from draw_row(screen.buffer[y], top + y * LINE + FONT_SIZE)
 
@@ -157,4 +135,4 @@ def draw_row(row: Mapping[int, pyte.screens.Char], baseline: int) -> Iterator[st
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(play(), encoding="utf-8")
+    PICTURE.write_text(draw(play()), encoding="utf-8")

@@ -63,7 +63,8 @@ def python(script: str, *args: object) -> list[str]:
 
 
 def unix_line_ends(data: bytes) -> bytes:
-    """Return what a script printed, with the line ends of the platform as LF."""
+    """Return what a script printed, with the line ends of the platform, the only ones, as LF."""
+    assert data.count(b"\n") == data.count(os.linesep.encode()), data
     return data.replace(os.linesep.encode(), b"\n")
 
 
@@ -79,7 +80,7 @@ class Script:
 
     def _read(self) -> None:
         for line in self.process.stderr or ():
-            self.stderr += line.decode().replace("\r\n", "\n")
+            self.stderr += unix_line_ends(line).decode()
 
     def wait_stderr(self, pattern: str) -> "re.Match[str]":
         """Wait until stderr has what matches pattern; fail if the script ends without it."""

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import select
-import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ import pytest
 from processes import TIMEOUT, wait_for
 
 if sys.platform != "win32":
-    import fcntl
     import termios
 
 COLUMNS, ROWS = 120, 10  # wide enough for each notice
@@ -43,30 +41,20 @@ class Terminal:
     slow, and would hold up a program that writes much.
     """
 
-    def __init__(
-        self,
-        *command: str,
-        environment: dict[str, str] | None = None,
-        columns: int = COLUMNS,
-        rows: int = ROWS,
-    ) -> None:
+    def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
         self.received = b""  # all that the program has written to the terminal
         self.paused = False  # The terminal takes no output now, as a slow one.
         self._hung_up = False
-        self._screen = Screen(columns, rows)
+        self._screen = Screen(COLUMNS, ROWS)
         self._stream = pyte.ByteStream(self._screen)
         self._emulated = 0  # bytes that the emulator has read
         self._keyboard, self._tty = os.openpty()
-        self.resize(columns, rows)
+        self.resize(COLUMNS, ROWS)
         self.first_settings = self.settings()
         self.process = subprocess.Popen(
             command,
-            stdin=self._tty,
-            stdout=self._tty,
-            stderr=self._tty,
             env=os.environ | {"TERM": "xterm"} | (environment or {}),
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # as a login does
+            preexec_fn=lambda: os.login_tty(self._tty),
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -78,10 +66,9 @@ class Terminal:
                 if ready:
                     self.received += os.read(self._keyboard, 65_536)
 
-    def waiting(self) -> int:
-        """Return how many bytes the terminal has not taken yet."""
-        count: int = struct.unpack("i", fcntl.ioctl(self._keyboard, termios.FIONREAD, bytes(4)))[0]
-        return count
+    def is_behind(self) -> bool:
+        """Return whether the program has written what the terminal has not taken yet."""
+        return bool(select.select([self._keyboard], [], [], 0)[0])
 
     def look(self) -> Screen:
         """Return the screen as it is now."""
@@ -93,7 +80,7 @@ class Terminal:
     def resize(self, columns: int, rows: int) -> None:
         """Give the terminal another size, as dragging its corner does."""
         self.look().resize(rows, columns)
-        fcntl.ioctl(self._tty, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        termios.tcsetwinsize(self._tty, (rows, columns))
 
     def settings(self) -> list[Any]:
         """Return the terminal's settings; `first_settings` are those before the program began."""
@@ -108,21 +95,17 @@ class Terminal:
     def rows(self) -> list[str]:
         """Return all rows that are or were on the screen, but not the blank ones at the end."""
         screen = self.look()
-        rows = screen.past + [row.rstrip() for row in screen.display]
-        while rows and not rows[-1]:
-            rows.pop()
-        return rows
+        return "\n".join([*screen.past, *map(str.rstrip, screen.display)]).rstrip("\n").split("\n")
 
     def wait_rows(self, *last: str) -> None:
         """Wait until the last rows are these."""
-        wait_for(
-            lambda: self.rows()[-len(last) :] == list(last), lambda: (last, self.rows()[-ROWS:])
-        )
+        count = len(last)
+        wait_for(lambda: tuple(self.rows()[-count:]) == last, lambda: (last, self.rows()[-ROWS:]))
 
     def wait_text(self, pattern: str) -> None:
-        """Wait until the rows, put together without their spaces, have what matches a pattern."""
+        """Wait until the rows, put together, have what matches a pattern. Spaces do not count."""
         wait_for(
-            lambda: re.search(pattern, "".join(self.rows()).replace(" ", "")),
+            lambda: re.search(pattern.replace(" ", ""), "".join(self.rows()).replace(" ", "")),
             lambda: (pattern, self.rows()[-ROWS:]),
         )
 
@@ -159,6 +142,4 @@ def open_terminal() -> Iterator[Open]:
     if sys.platform == "win32":
         pytest.skip("needs pseudo-terminals, which Windows has not")
     with contextlib.ExitStack() as stack:
-        yield lambda *command, **how: stack.enter_context(
-            contextlib.closing(Terminal(*command, **how))
-        )
+        yield lambda *args, **how: stack.enter_context(contextlib.closing(Terminal(*args, **how)))

@@ -36,8 +36,10 @@ def typed(line: str) -> Editor:
 # README, Terminal: Arrows, Home, End, Delete, Ctrl-Left, Ctrl-Right, and the usual Emacs keys edit
 # the line: Ctrl-A, B, D, E, F, H, K, N, P, U, W, Y, and Alt-B, D, F.
 # README, Terminal: TAB inserts a tab.
+# README, Terminal: Up and Down recall earlier lines.
 
-KEYS = {  # the forms of a key, the line before it, and the line after it
+SENT = "one\rtwo\rnew|"
+KEYS = {  # the forms of a key, what was typed before it, and the line after it
     "Left": (f"{LEFT} \x1bOD \x02", "one two|", "one tw|o"),
     "Left, at the start": (LEFT, "|one", "|one"),
     "Right": (f"{RIGHT} \x1bOC \x06", "one| two", "one |two"),
@@ -61,6 +63,26 @@ KEYS = {  # the forms of a key, the line before it, and the line after it
     "insert again, nothing": ("\x19", "one|", "one|"),
     "an accent, which joins the letter": ("\u0301\x7f", "one|two", "on|two"),
     "TAB": ("\t \t\x02\x06", "a|b", "a\t|b"),
+    "Up": (f"{UP} \x1bOA \x10", SENT, "two|"),
+    "Up, no further than the first": (UP * 3, SENT, "one|"),
+    "Down": (f"{UP * 2}{DOWN} {UP * 2}\x1bOB {UP * 2}\x0e", SENT, "two|"),
+    "Down, to the line that was being typed, and no further": (UP * 2 + DOWN * 5, SENT, "new|"),
+    "an edited old line": (f"{UP}!{UP}{DOWN}", SENT, "two|"),
+    "the line being typed, beside an edited one": (f"{UP}!{DOWN}", SENT, "new|"),
+    "what was sent of an edited old line": (f"{UP}!\r{UP}", SENT, "two!|"),
+    "an edited old line stays as it was": (f"{UP}!\r{UP * 2}", SENT, "two|"),
+    "old letters keep their accents": (f"\x15e\u0301\r{UP}\x7f", SENT, "|"),
+    "empty lines are not kept": (f"\x15\r\r{UP}", SENT, "two|"),
+    "the line being typed is not kept": (f"{UP}\r{DOWN}{UP * 3}", SENT, "one|"),
+}
+
+
+# Backspace and the arrows take what a person sees as one character: a letter with its accents, an
+# emoji with its modifiers, a joined emoji.
+CHARACTERS = "é e\u0302\u0323 漢 か\u3099 ক\u09bf 👍🏽 1\ufe0f\u20e3 👩‍👩‍👧 🏳\ufe0f‍🌈 👩🏽‍💻"
+KEYS |= {
+    f"one character: {one}": (f"\x7f {LEFT}{DELETE} {LEFT}{RIGHT}\x08", f"x{one}|y", "x|y")
+    for one in CHARACTERS.split(" ")
 }
 
 
@@ -89,19 +111,6 @@ def test_ctrl_d_ends_the_input_where_the_line_is_empty() -> None:
     assert Editor().feed(b"") == ([], True)
 
 
-# Backspace and the arrows take what a person sees as one character: a letter with its accents, an
-# emoji with its modifiers, a joined emoji.
-CHARACTERS = "é e\u0302\u0323 漢 か\u3099 ক\u09bf 👍🏽 1\ufe0f\u20e3 👩‍👩‍👧 🏳\ufe0f‍🌈 👩🏽‍💻"
-
-
-@pytest.mark.parametrize("character", CHARACTERS.split(" "))
-def test_one_character(character: str) -> None:
-    for keys in ("\x7f", f"{LEFT}{DELETE}", f"{LEFT}{RIGHT}\x08"):
-        editor = typed(f"x{character}|y")
-        press(editor, keys)
-        assert state(editor) == "x|y"
-
-
 # README, Terminal: Other keys do nothing.
 
 OTHERS = {
@@ -115,27 +124,20 @@ OTHERS = {
     "bracketed paste": "\x1b[200~\x1b[201~",
     "answers": "\x1b[?62;22c\x1b[12;40R\x1b[?1;2$y\x1b[I",
     "incomplete": "\x1b[1\x00\x1b[ \x00\x1b[\x07",
+    # The start of these is a key with Alt.
+    "in one piece: a colour": "\x1b]11;rgb:0/0/0\x1b\\\x1b]11;rgb:0/0/0\x07",
+    "in one piece: a name": "\x1bP>|xterm(380)\x1b\\",
 }
 
 
-@pytest.mark.parametrize("keys", OTHERS.values(), ids=OTHERS)
-def test_other_keys_do_nothing(keys: str) -> None:
-    for pieces in ([keys], list(keys)):
+@pytest.mark.parametrize(("name", "keys"), OTHERS.items(), ids=OTHERS)
+def test_other_keys_do_nothing(name: str, keys: str) -> None:
+    for pieces in ([keys], [keys] if "in one piece" in name else list(keys)):
         editor = typed("one| two")
         for piece in pieces:
             assert press(editor, piece) == []
         press(editor, "!")
         assert state(editor) == "one!| two"
-
-
-@pytest.mark.parametrize(
-    "report", ["]11;rgb:0/0/0\x1b\\", "]11;rgb:0/0/0\x07", "P>|xterm(380)\x1b\\"]
-)
-def test_a_report_of_a_colour_or_a_name_does_nothing(report: str) -> None:
-    """It has to come in one piece: its start is a key with Alt."""
-    editor = typed("one| two")
-    assert press(editor, f"\x1b{report}!") == []
-    assert state(editor) == "one!| two"
 
 
 @given(st.binary() | st.text().map(str.encode), st.integers(1, 8))
@@ -151,32 +153,6 @@ def test_any_bytes_however_they_are_cut(data: bytes, size: int) -> None:
         assert own in row
         row = row.replace(own, "", 1)
     assert not UNSAFE_CHARACTER.search(row)
-
-
-# README, Terminal: Up and Down recall earlier lines.
-
-HISTORY = {
-    "the last one": (UP, "two|"),
-    "no further than the first": (UP * 3, "one|"),
-    "back": (UP * 2 + DOWN, "two|"),
-    "to the line that was being typed, and no further": (UP * 2 + DOWN * 5, "new|"),
-    "other forms of Up": ("\x1bOA\x10", "one|"),
-    "other forms of Down": (f"{UP * 2}\x1bOB\x0e", "new|"),
-    "an edited old line": (f"{UP}!{UP}{DOWN}", "two|"),
-    "the line being typed, beside an edited one": (f"{UP}!{DOWN}", "new|"),
-    "what was sent of an edited old line": (f"{UP}!\r{UP}", "two!|"),
-    "it stays as it was": (f"{UP}!\r{UP * 2}", "two|"),
-    "letters keep their accents": (f"\x15e\u0301\r{UP}\x7f", "|"),
-    "empty lines are not kept": (f"\x15\r\r{UP}", "two|"),
-    "the line being typed is not kept": (f"{UP}\r{DOWN}{UP * 3}", "one|"),
-}
-
-
-@pytest.mark.parametrize(("keys", "expected"), HISTORY.values(), ids=HISTORY)
-def test_history(keys: str, expected: str) -> None:
-    editor = Editor()
-    press(editor, f"one\rtwo\rnew{keys}")
-    assert state(editor) == expected
 
 
 # README, Terminal: and scrolls sideways
