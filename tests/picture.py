@@ -15,7 +15,6 @@ from processes import ROOT, free_port, port_options, python, server_options
 from terminal import CONNECTED, Terminal
 
 COLUMNS, ROWS = 58, 14  # of each terminal
-PICTURE = ROOT / ".github" / "picture.svg"
 
 # Pixels. A cell is as wide as the characters of most monospace fonts: 0.6 times the font size.
 FONT_SIZE, WIDE_FONT_SIZE, CELL, LINE = 15, 17, 9, 21
@@ -135,4 +134,4 @@ def draw_row(row: Mapping[int, pyte.screens.Char], baseline: int) -> Iterator[st
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw(play()), encoding="utf-8")
+    (ROOT / ".github" / "picture.svg").write_text(draw(play()), encoding="utf-8")

@@ -63,7 +63,7 @@ def python(script: str, *args: object) -> list[str]:
 
 
 def unix_line_ends(data: bytes) -> bytes:
-    """Return what a script printed, with the line ends of the platform, the only ones, as LF."""
+    """Return what a script printed, with LF for the line ends, which are the platform's."""
     assert data.count(b"\n") == data.count(os.linesep.encode()), data
     return data.replace(os.linesep.encode(), b"\n")
 

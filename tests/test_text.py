@@ -23,11 +23,6 @@ ONE_LINE = f"{NOT_JSON} (write the whole object on one line): "
 TOO_LONG = "line not sent: {}, but the server takes 16,384 at most"
 
 
-def published(line: bytes) -> list[bytes]:
-    """Return what the server publishes for a line: a message, or none."""
-    return chat_messages([line], log=Mock())
-
-
 # README, Differences from the original: Without `--user`, each line that the client sends has the
 # same bytes as in the original.
 # README, Delivery in detail: Empty lines are not sent.
@@ -114,7 +109,7 @@ def test_a_problem_is_reported(user: str | None, line: bytes, notice: str) -> No
     assert outbox.report() == "1 line may not have been delivered"
     will_be_sent = [line] if notice.startswith(WILL_BE_DROPPED) else []
     assert [line.frame for line in outbox.lines] == will_be_sent
-    assert published(line) == []
+    assert chat_messages([line], log=Mock()) == []
 
 
 def test_a_pipe_reports_the_first_of_a_kind(server: Script, run_client: RunClient) -> None:
@@ -171,7 +166,8 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
         expected = [client.echo_of(line)]
     except ValueError:
         expected = []
-    assert [client.sanitize_message(message)[0] for message in published(line)] == expected
+    published = chat_messages([line], log=Mock())
+    assert [client.sanitize_message(message)[0] for message in published] == expected
 
 
 # README, Differences from the original: the client escapes them, too (all but colors and TAB), in
