@@ -163,8 +163,7 @@ def draw(editor: Editor, columns: int) -> tuple[str, str]:
     assert screen.cursor.y == 1
     assert pyte.modes.DECAWM in screen.mode
     cells = [screen.buffer[1][column].data for column in range(columns)]
-    place = screen.cursor.x
-    return "".join(cells[:place]), "".join(cells[place:]).rstrip()
+    return "".join(cells[: screen.cursor.x]), "".join(cells[screen.cursor.x :]).rstrip()
 
 
 ROWS = [  # the columns, the line, and what is shown of it

@@ -172,8 +172,7 @@ def test_the_server_is_late_and_restarts(open_terminal: Open, start_server: Star
 
 
 def test_typing_before_the_client_is_up(open_terminal: Open, bare_server: BareServer) -> None:
-    client = shlex.join(command(bare_server.ports))
-    ken = open_terminal("sh", "-c", f"read -r line; exec {client}")
+    ken = open_terminal("sh", "-c", f"read -r line; exec {shlex.join(command(bare_server.ports))}")
     ken.type("start\rearly\rhalf")
     ken.wait_rows("start", "early", CONNECTED, "half")
     ken.wait_cursor("half", 4)
@@ -197,10 +196,11 @@ def test_a_paste(ken: Terminal, bare_server: BareServer) -> None:
 
 # README, Terminal: Ctrl-D on an empty line leaves, Ctrl-C interrupts
 
-LEAVES = {
+LEAVES = {  # the keys, if any, and the exit status
     "Ctrl-D": ("\x11\x05\x15\x04", 0),  # after Ctrl-Q, for which it would wait
     "Ctrl-C": ("\x03", 130),
     "Ctrl-\\": ("\x1c", 131),
+    "SIGTERM": ("", 143),
 }
 
 
@@ -209,8 +209,9 @@ LEAVES = {
 @pytest.mark.parametrize(("keys", "status"), LEAVES.values(), ids=LEAVES)
 def test_leaving(ken: Terminal, before: str, keys: str, status: int) -> None:
     type_half(ken)
-    ken.type(before)
-    ken.type(keys)
+    ken.type(before + keys)
+    if not keys:
+        ken.process.terminate()
     assert ken.process.wait(TIMEOUT) == status
     assert ken.settings() == ken.first_settings
 
@@ -311,10 +312,11 @@ def test_suspended_and_killed(open_terminal: Open, bare_server: BareServer, prog
     bare_server.answer(1)
     shell.wait_rows("ann> hello", "ken> половина!")
     shell.wait_cursor("", 0)
-    shell.type("half\x1a")
+    type_half(shell)
+    shell.type("\x1a")
     assert_prompt(shell)
     shell.type("fg\r")
-    shell.wait_cursor("half", 4)
+    shell.wait_cursor("половина", 7)
     shell.type("\x1a")
     assert_prompt(shell)
     at_the_prompt = shell.settings()

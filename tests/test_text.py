@@ -157,6 +157,7 @@ JSON_LINES = st.fixed_dictionaries(
 @given(JSON_LINES | st.binary() | st.from_regex(rb'\A\{"user": ?"[^"]*", ?"message": ?"[^"]*"\}\Z'))
 @example(BOM_UTF8 + ONE)
 @example(b"{}")
+@example(ONE + b"x")
 @example(b'{"user": "k", "message": "m", "n": NaN}')
 @example(rb'{"user": "k", "message": "\ud800"}')
 @example(b'{"user": "k", "message": "%s"}' % (b"\x7f" * 4_093))  # the longest once escaped
