@@ -39,7 +39,8 @@ BACK = "your lines will be sent when it is back\n"
 NO_SERVER = f"client.py: no server at localhost (or its --key differs); {BACK}"
 NO_PORT = f"client.py: no answer from port {{}} of localhost; {BACK}"
 CONNECTED = "client.py: connected to localhost\n"
-NOT_READ = r"client\.py: the rest of the input was not read; [\d,]+ lines may not .*\n$"
+REPORT = "client.py: {} may not have been delivered\n"
+NOT_READ = r"client\.py: the rest of the input was not read; \d+,\d+ lines may not .*\n"
 
 
 def lines(*numbers: int) -> list[bytes]:
@@ -57,13 +58,11 @@ def numbers_in(output: bytes) -> list[int]:
     return [int(number) for number in re.findall(rb"^k> (\d+)\r?$", output, re.MULTILINE)]
 
 
-def undelivered(script: Script) -> int:
-    """Wait for a client's end, with status 1; return how many lines it has given up."""
+def report_of(script: Script) -> str:
+    """Wait for a client's end, with status 1; return the last line of its stderr."""
     script.process.wait(120)
     assert script.wait() == 1, script.stderr
-    report = re.search(r"([\d,]+) lines? may not have been delivered\n", script.stderr)
-    assert report, script.stderr
-    return int(report[1].replace(",", ""))
+    return script.stderr.splitlines(keepends=True)[-1]
 
 
 @pytest.fixture
@@ -84,21 +83,15 @@ def talking(start_client: StartClient) -> StartClient:
 class Pipe:
     """A client whose stdin is a file of numbers, and whose stdout is a file, too."""
 
-    def __init__(
-        self,
-        start_client: StartClient,
-        path: Path,
-        ports: tuple[int, int],
-        count: int,
-        *options: str,
-        **how: object,
-    ) -> None:
-        self.count, self.printed = count, path / "printed"
-        (path / "typed").write_bytes(typed(*range(count)))
-        with (path / "typed").open("rb") as stdin, self.printed.open("wb") as stdout:
-            self.script = start_client(
-                ports, *options, stdin=stdin.fileno(), stdout=stdout.fileno(), **how
-            )
+    def __init__(self, start_client: StartClient, path: Path) -> None:
+        self.start_client, self.typed, self.printed = start_client, path / "typed", path / "printed"
+
+    def start(self, ports: tuple[int, int], count: int, *options: str, **how: object) -> None:
+        """Start the client, with numbers below count."""
+        self.count = count
+        self.typed.write_bytes(typed(*range(count)))
+        with self.typed.open("rb") as stdin, self.printed.open("wb") as stdout:
+            self.script = self.start_client(ports, *options, stdin=stdin, stdout=stdout, **how)
 
     def numbers(self) -> list[int]:
         """Return the numbers that it printed."""
@@ -119,21 +112,24 @@ class Pipe:
         assert len(numbers) - self.count <= 2 * client.WINDOW * breaks
 
 
+@pytest.fixture
+def pipe(start_client: StartClient, tmp_path: Path) -> Pipe:
+    return Pipe(start_client, tmp_path)
+
+
 # README, How it works: The server turns it into a colored message and publishes that on port 1338
 # to every client, including the sender.
+# README, Limits: Names are not verified. Two people can use the same one.
 
 
-def test_two_clients_see_each_other(start: Start, server: Script) -> None:
-    people = []
-    for name in ("ann", "ken"):
-        options = [*port_options(server.ports), "--user", name]
-        people.append(start("client.py", *options, stdin=subprocess.PIPE))
-        write(people[-1], b"here I am\n")
-        assert read_line(people[-1]) == name.encode() + b"> here I am\n"
-    ann, ken = people
-    assert read_line(ann) == b"ken> here I am\n"
-    write(ken, "你好 👨‍👩‍👧\n".encode())
-    assert read_line(ann) == read_line(ken) == "ken> 你好 👨‍👩‍👧\n".encode()
+@pytest.mark.parametrize("name", ["ken", "ann"])
+def test_everybody_sees_each_message(server: Script, start_client: StartClient, name: str) -> None:
+    ann = start_client(server.ports, "--user", "ann")
+    write(ann, b"here I am\n")
+    assert read_line(ann) == b"ann> here I am\n"
+    other = start_client(server.ports, "--user", name)
+    write(other, "你好 👨‍👩‍👧\n".encode())
+    assert read_line(ann) == read_line(other) == f"{name}> 你好 👨‍👩‍👧\n".encode()
 
 
 # README, zmq-talk-chat: a faithful port of the chat service from slides 3 to 14
@@ -152,9 +148,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, Differences from the original: the client gives its subscription time to take effect
 
 
-def test_lines_wait_until_the_subscription_is_in_effect(
-    bare_server: BareServer, context: Context
-) -> None:
+def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     connection = client.Connection(push, sub, "localhost", False)
     for sock, port in zip((push, sub), bare_server.ports, strict=True):
@@ -198,9 +192,7 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 # case applies.
 
 
-def test_lines_whose_echoes_were_missed_go_again_once(
-    bare_server: BareServer, start_client: StartClient
-) -> None:
+def test_lines_without_an_echo_go_again(bare_server: BareServer, start_client: StartClient) -> None:
     script = start_client(bare_server.ports)
     write(script, typed(*range(10)))
     bare_server.expect(lines(*range(10)))
@@ -241,9 +233,8 @@ RESENDS: dict[str, list[tuple[str, bool, str]]] = {
 
 @pytest.mark.parametrize("texts", RESENDS)
 def test_each_line_goes_again_once_and_the_newest_once_more(context: Context, texts: str) -> None:
-    push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-    pull.bind("inproc://lines")
-    push.connect("inproc://lines")
+    push = context.socket(zmq.PUSH)
+    push.connect("inproc://nowhere")  # It keeps the lines.
     outbox = client.Outbox("k")
     for text in texts:
         outbox.add(text.encode())
@@ -251,8 +242,10 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context, te
     outbox.resend(reading=False)
     assert outbox.pushed == len(texts)  # None goes again while other echoes come.
     for echoes, reading, again in RESENDS[texts]:
+        outbox.since_progress = client.ECHO_TIMEOUT
         if echoes == "/":
             outbox.start_over()
+            assert outbox.since_progress == 0.0  # The new connection has some time of its own.
         outbox.acknowledge([client.sanitize_message(f"k> {text}".encode()) for text in echoes])
         outbox.since_echo = client.ECHO_TIMEOUT
         outbox.resend(reading)
@@ -280,10 +273,9 @@ def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: Star
 
 
 def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> None:
-    push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    push = context.socket(zmq.PUSH)
     push.set(zmq.SNDHWM, 0)
-    pull.bind("inproc://lines")
-    push.connect("inproc://lines")
+    push.connect("inproc://nowhere")
     outbox = client.Outbox(None)
     for _ in range(client.WINDOW + 1):
         outbox.add(b"text")
@@ -297,43 +289,32 @@ def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> N
 # can then be wrong.
 
 
-def test_only_an_echo_acknowledges() -> None:
-    """Each case is a message, and how many lines are left after it."""
+def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
+    """Each case is a message, how many lines are left after it, and whether it was an echo."""
+    push = context.socket(zmq.PUSH)
+    push.connect("inproc://nowhere")
     outbox = client.Outbox("k")
-    for number in (9, 0, 1, 1, 2, 3):
+    for number in (9, 0, 1, 1, 2):
         outbox.add(b"%d" % number)
-    outbox.pushed = 5
-    for line in outbox.lines[:5]:
-        line.sent = True
-    cases: list[tuple[bytes, int]] = [
-        (b"ann> 9", 6),  # someone else's
-        (b"12:01 k> 9", 6),  # written in another way
-        (b"k> 3", 6),  # of a line that is not in flight
-        (b"k> \x1b[36m9\x1b[0m", 5),
-        (b"\x1b[0;36;49mk> 0\x1b[0m", 4),  # in other colours
-        (b"k> 0", 4),  # of a line that is acknowledged
-        (b"k> 1", 3),  # of the first of equal lines
-        (b"k> \x1b[1;31m1", 2),
-        (b"k> 2", 1),
+    outbox.push_to(push)
+    outbox.start_over()  # These lines are to go again. Their first echoes count nevertheless.
+    outbox.add(b"3")
+    cases: list[tuple[bytes, int, bool]] = [
+        (b"ann> 9", 6, False),  # someone else's
+        (b"12:01 k> 9", 6, False),  # written in another way
+        (b"k> 3", 6, False),  # of a line that was not sent
+        (b"k> \x1b[36m9\x1b[0m", 5, True),
+        (b"\x1b[0;36;49mk> 0\x1b[0m", 4, True),  # in other colours
+        (b"k> 0", 4, True),  # of a line that has gone twice, and is acknowledged
+        (b"k> 1", 3, True),  # of the first of equal lines
+        (b"k> \x1b[1;31m1", 2, True),
+        (b"k> 2", 1, True),
     ]
-    for message, left in cases:
-        outbox.acknowledge([client.sanitize_message(message)])
-        assert len(outbox.lines) == left
-        assert outbox.report().startswith(f"{left} line")
-
-
-def test_an_echo_counts_though_its_line_is_to_go_again_or_has_gone_twice() -> None:
-    outbox = client.Outbox("k")
-    outbox.add(b"1")
-    outbox.add(b"2")
-    outbox.lines[0].sent = outbox.lines[1].sent = True
-    outbox.pushed = 2
-    outbox.start_over()
-    for message, seconds in [(b"ann> 1", 9.0), (b"k> 1", 0.0), (b"k> 1", 0.0), (b"k> 3", 9.0)]:
+    for message, left, is_echo in cases:
         outbox.since_echo = 9.0
         outbox.acknowledge([client.sanitize_message(message)])
-        assert outbox.since_echo == seconds
-    assert len(outbox.lines) == 1
+        assert (len(outbox.lines), outbox.since_echo) == (left, 0.0 if is_echo else 9.0)
+        assert outbox.report().startswith(f"{left} line")
 
 
 # README, Delivery in detail: When it reconnects, it sends all lines in flight again.
@@ -346,32 +327,29 @@ def test_an_echo_counts_though_its_line_is_to_go_again_or_has_gone_twice() -> No
 def test_lines_in_flight_go_again_over_a_new_connection(
     bare_server: BareServer, talking: StartClient, closed: tuple[str, ...]
 ) -> None:
-    """After two short breaks, of which nothing is said, and a long one."""
+    """After a short break, of which nothing is said, and a long one."""
     script = talking(bare_server)
-    write(script, typed(1, 2, 3, 4))
-    breaks = []
-    for number in (1, 2):
-        bare_server.expect(lines(*range(number, 5)))
-        began = time.monotonic()
-        bare_server.close(*closed)
-        bare_server.open(*closed)
-        assert bare_server.answer(1) == lines(number)
-        assert read_line(script) == b"k> %d\n" % number
-        breaks.append(time.monotonic() - began)
-    assert script.stderr == "" or max(breaks) > 1
-    bare_server.expect(lines(3, 4))
+    write(script, typed(1, 2, 3))
+    bare_server.expect(lines(1, 2, 3))
+    began = time.monotonic()
+    bare_server.close(*closed)
+    bare_server.open(*closed)
+    assert bare_server.answer(1) == lines(1)
+    assert read_line(script) == b"k> 1\n"
+    assert script.stderr == "" or time.monotonic() - began > 1
+    bare_server.expect(lines(2, 3))
     bare_server.close(*closed)
     port = bare_server.ports[closed[0] == "pub"]
     notice = NO_SERVER if len(closed) == 2 else NO_PORT.format(port)
     script.wait_stderr(f"{re.escape(notice)}$")
-    close(script, typed(5))
+    close(script, typed(4))
     bare_server.open(*closed)
-    bare_server.expect(lines(3, 4, 5))
+    bare_server.expect(lines(2, 3, 4))
     script.wait_stderr(f"{re.escape(notice + CONNECTED)}$")
-    bare_server.echo(*lines(3, 4, 5))
+    bare_server.echo(*lines(2, 3, 4))
     bare_server.close("pull", "pub")  # Nothing but the echoes is needed any more.
     assert script.process.wait(4) == 0
-    assert read_all(script) == b"k> 3\nk> 4\nk> 5\n"
+    assert read_all(script) == b"k> 2\nk> 3\nk> 4\n"
 
 
 # README, Delivery in detail: A broken connection causes at most about 2,000 resends: up to 1,000 in
@@ -383,13 +361,9 @@ def test_lines_in_flight_go_again_over_a_new_connection(
 @REBINDS
 @pytest.mark.parametrize("pauses", [(0,), pytest.param((0, 0, 5), marks=slow)])
 def test_a_server_may_restart_in_mid_pipe(
-    server: Script,
-    start_server: StartServer,
-    start_client: StartClient,
-    tmp_path: Path,
-    pauses: tuple[int, ...],
+    server: Script, start_server: StartServer, pipe: Pipe, pauses: tuple[int, ...]
 ) -> None:
-    pipe = Pipe(start_client, tmp_path, server.ports, 20_000 * len(pauses))
+    pipe.start(server.ports, 20_000 * len(pauses))
     for pause in pauses:
         pipe.wait_for_more(4_000)
         server.kill()
@@ -402,12 +376,9 @@ def test_a_server_may_restart_in_mid_pipe(
 @REBINDS
 @pytest.mark.parametrize("pauses", [(0.5, 0.5), pytest.param((25, 1), marks=slow)])
 def test_a_server_may_restart_while_nobody_reads_stdout(
-    server: Script,
-    start_server: StartServer,
-    talking: StartClient,
-    join: Join,
-    pauses: tuple[float, ...],
+    start_server: StartServer, talking: StartClient, join: Join, pauses: tuple[float, ...]
 ) -> None:
+    server = start_server()
     script = talking(server)
     for pause in pauses:
         peer = join(server.ports)
@@ -429,7 +400,7 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
 
 @slow
 @LINUX
-def test_lines_are_given_up_after_8_seconds_if_there_never_was_a_connection(
+def test_lines_are_given_up_after_8_seconds(
     server: Script, start_server: StartServer, start: Start, start_client: StartClient
 ) -> None:
     """One client has input without end, of which it reads little."""
@@ -437,7 +408,6 @@ def test_lines_are_given_up_after_8_seconds_if_there_never_was_a_connection(
     still.process.send_signal(signal.SIGSTOP)  # The kernel takes connections nevertheless.
     source = subprocess.Popen(["yes", "👋" + "x" * 15_000], stdout=subprocess.PIPE)
     nobody, (pull_port, pub_port) = free_port(), server.ports
-    host = "no-such-host.invalid"
     began = time.monotonic()
     endless = start_client((nobody, nobody), stdin=source.stdout)
     cases = [
@@ -445,27 +415,23 @@ def test_lines_are_given_up_after_8_seconds_if_there_never_was_a_connection(
         (start_client(still.ports), NO_SERVER),
         (start_client((nobody, pub_port)), NO_PORT.format(nobody)),
         (start_client((pull_port, nobody)), NO_PORT.format(nobody)),
-        (start_client((nobody, nobody), host), NO_SERVER.replace("localhost", host)),
         (start("client.py", *port_options((nobody, nobody)), stdin=subprocess.PIPE), NO_SERVER),
     ]
     for script, _ in cases:
         close(script, typed(*range(5)))
     time.sleep(5)
     assert endless.memory() < 60
-    assert undelivered(endless) >= client.WINDOW
+    assert re.fullmatch(NOT_READ, report_of(endless))
     source.kill()
     source.communicate()
     for script, notice in cases:
-        assert undelivered(script) == 5
+        assert report_of(script) == REPORT.format("5 lines")
         assert notice in script.stderr
-        assert script.stderr.endswith("client.py: 5 lines may not have been delivered\n")
     assert 8 < time.monotonic() - began < 15
 
 
 @slow
-def test_a_name_service_that_does_not_answer_delays_nothing(
-    network: Network, start_client: StartClient, tmp_path: Path
-) -> None:
+def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_path: Path) -> None:
     (tmp_path / "resolv.conf").write_text(f"nameserver {network.server_host.address}\n")
     network.become(loss=1)
     mount = after(f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf")
@@ -479,23 +445,9 @@ def test_a_name_service_that_does_not_answer_delays_nothing(
     left.process.send_signal(signal.SIGINT)
     assert left.wait() == 130
     assert time.monotonic() - began < 5
-    assert undelivered(waiting) == 1
-    assert waiting.stderr == notice + "client.py: 1 line may not have been delivered\n"
+    assert waiting.wait() == 1
+    assert waiting.stderr == notice + REPORT.format("1 line")
     assert 8 < time.monotonic() - began < 15
-
-
-@slow
-def test_a_server_that_is_late_gets_each_line_once(
-    bare_server: BareServer, start_client: StartClient
-) -> None:
-    bare_server.close("pull", "pub")
-    script = start_client(bare_server.ports)
-    close(script, typed(1, 2))
-    time.sleep(client.ECHO_TIMEOUT + 1)
-    bare_server.open("pull", "pub")
-    assert bare_server.answer(2) == lines(1, 2)
-    assert script.wait() == 0
-    bare_server.expect([])
 
 
 # README, Delivery in detail: is up, or has been up | 30 seconds | exits with status 1
@@ -509,9 +461,7 @@ def test_a_server_that_is_late_gets_each_line_once(
 
 @slow
 @POSIX
-def test_lines_are_given_up_after_30_seconds_without_a_server(
-    context: Context, talking: StartClient
-) -> None:
+def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartClient) -> None:
     """Two clients give up nothing: one that may get more input, and one that is stopped."""
     servers = [BareServer(context) for _ in range(4)]
     ended, full, patient, stopped = (talking(server) for server in servers)
@@ -525,10 +475,8 @@ def test_lines_are_given_up_after_30_seconds_without_a_server(
     began = time.monotonic()
     for server in servers[:3]:
         server.close("pull", "pub")
-    assert undelivered(ended) == 3
-    assert ended.stderr.endswith("client.py: 3 lines may not have been delivered\n")
-    assert undelivered(full) >= client.WINDOW
-    assert re.search(NOT_READ, full.stderr)
+    assert report_of(ended) == REPORT.format("3 lines")
+    assert re.fullmatch(NOT_READ, report_of(full))
     assert 28 < time.monotonic() - began < 45
     stopped.process.send_signal(signal.SIGCONT)
     time.sleep(1)  # in which it could give up
@@ -558,9 +506,8 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
         for line in lines(*range(count)):
             assert server.receive() == line
             server.pub.send(b"12:01 " + line)
-    assert undelivered(short) == 300
-    assert undelivered(long) >= client.WINDOW
-    assert re.search(NOT_READ, long.stderr)
+    assert report_of(short) == REPORT.format("300 lines")
+    assert re.fullmatch(NOT_READ, report_of(long))
     assert 30 < time.monotonic() - began < 45
     # The newest line went again, except where more may be typed.
     assert [server.receive_all() for server in servers] == [lines(299), lines(999), []]
@@ -572,48 +519,34 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
     servers[2].expect(lines(2))
     typing.process.send_signal(signal.SIGINT)
     assert typing.wait() == 130
-    assert typing.stderr.endswith("client.py: 3 lines may not have been delivered\n")
+    assert typing.stderr.endswith(REPORT.format("3 lines"))
 
 
 # README, What it adds to the original: Lines without an echo are sent again after a broken
 # connection or a server restart.
 
 
-LINKS = {"64 kbit/s": (0, 0.05, 64_000), "a tenth is lost": (0.1, 0.1, math.inf)}
-
-
 @slow
-@pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
+@pytest.mark.parametrize("link", [(0, 0.05, 64_000), (0.1, 0.1, math.inf)], ids=["slow", "lossy"])
 def test_the_link_may_be_slow_or_lose_packets(
-    network: Network,
-    start_server: StartServer,
-    start_client: StartClient,
-    tmp_path: Path,
-    link: tuple[float, ...],
+    network: Network, start_server: StartServer, pipe: Pipe, link: tuple[float, ...]
 ) -> None:
     server = start_server(before=network.server_host.command())
     network.become(*link)
-    before = network.client_host.command()
-    pipe = Pipe(
-        start_client, tmp_path, server.ports, 1_500, network.server_host.address, before=before
-    )
+    address, before = network.server_host.address, network.client_host.command()
+    pipe.start(server.ports, 1_500, address, before=before)
     pipe.wait_all_delivered(1)
 
 
 @slow
 @pytest.mark.parametrize("seconds", [3, 12])
 def test_the_link_may_be_down_for_a_while(
-    network: Network,
-    start_server: StartServer,
-    talking: StartClient,
-    start_client: StartClient,
-    tmp_path: Path,
-    seconds: int,
+    network: Network, start_server: StartServer, talking: StartClient, pipe: Pipe, seconds: int
 ) -> None:
     server = start_server(before=network.server_host.command())
     address, before = network.server_host.address, network.client_host.command()
     last = talking(server, address, before=before)
-    pipe = Pipe(start_client, tmp_path, server.ports, 20_000, address, before=before)
+    pipe.start(server.ports, 20_000, address, before=before)
     pipe.wait_for_more(3_000)
     network.become(loss=1)
     close(last, b"last\n")
@@ -628,9 +561,7 @@ def test_the_link_may_be_down_for_a_while(
 
 
 @slow
-def test_a_server_that_vanishes_is_reported(
-    network: Network, start_server: StartServer, talking: StartClient
-) -> None:
+def test_a_host_vanishes(network: Network, start_server: StartServer, talking: StartClient) -> None:
     server = start_server(before=network.server_host.command())
     address, before = network.server_host.address, network.client_host.command()
     script = talking(server, address, before=before)
