@@ -34,6 +34,13 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: str) -> None:
+    """Then come more signals, again and again."""
+
+    def has_ended() -> bool:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            server.process.send_signal(signum)
+        return server.process.poll() is not None
+
     peer = join(server.ports)
     server.process.send_signal(signal.SIGSTOP)
     for number in range(900):  # as many as PUSH and PULL hold
@@ -43,6 +50,7 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: 
     for number in range(900):
         assert peer.receive() == message_of("k", str(number))
     began = time.monotonic()
+    wait_for(has_ended, lambda: "it still runs")
     assert server.wait() == 0
     assert time.monotonic() - began < 1  # as no more lines come
     assert server.stderr.count("\n") == 1
@@ -50,10 +58,8 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: 
 
 @pytest.mark.parametrize("stalled", [0, *(pytest.param(count, marks=slow) for count in (1, 20))])
 def test_a_server_in_a_flood_ends_within_three_seconds(server: Script, stalled: int) -> None:
-    with (
-        zmtp.subscribers(server.ports[1], stalled),
-        zmtp.flood(server.ports[0], line_of("k", "x" * 10_000)),
-    ):
+    line = line_of("k", "x" * 10_000)
+    with zmtp.subscribers(server.ports[1], stalled), zmtp.flood(server.ports[0], line):
         time.sleep(0.3)  # The server waits for stalled subscribers by now.
         with ending(server):
             time.sleep(1.5)
@@ -62,14 +68,9 @@ def test_a_server_in_a_flood_ends_within_three_seconds(server: Script, stalled: 
 
 
 @slow
-def test_a_server_ends_within_three_seconds_if_a_subscriber_stalls_meanwhile(
-    server: Script,
-) -> None:
+def test_a_subscriber_may_stall_while_the_server_is_ending(server: Script) -> None:
     lines = zmtp.frame(line_of("k", "x" * 16_000)) * 100
-    with (
-        zmtp.subscribers(server.ports[1]),
-        zmtp.connect(server.ports[0], b"PUSH") as push,
-    ):
+    with zmtp.subscribers(server.ports[1]), zmtp.connect(server.ports[0], b"PUSH") as push:
         push.sendall(lines)
         began = time.monotonic()
         with ending(server, 3.2), contextlib.suppress(OSError):
@@ -85,10 +86,7 @@ def test_a_server_ends_within_three_seconds_if_a_subscriber_stalls_meanwhile(
 
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:
     lines, messages = zmtp.numbered(900, "x" * 1_000)
-    with (
-        zmtp.connect(server.ports[0], b"PUSH") as push,
-        zmtp.subscribers(server.ports[1]) as (sub,),
-    ):
+    with zmtp.connect(server.ports[0], b"PUSH") as push, zmtp.subscribers(server.ports[1]) as [sub]:
         sub.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         push.sendall(lines)
         with ending(server):
@@ -126,17 +124,6 @@ def test_subscribers_receive_the_same_messages_of_a_flood(server: Script) -> Non
 # README, Options: The exit status is 0 on success
 
 
-def test_signals_may_come_again_and_again(server: Script) -> None:
-    def has_ended() -> bool:
-        server.process.send_signal(signal.SIGINT)
-        server.process.send_signal(signal.SIGTERM)
-        return server.process.poll() is not None
-
-    with ending(server, 2):
-        wait_for(has_ended, lambda: "it still runs")
-    assert server.stderr.count("\n") == 1
-
-
 @LINUX
 @pytest.mark.parametrize("delay", [0, 0.01, 0.02])
 def test_a_signal_may_come_at_the_start(start: Start, delay: float) -> None:
@@ -150,9 +137,7 @@ def test_a_signal_may_come_at_the_start(start: Start, delay: float) -> None:
 # README, Recipes: nohup python server.py &
 
 
-def test_signals_that_are_ignored_at_the_start_stay_ignored(
-    start_server: StartServer, join: Join
-) -> None:
+def test_a_signal_that_is_ignored_stays_ignored(start_server: StartServer, join: Join) -> None:
     server = start_server(before=after('trap "" HUP INT'))
     peer = join(server.ports)
     for signum in (signal.SIGHUP, signal.SIGINT):
