@@ -2,23 +2,12 @@
 
 import re
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
 import zmq.auth
 from peers import Join
-from processes import (
-    POSIX,
-    Start,
-    StartServer,
-    after,
-    close,
-    port_options,
-    read_all,
-    read_line,
-    write,
-)
+from processes import POSIX, Start, StartClient, StartServer, after, close, read_line, write
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:
@@ -35,18 +24,14 @@ def contents(directory: Path) -> dict[str, bytes | None]:
 
 @POSIX
 @pytest.mark.parametrize("umask", ["000", "777"])
-def test_keys_are_made_for_their_owner_alone(
-    start_server: StartServer, tmp_path: Path, umask: str
-) -> None:
+def test_only_the_owner_reads_keys(start_server: StartServer, tmp_path: Path, umask: str) -> None:
     start_server("--key", "chat", before=after(f"umask {umask}"), cwd=tmp_path)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
     assert modes == {"chat.key": 0o600, "chat.key_secret": 0o600}
 
 
 @pytest.mark.parametrize("name", ["chat.key", "sub/chat.v2", "größe {0} %s"])
-def test_keys_are_made_once_and_used_again(
-    start_server: StartServer, join: Join, tmp_path: Path, name: str
-) -> None:
+def test_keys_are_reused(start_server: StartServer, join: Join, tmp_path: Path, name: str) -> None:
     (tmp_path / "sub").mkdir()
     start_server("--key", name, cwd=tmp_path)
     made = contents(tmp_path)
@@ -113,38 +98,34 @@ def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, nam
 @pytest.mark.parametrize("served", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("of_server", "of_client"),
-    [
-        pytest.param(["--key", "chat"], [], id="no key"),
-        pytest.param(["--key", "chat"], ["--key", "another.key"], id="another key"),
-        pytest.param([], ["--key", "chat.key"], id="a key where there is none"),
-    ],
+    [("--key=chat", ""), ("--key=chat", "--key=another.key"), ("", "--key=chat.key")],
+    ids=["no key", "another key", "a key where there is none"],
 )
 def test_a_client_whose_key_does_not_fit_waits_for_a_server(
-    start: Start,
     start_server: StartServer,
+    start_client: StartClient,
     join: Join,
     tmp_path: Path,
-    of_server: list[str],
-    of_client: list[str],
+    of_server: str,
+    of_client: str,
     served: bool,
 ) -> None:
     for name in ("chat", "another"):
         zmq.auth.create_certificates(tmp_path, name)
     public_key, _ = zmq.auth.load_certificate(tmp_path / "chat.key")
-    server = start_server(*of_server, cwd=tmp_path)
+    server = start_server(*of_server.split(), cwd=tmp_path)
     member = join(server.ports, public_key if of_server else None)
-    options = [*port_options(server.ports), "--user", "stranger", *of_client]
-    client = start("client.py", *options, stdin=subprocess.PIPE, cwd=tmp_path)
+    client = start_client(server.ports, *of_client.split(), cwd=tmp_path)
     write(client, b"hello\n")
     client.wait_stderr(r"no server at .*--key")
     member.chat("nobody else said anything")
     assert "connected to" not in client.stderr
     server.kill()
     if served:
-        start_server(*of_client, ports=server.ports, cwd=tmp_path)
-        assert read_line(client) == b"stranger> hello\n"
+        start_server(*of_client.split(), ports=server.ports, cwd=tmp_path)
+        assert read_line(client) == b"k> hello\n"
         close(client)
         assert client.wait() == 0
     else:
         client.kill()
-        assert read_all(client) == b""
+        assert read_line(client) == b""
