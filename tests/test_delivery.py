@@ -120,8 +120,6 @@ def pipe(start_client: StartClient, tmp_path: Path) -> Pipe:
 # README, How it works: The server turns it into a colored message and publishes that on port 1338
 # to every client, including the sender.
 # README, Limits: Names are not verified. Two people can use the same one.
-
-
 @pytest.mark.parametrize("name", ["ken", "ann"])
 def test_everybody_sees_each_message(server: Script, start_client: StartClient, name: str) -> None:
     ann = start_client(server.ports, "--user", "ann")
@@ -133,8 +131,6 @@ def test_everybody_sees_each_message(server: Script, start_client: StartClient, 
 
 
 # README, zmq-talk-chat: a faithful port of the chat service from slides 3 to 14
-
-
 def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClient) -> None:
     ports = (free_port(), free_port())
     start("tests/reference.py", "server", *ports)
@@ -146,8 +142,6 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, What it adds to the original: Here, the client gives its subscription time to take effect
 # first.
 # README, Differences from the original: the client gives its subscription time to take effect
-
-
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     connection = client.Connection(push, sub, "localhost", False)
@@ -287,8 +281,6 @@ def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> N
 # README, Delivery in detail: The client recognizes an echo by its text, without colors. Identical
 # lines under the same name, your own or somebody else's, are mistaken for each other, so status 0
 # can then be wrong.
-
-
 def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     """Each case is a message, how many lines are left after it, and whether it was an echo."""
     push = context.socket(zmq.PUSH)
@@ -321,8 +313,6 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
 # README, Delivery in detail: The client counts as connected while both of its sockets are
 # connected.
 # README, Differences from the original: a notice; lines are sent once the server is up
-
-
 @pytest.mark.parametrize("closed", [("pull",), ("pub",), ("pull", "pub")])
 def test_lines_in_flight_go_again_over_a_new_connection(
     bare_server: BareServer, talking: StartClient, closed: tuple[str, ...]
@@ -457,8 +447,6 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 # README, Differences from the original: nobody knows | the client exits with status 1
 # README, Delivery in detail: Time in which the client is suspended, or its stdout is blocked, does
 # not count.
-
-
 @slow
 @POSIX
 def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartClient) -> None:
@@ -490,8 +478,6 @@ def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartCli
 # README, Delivery in detail: gives up on the lines in flight, goes on, and in the end exits with
 # status 1
 # README, Delivery in detail: Lines that the client has given up on are never sent again.
-
-
 @slow
 @POSIX
 def test_another_server_gets_each_line_once(context: Context, start_client: StartClient) -> None:
@@ -558,8 +544,6 @@ def test_the_link_may_be_down_for_a_while(
 
 
 # README, Differences from the original: it is disconnected after about 20 seconds
-
-
 @slow
 def test_a_host_vanishes(network: Network, start_server: StartServer, talking: StartClient) -> None:
     server = start_server(before=network.server_host.command())

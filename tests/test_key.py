@@ -93,8 +93,6 @@ def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, nam
 # README, Keys: Without `chat.key`, nobody can read or post, or crash the server
 # README, Differences from the original: can read and post, unless a [key](#keys) or [ssh](#ssh)
 # keeps them out
-
-
 @pytest.mark.parametrize("served", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("of_server", "of_client"),

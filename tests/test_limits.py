@@ -35,8 +35,6 @@ def server_and_peer(
 # subscribes to is at most 502 bytes long. The server disconnects a client that sends a longer line
 # or prefix.
 # README, Differences from the original: the server disconnects any other program that sends one
-
-
 def test_a_client_that_sends_more_is_disconnected(server_and_peer: tuple[Script, Peer]) -> None:
     _, peer = server_and_peer
     monitors = [sock.get_monitor_socket(zmq.EVENT_DISCONNECTED) for sock in (peer.push, peer.sub)]
@@ -53,8 +51,6 @@ def test_a_client_that_sends_more_is_disconnected(server_and_peer: tuple[Script,
 # README, Limits: The queues that the server keeps are bounded: 2,000 messages for each subscriber
 # (at most 33 MB; a message that is queued for several is stored once), and 256 lines from each
 # sender (at most 4 MB).
-
-
 @slow
 @LINUX
 def test_fifty_senders_of_long_lines_and_a_subscriber_take_their_share(server: Script) -> None:
@@ -69,8 +65,6 @@ def test_fifty_senders_of_long_lines_and_a_subscriber_take_their_share(server: S
 
 # README, Limits: libzmq limits neither the number of subscriptions nor the number of frames in a
 # ZeroMQ message
-
-
 def test_a_flood_of_subscriptions_does_not_delay_the_chat(server: Script, join: Join) -> None:
     peer = join(server.ports)
     topics = [bytes([letter]) * 500 for letter in range(100)]

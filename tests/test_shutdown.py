@@ -122,8 +122,6 @@ def test_subscribers_receive_the_same_messages_of_a_flood(server: Script) -> Non
 
 
 # README, Options: The exit status is 0 on success
-
-
 @LINUX
 @pytest.mark.parametrize("delay", [0, 0.01, 0.02])
 def test_a_signal_may_come_at_the_start(start: Start, delay: float) -> None:
@@ -135,8 +133,6 @@ def test_a_signal_may_come_at_the_start(start: Start, delay: float) -> None:
 
 
 # README, Recipes: nohup python server.py &
-
-
 def test_a_signal_that_is_ignored_stays_ignored(start_server: StartServer, join: Join) -> None:
     server = start_server(before=after('trap "" HUP INT'))
     peer = join(server.ports)

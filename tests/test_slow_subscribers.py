@@ -38,8 +38,6 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # not longer than a timeout, normally two seconds. A subscriber that manages this loses nothing, and
 # the chat runs at its pace.
 # README, Slow subscribers: Reading 3,000 short messages a second is fast enough.
-
-
 @pytest.mark.parametrize(
     ("subscribers", "count", "rate", "part"),
     [
@@ -72,8 +70,6 @@ def test_subscribers_that_keep_reading_lose_nothing(
 # until it has read half of its queue.
 # README, Differences from the original: each stall delays the chat by two seconds at most; then the
 # subscriber loses messages; the server logs it
-
-
 def test_a_stalled_subscriber_loses_messages_until_half_is_read(server: Script, join: Join) -> None:
     peer = join(server.ports)
     lines, messages = zmtp.numbered(4_000, "x" * 1_000)
@@ -101,8 +97,6 @@ def test_a_stalled_subscriber_loses_messages_until_half_is_read(server: Script, 
 
 # README, Slow subscribers: Each stall, of whichever subscriber, halves it, down to 50 ms.
 # README, Slow subscribers: After 40 seconds without a stall, the timeout is two seconds again.
-
-
 @pytest.mark.parametrize(("pause", "second_delay"), [(0, 1), pytest.param(20, 2, marks=slow)])
 def test_stalls_halve_the_wait(server: Script, join: Join, pause: float, second_delay: int) -> None:
     peer = join(server.ports)
@@ -125,8 +119,6 @@ def test_stalls_halve_the_wait(server: Script, join: Join, pause: float, second_
 # README, What it adds to the original: A slow subscriber gets time to catch up.
 # README, Slow subscribers: So if many stall, the first six delay the chat by about four seconds in
 # total (2 + 1 + ½ + …), and each further one by 50 ms.
-
-
 @slow
 def test_many_subscribers_may_stall_again_and_again(server: Script, join: Join) -> None:
     peer = join(server.ports)
