@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 from network import Network
-from peers import BareServer, Context, Join, line_of
+from peers import BareServer, Context, Join, Sock, line_of
 from processes import (
     LINUX,
     POSIX,
@@ -56,6 +56,18 @@ def typed(*numbers: int) -> bytes:
 def numbers_in(output: bytes) -> list[int]:
     """Return the numbers among the messages that a client printed."""
     return [int(number) for number in re.findall(rb"^k> (\d+)\r?$", output, re.MULTILINE)]
+
+
+def outbox_of(context: Context, user: str | None, texts: str) -> tuple[client.Outbox, Sock]:
+    """Return an outbox after it has pushed lines of one letter each, and the socket for more."""
+    push = context.socket(zmq.PUSH)
+    push.set(zmq.SNDHWM, 0)
+    push.connect("inproc://nowhere")  # The socket keeps what is pushed.
+    outbox = client.Outbox(user)
+    for text in texts:
+        outbox.add(text.encode())
+    outbox.push_to(push)
+    return outbox, push
 
 
 def report_of(script: Script) -> str:
@@ -208,12 +220,7 @@ def test_lines_without_an_echo_go_again(bare_server: BareServer, start_client: S
 
 def test_each_line_goes_again_once_and_the_newest_once_more(context: Context) -> None:
     """Each case has echoes, whether input is read, and which lines go again then."""
-    push = context.socket(zmq.PUSH)
-    push.connect("inproc://nowhere")  # It keeps the lines.
-    outbox = client.Outbox("k")
-    for text in "abcaaa":
-        outbox.add(text.encode())
-    outbox.push_to(push)
+    outbox, push = outbox_of(context, "k", "abcaaa")
     outbox.resend(reading=False)
     assert outbox.pushed == 6  # None goes again while other echoes come.
     cases = [
@@ -262,13 +269,7 @@ def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: Star
 
 
 def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> None:
-    push = context.socket(zmq.PUSH)
-    push.set(zmq.SNDHWM, 0)
-    push.connect("inproc://nowhere")
-    outbox = client.Outbox(None)
-    for _ in range(client.WINDOW + 1):
-        outbox.add(b"text")
-    outbox.push_to(push)
+    outbox, _ = outbox_of(context, None, "x" * (client.WINDOW + 1))
     assert outbox.lines == []
 
 
@@ -278,12 +279,7 @@ def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> N
 # can then be wrong.
 def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     """Each case is a message, how many lines are left after it, and whether it was an echo."""
-    push = context.socket(zmq.PUSH)
-    push.connect("inproc://nowhere")
-    outbox = client.Outbox("k")
-    for number in (9, 0, 1, 1, 2):
-        outbox.add(b"%d" % number)
-    outbox.push_to(push)
+    outbox, _ = outbox_of(context, "k", "90112")
     outbox.start_over()  # These lines are to go again. Their first echoes count nevertheless.
     outbox.add(b"3")
     cases: list[tuple[bytes, int, bool]] = [

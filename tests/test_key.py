@@ -61,10 +61,8 @@ def test_damaged_keys(start: Start, tmp_path: Path, script: str, suffix: str, na
     key, _ = zmq.auth.create_certificates(tmp_path, "{0} %s")
     file = Path(key).with_suffix(suffix)
     pattern, new = DAMAGE[name]
-    text, count = re.subn(pattern, new, file.read_text(), count=1, flags=re.DOTALL)
-    assert count == 1
     if pattern:
-        file.write_text(text)
+        file.write_text(re.sub(pattern, new, file.read_text(), count=1, flags=re.DOTALL))
     else:
         file.unlink()
     before = contents(tmp_path)

@@ -117,8 +117,7 @@ def test_of_unlimited_files_macos_allows_only_some(monkeypatch: pytest.MonkeyPat
     "limit", [8, 10, *(pytest.param(n, marks=slow) for n in range(6, 40) if n not in (8, 10))]
 )
 def test_too_few_open_files_are_reported_in_one_line(start: Start, limit: int) -> None:
-    ports = ("--pull-port", 0, "--pub-port", 0)
-    script = start("server.py", *ports, before=after(f"ulimit -n {limit}"))
+    script = start("server.py", "--pull-port=0", "--pub-port=0", before=after(f"ulimit -n {limit}"))
     script.wait_stderr("\n")
     if limit > 10 and "bound" in script.stderr:
         assert script.terminate() == 0
@@ -150,7 +149,6 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
                 for _ in range(20):
                     sub.recv(100_000)
     join(server.ports).round_trip()
-    assert server.process.poll() is None
 
 
 # README, Limits: A [key](#keys) or [ssh](#ssh) keeps strangers out

@@ -34,9 +34,7 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: str) -> None:
-    """Then come more signals, again and again."""
-
-    def has_ended() -> bool:
+    def has_ended_after_more_signals() -> bool:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             server.process.send_signal(signum)
         return server.process.poll() is not None
@@ -50,7 +48,7 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: 
     for number in range(900):
         assert peer.receive() == message_of("k", str(number))
     began = time.monotonic()
-    wait_for(has_ended, lambda: "it still runs")
+    wait_for(has_ended_after_more_signals, lambda: "it still runs")
     assert server.wait() == 0
     assert time.monotonic() - began < 1  # as no more lines come
     assert server.stderr.count("\n") == 1
