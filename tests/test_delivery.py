@@ -172,8 +172,6 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
 # every line was published.
 # README, Differences from the original: the client waits for the last echo
 # README, Delivery in detail: An echo does not prove that other clients received the message.
-
-
 @pytest.mark.parametrize("numbers", [range(15_000), [1] * 3_000], ids=["different", "equal"])
 def test_it_prints_the_echo_of_each_line_once_and_nothing_else(
     server: Script, join: Join, run_client: RunClient, numbers: Sequence[int]
@@ -196,8 +194,6 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 # README, Delivery in detail: So after five seconds without an echo, the client sends its newest
 # line again, once, as a probe. If the probe has an echo, and earlier lines have not, the second
 # case applies.
-
-
 def test_lines_without_an_echo_go_again(bare_server: BareServer, start_client: StartClient) -> None:
     script = start_client(bare_server.ports)
     write(script, typed(*range(10)))
@@ -255,8 +251,6 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context) ->
 # README, Delivery in detail: While 1,000 lines wait for their echoes, the client *pauses* its
 # input.
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
-
-
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
     # What it prints is not read, and Windows' pipes take 4 kB only.
     script = start_client(bare_server.ports, stdout=subprocess.DEVNULL)
@@ -337,8 +331,6 @@ def test_lines_in_flight_go_again_over_a_new_connection(
 # the first case, and up to 1,000 in the second.
 # README, Differences from the original: lines without an echo are sent again, so some may appear
 # more than once
-
-
 @REBINDS
 @pytest.mark.parametrize("pauses", [(0,), pytest.param((0, 0, 5), marks=slow)])
 def test_a_server_may_restart_in_mid_pipe(
@@ -377,8 +369,6 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
 # README, Delivery in detail: How long the client waits for the next echo depends on its input and
 # on the connection.
 # README, Delivery in detail: has never been up | 8 seconds | exits with status 1
-
-
 @slow
 @LINUX
 def test_lines_are_given_up_after_8_seconds(
@@ -501,8 +491,6 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
 
 # README, What it adds to the original: Lines without an echo are sent again after a broken
 # connection or a server restart.
-
-
 @slow
 @pytest.mark.parametrize("link", [(0, 0.05, 64_000), (0.1, 0.1, math.inf)], ids=["slow", "lossy"])
 def test_the_link_may_be_slow_or_lose_packets(
@@ -536,7 +524,9 @@ def test_the_link_may_be_down_for_a_while(
 
 # README, Differences from the original: it is disconnected after about 20 seconds
 @slow
-def test_a_host_vanishes(network: Network, start_server: StartServer, talking: StartClient) -> None:
+def test_a_server_that_vanishes_is_reported(
+    network: Network, start_server: StartServer, talking: StartClient
+) -> None:
     server = start_server(before=network.server_host.command())
     address, before = network.server_host.address, network.client_host.command()
     script = talking(server, address, before=before)

@@ -17,8 +17,6 @@ def contents(directory: Path) -> dict[Path, bytes | bool]:
 
 # README, Keys: The server creates `chat.key` and `chat.key_secret` if neither exists.
 # README, The wire: the same over CURVE
-
-
 @POSIX
 @pytest.mark.parametrize("umask", ["000", "777"])
 def test_only_the_owner_reads_keys(start_server: StartServer, tmp_path: Path, umask: str) -> None:
@@ -57,7 +55,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("script", "suffix", "name"), REFUSED)
-def test_damaged_keys(start: Start, tmp_path: Path, script: str, suffix: str, name: str) -> None:
+def test_damaged_keys_are_refused_and_left(
+    start: Start, tmp_path: Path, script: str, suffix: str, name: str
+) -> None:
     key, _ = zmq.auth.create_certificates(tmp_path, "{0} %s")
     file = Path(key).with_suffix(suffix)
     pattern, new = DAMAGE[name]

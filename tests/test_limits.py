@@ -76,8 +76,6 @@ def test_a_flood_of_subscriptions_does_not_delay_the_chat(server: Script, join: 
 
 # README, Limits: The number of connections is limited only by the hard limit of open files (`ulimit
 # -Hn`). Beyond it, new connections are refused, and the chat goes on.
-
-
 @LINUX
 def test_many_clients_may_connect_at_once(start_server: StartServer) -> None:
     server = start_server(before=after("ulimit -S -n 100"))

@@ -30,8 +30,6 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
 
 # README, Differences from the original: it publishes what it has received, and exits within three
 # seconds
-
-
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: str) -> None:
     def has_ended_after_more_signals() -> bool:
@@ -80,8 +78,6 @@ def test_a_subscriber_may_stall_while_the_server_is_ending(server: Script) -> No
 # README, Slow subscribers: After Ctrl-C or SIGTERM, the server publishes the lines that it has
 # received, for up to two seconds. Subscribers get the rest of that time, but at least half a
 # second, to receive what is queued.
-
-
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:
     lines, messages = zmtp.numbered(900, "x" * 1_000)
     with zmtp.connect(server.ports[0], b"PUSH") as push, zmtp.subscribers(server.ports[1]) as [sub]:

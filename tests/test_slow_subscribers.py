@@ -136,11 +136,11 @@ def test_many_subscribers_may_stall_again_and_again(server: Script, join: Join) 
 
 # README, Slow subscribers: A subscriber whose host stops answering is disconnected after about 20
 # seconds, and its queue is freed.
-
-
 @slow
 @pytest.mark.parametrize("flowing", [True, False], ids=["in a flow", "silent"])
-def test_a_vanished_subscriber(start_server: StartServer, network: Network, flowing: bool) -> None:
+def test_a_vanished_subscriber_is_disconnected(
+    start_server: StartServer, network: Network, flowing: bool
+) -> None:
     server = start_server(before=network.server_host.command())
     files = server.open_files()
     with network.server_host.inside():
