@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def unix_line_ends(data: bytes) -> bytes:
 class Script:
     """A script as a process. What it writes to stderr is collected as it comes."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.stderr = ""
         self.ports = (0, 0)  # of a server: start_server sets them
@@ -82,7 +83,7 @@ class Script:
         for line in self.process.stderr or ():
             self.stderr += unix_line_ends(line).decode()
 
-    def wait_stderr(self, pattern: str) -> "re.Match[str]":
+    def wait_stderr(self, pattern: str) -> re.Match[str]:
         """Wait until stderr has what matches pattern; fail if the script ends without it."""
         wait_for(
             lambda: not self.reader.is_alive() or re.search(pattern, self.stderr),
@@ -171,49 +172,32 @@ def after(command: str) -> list[str]:
     return ["sh", "-c", f'{command}; exec "$@"', "sh"]
 
 
-# Fixtures.
+# Fixtures, and the types of the functions that they give.
 
 Start = Callable[..., Script]
+StartServer = Callable[..., Script]
+StartClient = Callable[..., Script]
+RunClient = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Give a function that starts a script; it is killed at the end of the test.
 
-    `before` is a command that runs the command that follows it.
+    `before` is a command that runs the command that follows it. The rest is for Popen.
     """
     scripts: list[Script] = []
 
-    def start_script(
-        name: str,
-        *args: object,
-        stdin: int = subprocess.DEVNULL,
-        stdout: int = subprocess.PIPE,
-        stderr: int = subprocess.PIPE,
-        before: Sequence[str] = (),
-        cwd: Path | None = None,
-        creationflags: int = 0,
-        **environment: str,
-    ) -> Script:
-        process = subprocess.Popen(
-            [*before, *python(name, *args)],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            creationflags=creationflags,
-            env=os.environ | environment,
-        )
+    def start_it(name: str, *args: object, before: Sequence[str] = (), **how: Any) -> Script:
+        how = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE} | how
+        process: subprocess.Popen[Any] = subprocess.Popen([*before, *python(name, *args)], **how)
         scripts.append(Script(process))
         return scripts[-1]
 
-    yield start_script
+    yield start_it
     for script in scripts:
         with contextlib.suppress(BrokenPipeError), script.process:  # which closes its pipes
             script.kill()
-
-
-StartServer = Callable[..., Script]
 
 
 @pytest.fixture
@@ -238,21 +222,15 @@ def server(start_server: StartServer) -> Script:
     return start_server()
 
 
-StartClient = Callable[..., Script]
-
-
 @pytest.fixture
 def start_client(start: Start) -> StartClient:
     """Give a function that starts a client, which speaks as k, at a server's ports."""
 
     def start_it(ports: tuple[int, int], *options: str, **how: Any) -> Script:
-        how = {"stdin": subprocess.PIPE} | how
-        return start("client.py", *port_options(ports), "--user", "k", *options, **how)
+        args = [*port_options(ports), "--user", "k", *options]
+        return start("client.py", *args, **{"stdin": PIPE} | how)
 
     return start_it
-
-
-RunClient = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture
@@ -261,13 +239,9 @@ def run_client() -> RunClient:
 
     def run(
         ports: tuple[int, int], typed: bytes, *args: object
-    ) -> "subprocess.CompletedProcess[bytes]":
-        done = subprocess.run(
-            python("client.py", *port_options(ports), *args),
-            input=typed,
-            capture_output=True,
-            timeout=2 * TIMEOUT,
-        )
+    ) -> subprocess.CompletedProcess[bytes]:
+        command = python("client.py", *port_options(ports), *args)
+        done = subprocess.run(command, input=typed, capture_output=True, timeout=2 * TIMEOUT)
         done.stdout, done.stderr = unix_line_ends(done.stdout), unix_line_ends(done.stderr)
         return done
 

@@ -1,5 +1,6 @@
 """README, "Options": where the scripts bind and connect, and what they refuse."""
 
+import os
 import re
 import shlex
 import socket
@@ -168,7 +169,7 @@ def test_colour(
     monkeypatch.delenv("NO_COLOR", raising=False)
     for options, environment, in_a_pipe, on_a_terminal in COLORS:
         args = [*port_options(server.ports), "--user", "k", *options.split()]
-        piped = start("client.py", *args, stdin=subprocess.PIPE, **environment)
+        piped = start("client.py", *args, stdin=subprocess.PIPE, env=os.environ | environment)
         close(piped, b"hi\n")
         assert read_all(piped) == in_a_pipe + b"\n", (options, environment)
         terminal = open_terminal(*python("client.py", *args), environment=environment)
