@@ -5,7 +5,6 @@ carries to the other: a thread of the tests would wait for the GIL at each packe
 makes the namespaces, and removes them when its stdin ends, so even if the tests are killed.
 """
 
-import contextlib
 import ctypes
 import math
 import os
@@ -17,8 +16,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import NamedTuple
 
 import pytest
@@ -42,14 +42,12 @@ class Host(NamedTuple):
         """Return the command that runs argv on this host."""
         return ["ip", "netns", "exec", self.name, *argv]
 
-    @contextlib.contextmanager
+    @contextmanager
     def inside(self) -> Iterator[None]:
         """Have sockets that this thread makes belong to this host."""
         setns = ctypes.CDLL(None).setns  # os.setns from Python 3.12 on
-        with (
-            Path(f"/run/netns/{self.name}").open() as there,
-            Path("/proc/thread-self/ns/net").open() as here,
-        ):
+        host, own = Path(f"/run/netns/{self.name}"), Path("/proc/thread-self/ns/net")
+        with host.open() as there, own.open() as here:
             assert setns(there.fileno(), 0) == 0
             try:
                 yield
@@ -60,7 +58,7 @@ class Host(NamedTuple):
 class Network:
     """Two hosts and the link between them."""
 
-    def __init__(self, carrier: "subprocess.Popen[str]") -> None:
+    def __init__(self, carrier: Popen[str]) -> None:
         self.carrier = carrier
         self.server_host, self.client_host = hosts(carrier.pid)
 
@@ -83,13 +81,9 @@ def network() -> Iterator[Network]:
     """Give a network whose link is perfect, to begin with. It takes Linux, root and ip."""
     if sys.platform != "linux":
         pytest.skip("needs Linux: network namespaces")
-    with subprocess.Popen(
-        [sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # or Ctrl-C would end it before it has removed the namespaces
-    ) as carrier:
+    command = [sys.executable, __file__]
+    # In the session of the tests, Ctrl-C would end it before it has removed the namespaces.
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True) as carrier:
         made = Network(carrier)
         answer = made.answer()
         assert answer, "the carrier has failed"
@@ -104,23 +98,23 @@ def hosts(carrier: int) -> tuple[Host, Host]:
     return Host(f"net{carrier}s", "10.77.0.1"), Host(f"net{carrier}c", "10.77.0.2")
 
 
-def ip(*words: str) -> None:
+def ip(command: str) -> None:
     """Run ip; raise what it says if it fails."""
-    ended = subprocess.run(["ip", *words], stderr=subprocess.PIPE, text=True)
+    ended = subprocess.run(["ip", *command.split()], stderr=PIPE, text=True)
     if ended.returncode:
-        raise OSError(f"ip {' '.join(words)}: {ended.stderr.strip()}")
+        raise OSError(f"ip {command}: {ended.stderr.strip()}")
 
 
 def make(host: Host) -> int:
     """Make a host; return the file descriptor of its device."""
     name, address = host
-    ip("netns", "add", name)
-    ip("-n", name, "link", "set", "lo", "up")  # before ioctl, whose errors do not say what failed
+    ip(f"netns add {name}")
+    ip(f"-n {name} link set lo up")  # before ioctl, whose errors do not say what failed
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
-    ip("link", "set", name, "netns", name)
-    ip("-n", name, "address", "add", f"{address}/30", "dev", name)
-    ip("-n", name, "link", "set", name, "up")
+    ip(f"link set {name} netns {name}")
+    ip(f"-n {name} address add {address}/30 dev {name}")
+    ip(f"-n {name} link set {name} up")
     return device
 
 
@@ -164,7 +158,7 @@ def main() -> None:
     finally:
         for host in ends:
             with suppress(OSError):
-                ip("netns", "delete", host.name)
+                ip(f"netns delete {host.name}")
 
 
 if __name__ == "__main__":

@@ -238,10 +238,10 @@ def run_client() -> RunClient:
     """Give a function that runs client.py with bytes on stdin until it ends."""
 
     def run(
-        ports: tuple[int, int], typed: bytes, *args: object
+        ports: tuple[int, int], typed: bytes, *args: object, **how: Any
     ) -> subprocess.CompletedProcess[bytes]:
-        command = python("client.py", *port_options(ports), *args)
-        done = subprocess.run(command, input=typed, capture_output=True, timeout=2 * TIMEOUT)
+        how |= {"input": typed, "capture_output": True, "timeout": 2 * TIMEOUT}
+        done = subprocess.run(python("client.py", *port_options(ports), *args), **how)
         done.stdout, done.stderr = unix_line_ends(done.stdout), unix_line_ends(done.stderr)
         return done
 

@@ -8,18 +8,7 @@ import subprocess
 
 import pytest
 from network import Network
-from processes import (
-    POSIX,
-    RunClient,
-    Script,
-    Start,
-    StartServer,
-    close,
-    free_port,
-    port_options,
-    python,
-    read_all,
-)
+from processes import POSIX, RunClient, Script, Start, StartServer, free_port, port_options, python
 from terminal import Open
 
 import client
@@ -35,36 +24,32 @@ def chat(run_client: RunClient, server: Script, host: str) -> None:
     assert (done.stdout, done.stderr, done.returncode) == (b"k> hi\n", b"", 0)
 
 
-ADDRESSES = [  # what is given, what the server says, where it is reached, and where it is not
-    ("*", "*", ["127.0.0.1", "::1"], []),
-    ("127.0.0.1", "127.0.0.1", ["localhost"], ["::1"]),
-    ("::1", "[::1]", ["::1"], ["127.0.0.1"]),
-    ("[::1]", "[::1]", ["[::1]"], ["127.0.0.1"]),
-    ("0.0.0.0", "0.0.0.0", ["127.0.0.1"], ["::1"]),
-    ("::", "[::]", ["::1"], []),
-]
+ADDRESSES: dict[str, tuple[str, list[str], list[str]]] = {
+    # What is given: what the server says, where it is reached, and where it is not.
+    "*": ("*", ["127.0.0.1", "::1"], []),
+    "127.0.0.1": ("127.0.0.1", ["localhost"], ["::1"]),
+    "::1": ("[::1]", ["::1"], ["127.0.0.1"]),
+    "[::1]": ("[::1]", ["[::1]"], ["127.0.0.1"]),
+    "0.0.0.0": ("0.0.0.0", ["127.0.0.1"], ["::1"]),
+    "::": ("[::]", ["::1"], []),
+}
 
 
-@pytest.mark.parametrize(("given", "said", "reached", "not_reached"), ADDRESSES)
+@pytest.mark.parametrize("given", ADDRESSES)
 def test_the_server_binds_to_an_address(
-    start_server: StartServer,
-    run_client: RunClient,
-    given: str,
-    said: str,
-    reached: list[str],
-    not_reached: list[str],
+    start_server: StartServer, run_client: RunClient, given: str
 ) -> None:
     """It picks free ports."""
+    said, reached, not_reached = ADDRESSES[given]
     server = start_server("--bind", given, ports=(0, 0))
-    pull_port, pub_port = server.ports
-    assert server.stderr == (
-        f"server.py: PULL is bound to tcp://{said}:{pull_port}, PUB to tcp://{said}:{pub_port}\n"
-    )
+    pull, pub = server.ports
+    bound = f"server.py: PULL is bound to tcp://{said}:{pull}, PUB to tcp://{said}:{pub}\n"
+    assert server.stderr == bound
     for host in reached:
         chat(run_client, server, host)
     for host in not_reached:
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, pull_port))
+            socket.create_connection((host, pull))
 
 
 def test_the_server_binds_to_an_interface_and_to_all(
@@ -164,15 +149,15 @@ COLORS = [  # options, the environment, and what comes out in a pipe and on a te
 
 
 def test_colour(
-    server: Script, start: Start, open_terminal: Open, monkeypatch: pytest.MonkeyPatch
+    server: Script, run_client: RunClient, open_terminal: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     for options, environment, in_a_pipe, on_a_terminal in COLORS:
-        args = [*port_options(server.ports), "--user", "k", *options.split()]
-        piped = start("client.py", *args, stdin=subprocess.PIPE, env=os.environ | environment)
-        close(piped, b"hi\n")
-        assert read_all(piped) == in_a_pipe + b"\n", (options, environment)
-        terminal = open_terminal(*python("client.py", *args), environment=environment)
+        args = ["--user", "k", *options.split()]
+        done = run_client(server.ports, b"hi\n", *args, env=os.environ | environment)
+        assert done.stdout == in_a_pipe + b"\n", (options, environment)
+        command = python("client.py", *port_options(server.ports), *args)
+        terminal = open_terminal(*command, environment=environment)
         terminal.type("hi\r")
         terminal.wait_text("k>hi")
         assert on_a_terminal + b"\r\n" in terminal.received, (options, environment)

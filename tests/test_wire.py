@@ -49,6 +49,8 @@ PUBLISHED = {  # the line, and whose message it becomes
     "the longest once escaped": (COMPACT % (b"\x7f" * 4_093), "k", r"\x7f" * 4_093),
 }
 
+NOT_JSON = 'not a JSON object with "user" and "message", in UTF-8'
+TOO_LONG = "too long once its control characters are escaped"
 DROPPED = {
     "empty": b"",
     "cut short": b'{"user": "ken", "mess',
@@ -65,8 +67,9 @@ DROPPED = {
     "a raw line end": COMPACT % b"a\nb",
     "a space that is none in JSON": HELLO + "\u00a0".encode(),
     "with a comment": HELLO + b" // a comment",
+    TOO_LONG: COMPACT % ("ééx" + "\x7f" * 4_092).encode(),  # The message has 16,385 bytes.
 }
-NOT_JSON = 'not a JSON object with "user" and "message", in UTF-8'
+LINES = [*DROPPED.values(), *(line for line, _, _ in PUBLISHED.values())]
 
 
 def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
@@ -88,21 +91,17 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
 
 def test_lines_are_published_in_order_and_the_rest_is_dropped(server: Script, join: Join) -> None:
     peer = join(server.ports)
-    for line in DROPPED.values():
-        peer.push.send(line)
-    for line, _, _ in PUBLISHED.values():
+    for line in LINES:
         peer.push.send(line)
     expected = [message_of(user, message) for _, user, message in PUBLISHED.values()]
     assert [peer.receive() for _ in expected] == expected
     peer.chat("nothing else was published")
 
 
-LINES = [line for line, _, _ in PUBLISHED.values()] + list(DROPPED.values())
+ANY_LINE = st.sampled_from(LINES) | st.binary() | st.binary().map(lambda text: COMPACT % text)
 
 
-@given(
-    st.lists(st.sampled_from(LINES) | st.binary() | st.binary().map(lambda text: COMPACT % text))
-)
+@given(st.lists(ANY_LINE))
 @example([HELLO + b"\n" + HELLO, b"hello"])
 @example([HELLO, HELLO + b"\n"])
 def test_a_line_is_published_or_dropped_whatever_comes_with_it(lines: list[bytes]) -> None:
@@ -153,14 +152,9 @@ def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> Non
 # README, Differences from the original: an empty line from another program
 
 
-@pytest.mark.parametrize("line", DROPPED.values(), ids=DROPPED)
-def test_a_line_is_dropped_with_its_reason(line: bytes) -> None:
-    assert messages_of(line) == ([], [f"dropped a line: {NOT_JSON}: {line[:60]!r}"])
-
-
-def test_a_line_is_dropped_if_its_message_is_too_long() -> None:
-    line = COMPACT % ("ééx" + "\x7f" * 4_092).encode()  # The message has 16,385 bytes.
-    reason = "too long once its control characters are escaped"
+@pytest.mark.parametrize("name", DROPPED)
+def test_a_line_is_dropped_with_its_reason(name: str) -> None:
+    line, reason = DROPPED[name], TOO_LONG if name == TOO_LONG else NOT_JSON
     assert messages_of(line) == ([], [f"dropped a line: {reason}: {line[:60]!r}"])
 
 
