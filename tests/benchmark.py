@@ -1,8 +1,7 @@
-"""Measure the chat beside other programs, and print Markdown tables: `python tests/benchmark.py`.
+"""Measure the server beside others, and print Markdown tables: `python tests/benchmark.py`.
 
 The load is light, so that two cores work for the programs nearly all the time. It is one process
 with plain TCP sockets: a thread sends bytes that were made beforehand, and a loop counts bytes.
-One reader's bytes are kept, to check the order of the lines.
 
 All programs get the same lines, each in its own protocol: ZMTP, or that of NATS, of Redis, or MQTT
 with QoS 0. NATS, Redis and Mosquitto take part where they are installed, with their default limits.
@@ -11,42 +10,36 @@ the line on as it is. Slow programs get fewer lines, to save time.
 
 - Lines per second: from the first line sent to the last one delivered. Lost lines do not count.
 - Lost: the share of all deliveries that did not come.
-- Longest wait: of one reader, for more bytes.
-- Latency: of a line sent alone, until all readers have it. The programs take turns at this.
-- Ratio: the first row's lines per second, as a multiple of this row's.
+- Ratio: this server's lines per second, as a multiple of this row's.
 
-The programs take turns for several rounds; one reader of two that never reads is tried once. A
-figure is the median of the rounds; the loss, the memory and the longest wait are the worst of them.
-Compare figures of one run only, since a machine is faster at one time than at another.
+The programs take turns for several rounds. A figure is the median of the rounds; the loss is the
+worst of them. Compare figures of one run only, since a machine is faster at one time than at
+another.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
-import math
-import re
 import resource
 import selectors
 import shutil
 import socket
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import NamedTuple
 
 import zmtp
 from peers import message_of
-from processes import Script, free_port, port_options, python, wait_for
+from processes import free_port, python, wait_for
 
 ASCII = b'{"user": "kenneth", "message": "this is line %08d of very many"}'
 LETTERS = '{"user": "zoé", "message": "voilà la ligne %08d, ещё одна строка"}'.encode()
 LINES = {1: 700_000, 10: 250_000, 100: 50_000, 1_000: 6_000}  # by the number of readers
-CLIENT_LINES = 200_000  # piped through a client
 REST = 0.0005  # seconds between two looks at the readers, each of which interrupts the programs
 QUIET = 1.0  # seconds without a byte after which no more is expected
 DISCARD = getattr(socket, "MSG_TRUNC", 0)  # Linux counts what it receives, and copies nothing.
@@ -118,13 +111,48 @@ PROGRAMS = {
 }
 
 
-class Chat(NamedTuple):
-    """A running program, and who is connected to it."""
+# Measure.
 
-    program: Program
-    script: Script
-    writer: socket.socket
-    readers: list[socket.socket]
+
+class Figures(NamedTuple):
+    """What a program did in one round."""
+
+    rate: float  # lines per second
+    lost: float  # %
+
+
+Round = dict[str, Figures]  # by program
+
+
+def deliver(
+    program: Program, writer: socket.socket, readers: list[socket.socket], text: bytes
+) -> Figures:
+    """Send lines, and count what the readers get until they have all, or all is quiet."""
+    count = int(LINES[len(readers)] * program.share)
+    lines = b"".join(program.sent(text % number) for number in range(count))
+    size = len(program.received(text % 0))
+    received = dict.fromkeys(readers, 0)  # bytes
+    buffer = bytearray(1 << 20)
+    sender = threading.Thread(target=writer.sendall, args=(lines,), daemon=True)
+    with selectors.DefaultSelector() as selector:
+        for reader in readers:
+            selector.register(reader, selectors.EVENT_READ, reader)
+        began = last = time.perf_counter()
+        sender.start()
+        while sender.is_alive() or min(received.values()) < count * size:
+            time.sleep(REST)
+            ready = selector.select(QUIET)
+            if not ready and not sender.is_alive():
+                break
+            for key, _ in ready:
+                got = key.data.recv_into(buffer, 0, DISCARD)
+                last = time.perf_counter()
+                received[key.data] += got
+                if not got:  # The program hung up.
+                    selector.unregister(key.data)
+    # Rounded, since NATS sends a PING to each reader.
+    delivered = statistics.mean(round(got / size) for got in received.values())
+    return Figures(delivered / (last - began), 100 * (1 - delivered / count))
 
 
 def listens(port: int) -> bool:
@@ -132,136 +160,39 @@ def listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def start(stack: contextlib.ExitStack, name: str, readers: int, stalled: int = 0) -> Chat:
-    """Run a program until the stack ends; connect a writer, readers, and some that never read."""
+def measure(name: str, text: bytes, readers: int) -> Figures:
+    """Run a program, connect a writer and a number of readers, and measure it."""
     program = PROGRAMS[name]
     ports = [free_port() for _ in range(program.ports)]
     command = [part.format(*ports) for part in program.command]
-    null = subprocess.DEVNULL
-    script = Script(subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
-    script.ports = ports[0], ports[-1]
-    stack.callback(script.kill)
-    wait_for(lambda: all(map(listens, ports)), lambda: f"does not listen: {command}")
-    writer = zmtp.shake_hands(ports[0], program.writer)
-    subs = [zmtp.shake_hands(ports[-1], program.reader) for _ in range(readers + stalled)]
-    for sock in (writer, *subs):
-        stack.enter_context(sock)
-    return Chat(program, script, writer, subs[:readers])
-
-
-# Measure.
-
-RATE, LOST, MEMORY, WAIT = "lines per second", "lost, %", "memory, MB", "longest wait, s"
-LATENCY, LATENCY_99 = "latency, median, ms", "latency, 99 %, ms"
-Figures = dict[str, float]  # by these names
-Round = dict[str, Figures]  # by program
-
-
-def deliver(chat: Chat, text: bytes, count: int) -> Figures:
-    """Send lines, and count what the readers get until they have all, or all is quiet."""
-    lines = b"".join(chat.program.sent(text % number) for number in range(count))
-    size = len(chat.program.received(text % 0))
-    received = [0] * len(chat.readers)  # bytes
-    kept = bytearray()  # what the first reader gets
-    buffer = memoryview(bytearray(1 << 20))
-    with selectors.DefaultSelector() as selector:
-        for number, reader in enumerate(chat.readers):
-            selector.register(reader, selectors.EVENT_READ, number)
-        began = last = time.perf_counter()
-        arrivals = [began]  # at the first reader
-        sender = threading.Thread(target=chat.writer.sendall, args=(lines,), daemon=True)
-        sender.start()
-        while sender.is_alive() or min(received) < count * size:
-            time.sleep(REST)
-            ready = selector.select(QUIET)
-            if not ready and not sender.is_alive():
-                break
-            for key, _ in ready:
-                flags = DISCARD if key.data else 0
-                got = chat.readers[key.data].recv_into(buffer, 0, flags)
-                last = time.perf_counter()
-                received[key.data] += got
-                if not got:  # The program hung up.
-                    selector.unregister(key.fileobj)
-                elif key.data == 0:
-                    kept += buffer[:got]
-                    arrivals.append(last)
-    numbers = re.findall(rb"\d{8}", kept)
-    if any(a >= b for a, b in itertools.pairwise(numbers)):
-        sys.exit("lines came out of order")
-    # Rounded, since NATS sends a PING to each reader.
-    delivered = statistics.mean(round(got / size) for got in received)
-    return {
-        RATE: delivered / (last - began),
-        LOST: 100 * (1 - delivered / count),
-        MEMORY: chat.script.memory() if sys.platform == "linux" else math.nan,
-        WAIT: max(b - a for a, b in itertools.pairwise(arrivals)),
-    }
-
-
-def latency(chat: Chat, text: bytes, number: int) -> float:
-    """Return how long a line takes to reach all readers, in milliseconds."""
-    began = time.perf_counter()
-    chat.writer.sendall(chat.program.sent(text % number))
-    for reader in reversed(chat.readers):  # The last one usually gets it last.
-        while b"%08d" % number not in reader.recv(1_000):
-            pass
-    return 1_000 * (time.perf_counter() - began)
-
-
-def measure(names: list[str], text: bytes, readers: int, stalled: int = 0) -> Round:
-    """Measure programs in one round, with a number of readers each."""
-    figures: Round = {}
-    with contextlib.ExitStack() as stack:
-        chats = {name: start(stack, name, readers, stalled) for name in names}
+    peers = [(ports[0], program.writer)] + [(ports[-1], program.reader)] * readers
+    with (
+        subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(process.kill)
+        wait_for(lambda: all(map(listens, ports)), lambda: f"does not listen: {command}")
+        writer, *subs = [stack.enter_context(zmtp.shake_hands(*peer)) for peer in peers]
         time.sleep(zmtp.SUBSCRIPTION_DELAY)
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for number, name in itertools.product(range(20_000 // (20 + readers)), names):
-            times[name].append(latency(chats[name], text, number))
-        for name, chat in chats.items():
-            figures[name] = deliver(chat, text, int(LINES[readers] * chat.program.share))
-            percentiles = statistics.quantiles(times[name], n=100)
-            figures[name] |= {LATENCY: percentiles[49], LATENCY_99: percentiles[98]}
-    return figures
+        return deliver(program, writer, subs, text)
 
 
-def measure_clients() -> Round:
-    """Measure in one round how many lines the clients take there and back, once started."""
-    figures: Round = {}
-    lines = [ASCII % number + b"\n" for number in range(CLIENT_LINES)]
-    with contextlib.ExitStack() as stack:
-        ports = start(stack, OURS, readers=0).script.ports
-        for name, command in {
-            "client.py": python("client.py", *port_options(ports)),
-            "the talk's loop": python("tests/reference.py", "client", *ports),
-        }.items():
-            seconds = []
-            for typed in (lines[0], b"".join(lines)):
-                began = time.perf_counter()
-                done = subprocess.run(command, input=typed, capture_output=True, check=True)
-                seconds.append(time.perf_counter() - began)
-            lost = 100 * (1 - done.stdout.count(b"\n") / CLIENT_LINES)
-            figures[name] = {RATE: CLIENT_LINES / (seconds[1] - seconds[0]), LOST: lost}
-    return figures
-
-
-# Print and draw.
-
-
-def print_table(title: str, rounds: list[Round]) -> None:
-    """Print the figures of all rounds: a row for each program."""
-    first, *_ = rounds[0]
-    columns = rounds[0][first]
-    print(f"| {title} | {' | '.join(columns)} | ratio |\n|---|{'---:|' * len(columns)}---:|")
-    for name in rounds[0]:
-        cells = []
-        for column in columns:
-            choose = max if column in (LOST, MEMORY, WAIT) else statistics.median
-            value = choose(measured[name][column] for measured in rounds)
-            cells.append(f"{value:,.0f}" if value >= 100 else f"{value:.2f}")
-        ratio = statistics.median(figures[first][RATE] / figures[name][RATE] for figures in rounds)
-        print(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |")
+def compare(names: list[str], text: bytes, readers: int, rounds: int) -> list[Round]:
+    """Measure programs in turns, and print their figures. Return those of each round."""
+    figures = [{name: measure(name, text, readers) for name in names} for _ in range(rounds)]
+    lines = "" if text is ASCII else ", lines beyond ASCII"
+    print(f"| readers: {readers:,}{lines} | lines per second | lost, % | ratio |")
+    print("|---|---:|---:|---:|")
+    for name in names:
+        rate = statistics.median(measured[name].rate for measured in figures)
+        lost = max(measured[name].lost for measured in figures)
+        ratio = statistics.median(measured[OURS].rate / measured[name].rate for measured in figures)
+        print(f"| {name} | {rate:,.0f} | {lost:.2f} | {ratio:.2f} |")
     print(flush=True)
+    return figures
+
+
+# Draw.
 
 
 def draw(servers: dict[int, list[Round]], file: Path) -> None:
@@ -273,7 +204,7 @@ def draw(servers: dict[int, list[Round]], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="tight")
     for name, colour in (colours | {FORWARDER: grey}).items():
         rates = {
-            readers: readers * statistics.median(measured[name][RATE] for measured in rounds)
+            readers: readers * statistics.median(measured[name].rate for measured in rounds)
             for readers, rounds in servers.items()
             if name in rounds[0]
         }
@@ -303,16 +234,11 @@ def main() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(10_000, most), most))  # for all readers
     names = [name for name, program in PROGRAMS.items() if shutil.which(program.command[0])]
-    rounds = range(options.rounds)
     servers = {}
     for readers in options.readers:
-        servers[readers] = [measure(names, ASCII, readers) for _ in rounds]
-        print_table(f"readers: {readers:,}", servers[readers])
+        servers[readers] = compare(names, ASCII, readers, options.rounds)
         if readers <= 100:
-            letters = [measure([OURS, LOOP], LETTERS, readers) for _ in rounds]
-            print_table(f"readers: {readers:,}, lines beyond ASCII", letters)
-    print_table("one reader of two never reads", [measure(names, ASCII, 1, stalled=1)])
-    print_table(f"{CLIENT_LINES:,} lines piped through", [measure_clients() for _ in rounds])
+            compare([OURS, LOOP], LETTERS, readers, options.rounds)
     if options.chart:
         draw(servers, options.chart)
 
