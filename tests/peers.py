@@ -149,10 +149,8 @@ class BareServer:
 
     def answer(self, count: int) -> list[bytes]:
         """Receive and echo a number of lines; return them."""
-        lines = []
-        for _ in range(count):
-            lines.append(self.receive())
-            self.echo(lines[-1])
+        lines = [self.receive() for _ in range(count)]
+        self.echo(*lines)
         return lines
 
 

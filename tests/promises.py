@@ -15,7 +15,7 @@ from typing import NamedTuple
 TESTS = Path(__file__).parent
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, str] = dict(re.findall(r"^#+ (.+)\n((?:(?!#).*\n?)*)", README, re.MULTILINE))
-COMMENTS_OR_TEST = re.compile(r"^(# README, .+\n(?:# .+\n)*)|^def (test_\w+)", re.MULTILINE)
+COMMENTS = re.compile(r"^(# README, .+\n(?:# .+\n)*)", re.MULTILINE)
 
 
 class Promise(NamedTuple):
@@ -31,29 +31,23 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def read() -> tuple[list[Promise], list[str]]:
-    """Return all promises in the tests, and the tests that are under none."""
-    promises: list[Promise] = []
-    strays: list[str] = []
+def read() -> list[Promise]:
+    """Return all promises in the tests."""
+    promises = []
     for file in sorted(TESTS.glob("test_*.py")):
-        tests = strays
-        for comments, test in COMMENTS_OR_TEST.findall(file.read_text(encoding="utf-8")):
-            if test:
-                tests.append(f"{file.name}::{test}")
-                continue
-            tests = []
+        head, *groups = COMMENTS.split(file.read_text(encoding="utf-8"))
+        assert "\ndef test_" not in head, f"{file.name} begins with a test that is under no quote"
+        for comments, code in zip(groups[::2], groups[1::2], strict=True):
+            tests = re.findall(r"^def (test_\w+)", code, re.MULTILINE)
             comments = re.sub(r"\n# (?!README, )", " ", comments)
             for section, quote in re.findall(r"^# README, (.+?): (.+)", comments, re.MULTILINE):
-                promises.append(Promise(section, quote, tests))
-    return promises, strays
-
-
-def place(promise: Promise) -> tuple[int, int]:
-    """Return which section of the page has a promise, and where in it."""
-    section = list(SECTIONS).index(promise.section)
-    return section, one_line(SECTIONS[promise.section]).find(promise.quote)
+                promises.append(Promise(section, quote, [f"{file.name}::{test}" for test in tests]))
+    return promises
 
 
 if __name__ == "__main__":
-    for promise in sorted(read()[0], key=place):
-        print(f"{promise.section}: {promise.quote}", *promise.tests, sep="\n    ")
+    PROMISES = read()
+    for section, text in SECTIONS.items():
+        promises = [promise for promise in PROMISES if promise.section == section]
+        for promise in sorted(promises, key=lambda promise: one_line(text).find(promise.quote)):
+            print(f"{section}: {promise.quote}", *promise.tests, sep="\n    ")

@@ -84,10 +84,8 @@ def receive_until_quiet(sock: socket.socket, quiet: float = 0.3) -> tuple[bytes,
     try:
         while data := sock.recv(1 << 20):
             received += data
-    except TimeoutError:
-        return received, False
-    except ConnectionError:
-        pass
+    except OSError as error:
+        return received, not isinstance(error, TimeoutError)
     return received, True
 
 
