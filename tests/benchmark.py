@@ -5,8 +5,8 @@ with plain TCP sockets: a thread sends bytes that were made beforehand, and a lo
 
 All programs get the same lines, each in its own protocol: ZMTP, or that of NATS, of Redis, or MQTT
 with QoS 0. NATS, Redis and Mosquitto take part where they are installed, with their default limits.
-This server and the plain port of the talk parse each line and publish its message. All others pass
-the line on as it is. Slow programs get fewer lines, to save time.
+This server parses each line and publishes its message. All others pass the line on as it is.
+Mosquitto gets fewer lines, to save time.
 
 - Lines per second: from the first line sent to the last one delivered. Lost lines do not count.
 - Lost: the share of all deliveries that did not come.
@@ -62,15 +62,10 @@ class Program(NamedTuple):
     share: float = 1.0  # of the lines that the others are sent, since it is slow
 
 
-def message(line: bytes) -> bytes:
-    """Return the frame of the message that the chat makes of a line."""
-    return zmtp.frame(message_of(**json.loads(line)))
-
-
-def zmq_program(received: Encode, script: str, *args: str, share: float = 1.0) -> Program:
+def zmq_program(script: list[str], received: Encode) -> Program:
     """Return a program that is a script here, with PULL and PUB."""
     push, sub = zmtp.HANDSHAKES[b"PUSH"], zmtp.HANDSHAKES[b"SUB"]
-    return Program(python(script, *args), push, sub, zmtp.frame, received, 2, share)
+    return Program(python(*script), push, sub, zmtp.frame, received, ports=2)
 
 
 def mqtt(line: bytes) -> bytes:
@@ -82,10 +77,12 @@ MQTT_CONNECT = b"\x10\x0c\0\4MQTT\4\2\0\0\0\0"
 NATS_CONNECT = b'CONNECT {"verbose":false}\r\n'
 OURS, LOOP, FORWARDER = "this server", "bare pyzmq loop", "libzmq's forwarder"
 PROGRAMS = {
-    OURS: zmq_program(message, "server.py", "--pull-port={0}", "--pub-port={1}"),
-    "plain port": zmq_program(message, "tests/reference.py", "server", "{0}", "{1}", share=0.2),
-    LOOP: zmq_program(zmtp.frame, "tests/reference.py", "loop", "{0}", "{1}"),
-    FORWARDER: zmq_program(zmtp.frame, "tests/reference.py", "forwarder", "{0}", "{1}"),
+    OURS: zmq_program(
+        ["server.py", "--pull-port={0}", "--pub-port={1}"],
+        lambda line: zmtp.frame(message_of(**json.loads(line))),
+    ),
+    LOOP: zmq_program(["tests/reference.py", "loop", "{0}", "{1}"], zmtp.frame),
+    FORWARDER: zmq_program(["tests/reference.py", "forwarder", "{0}", "{1}"], zmtp.frame),
     "NATS": Program(
         ["nats-server", "--addr=127.0.0.1", "--port={0}"],
         (NATS_CONNECT + b"PING\r\n", b"PONG", b""),
@@ -119,9 +116,6 @@ class Figures(NamedTuple):
 
     rate: float  # lines per second
     lost: float  # %
-
-
-Round = dict[str, Figures]  # by program
 
 
 def deliver(
@@ -177,25 +171,24 @@ def measure(name: str, text: bytes, readers: int) -> Figures:
         return deliver(program, writer, subs, text)
 
 
-def compare(names: list[str], text: bytes, readers: int, rounds: int) -> list[Round]:
-    """Measure programs in turns, and print their figures. Return those of each round."""
+def compare(names: list[str], text: bytes, readers: int, rounds: int) -> dict[str, float]:
+    """Measure programs in turns, and print their figures. Return their rates."""
     figures = [{name: measure(name, text, readers) for name in names} for _ in range(rounds)]
-    lines = "" if text is ASCII else ", lines beyond ASCII"
-    print(f"| readers: {readers:,}{lines} | lines per second | lost, % | ratio |")
-    print("|---|---:|---:|---:|")
+    print(f"| readers: {readers:,} | lines per second | lost, % | ratio |\n|---|---:|---:|---:|")
+    rates = {}
     for name in names:
-        rate = statistics.median(measured[name].rate for measured in figures)
+        rates[name] = statistics.median(measured[name].rate for measured in figures)
         lost = max(measured[name].lost for measured in figures)
         ratio = statistics.median(measured[OURS].rate / measured[name].rate for measured in figures)
-        print(f"| {name} | {rate:,.0f} | {lost:.2f} | {ratio:.2f} |")
+        print(f"| {name} | {rates[name]:,.0f} | {lost:.2f} | {ratio:.2f} |")
     print(flush=True)
-    return figures
+    return rates
 
 
 # Draw.
 
 
-def draw(servers: dict[int, list[Round]], file: Path) -> None:
+def draw(rates: dict[int, dict[str, float]], file: Path) -> None:
     """Draw what all readers get in a second, in colours that are read on white and on black."""
     from matplotlib import pyplot, ticker  # type: ignore[import-not-found,unused-ignore]
 
@@ -203,13 +196,9 @@ def draw(servers: dict[int, list[Round]], file: Path) -> None:
     colours = {OURS: "#e8590c", "NATS": "#3b8eea", "Redis": "#2f9e6a", "Mosquitto": "#a87be8"}
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="tight")
     for name, colour in (colours | {FORWARDER: grey}).items():
-        rates = {
-            readers: readers * statistics.median(measured[name].rate for measured in rounds)
-            for readers, rounds in servers.items()
-            if name in rounds[0]
-        }
+        line = {readers: readers * by[name] for readers, by in rates.items() if name in by}
         width = 3 if name == OURS else 1.5
-        axes.loglog(list(rates), list(rates.values()), "o-", color=colour, lw=width, label=name)
+        axes.loglog(list(line), list(line.values()), "o-", color=colour, lw=width, label=name)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
         axis.set_minor_locator(ticker.NullLocator())
@@ -227,6 +216,7 @@ def main() -> None:
     add = parser.add_argument
     add("--readers", metavar="N", type=int, nargs="+", choices=LINES, default=list(LINES))
     add("--rounds", metavar="N", type=int, default=5, help="default: %(default)s")
+    add("--letters", action="store_true", help="send lines with letters beyond ASCII")
     add("--chart", metavar="FILE", type=Path, help="draw the servers' rates as SVG, by matplotlib")
     options = parser.parse_args()
     if options.chart:
@@ -234,13 +224,10 @@ def main() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(10_000, most), most))  # for all readers
     names = [name for name, program in PROGRAMS.items() if shutil.which(program.command[0])]
-    servers = {}
-    for readers in options.readers:
-        servers[readers] = compare(names, ASCII, readers, options.rounds)
-        if readers <= 100:
-            compare([OURS, LOOP], LETTERS, readers, options.rounds)
+    text = LETTERS if options.letters else ASCII
+    rates = {number: compare(names, text, number, options.rounds) for number in options.readers}
     if options.chart:
-        draw(servers, options.chart)
+        draw(rates, options.chart)
 
 
 if __name__ == "__main__":

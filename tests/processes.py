@@ -177,7 +177,8 @@ def after(command: str) -> list[str]:
 Start = Callable[..., Script]
 StartServer = Callable[..., Script]
 StartClient = Callable[..., Script]
-RunClient = Callable[..., subprocess.CompletedProcess[bytes]]
+Done = subprocess.CompletedProcess[bytes]
+RunClient = Callable[..., Done]
 
 
 @pytest.fixture
@@ -225,21 +226,16 @@ def server(start_server: StartServer) -> Script:
 @pytest.fixture
 def start_client(start: Start) -> StartClient:
     """Give a function that starts a client, which speaks as k, at a server's ports."""
-
-    def start_it(ports: tuple[int, int], *options: str, **how: Any) -> Script:
-        args = [*port_options(ports), "--user", "k", *options]
-        return start("client.py", *args, **{"stdin": PIPE} | how)
-
-    return start_it
+    return lambda ports, *options, **how: start(
+        "client.py", *port_options(ports), "--user", "k", *options, **{"stdin": PIPE} | how
+    )
 
 
 @pytest.fixture
 def run_client() -> RunClient:
     """Give a function that runs client.py with bytes on stdin until it ends."""
 
-    def run(
-        ports: tuple[int, int], typed: bytes, *args: object, **how: Any
-    ) -> subprocess.CompletedProcess[bytes]:
+    def run(ports: tuple[int, int], typed: bytes, *args: object, **how: Any) -> Done:
         how |= {"input": typed, "capture_output": True, "timeout": 2 * TIMEOUT}
         done = subprocess.run(python("client.py", *port_options(ports), *args), **how)
         done.stdout, done.stderr = unix_line_ends(done.stdout), unix_line_ends(done.stderr)

@@ -46,8 +46,5 @@ def read() -> list[Promise]:
 
 
 if __name__ == "__main__":
-    PROMISES = read()
-    for section, text in SECTIONS.items():
-        promises = [promise for promise in PROMISES if promise.section == section]
-        for promise in sorted(promises, key=lambda promise: one_line(text).find(promise.quote)):
-            print(f"{section}: {promise.quote}", *promise.tests, sep="\n    ")
+    for promise in sorted(read(), key=lambda promise: list(SECTIONS).index(promise.section)):
+        print(f"{promise.section}: {promise.quote}", *promise.tests, sep="\n    ")
