@@ -111,17 +111,13 @@ PROGRAMS = {
 # Measure.
 
 
-class Figures(NamedTuple):
-    """What a program did in one round."""
-
-    rate: float  # lines per second
-    lost: float  # %
-
-
 def deliver(
     program: Program, writer: socket.socket, readers: list[socket.socket], text: bytes
-) -> Figures:
-    """Send lines, and count what the readers get until they have all, or all is quiet."""
+) -> tuple[float, float]:
+    """Send lines, and count what the readers get until they have all, or all is quiet.
+
+    Return the lines per second, and the share of lost ones in %.
+    """
     count = int(LINES[len(readers)] * program.share)
     lines = b"".join(program.sent(text % number) for number in range(count))
     size = len(program.received(text % 0))
@@ -146,7 +142,7 @@ def deliver(
                     selector.unregister(key.data)
     # Rounded, since NATS sends a PING to each reader.
     delivered = statistics.mean(round(got / size) for got in received.values())
-    return Figures(delivered / (last - began), 100 * (1 - delivered / count))
+    return delivered / (last - began), 100 * (1 - delivered / count)
 
 
 def listens(port: int) -> bool:
@@ -154,7 +150,7 @@ def listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def measure(name: str, text: bytes, readers: int) -> Figures:
+def measure(name: str, text: bytes, readers: int) -> tuple[float, float]:
     """Run a program, connect a writer and a number of readers, and measure it."""
     program = PROGRAMS[name]
     ports = [free_port() for _ in range(program.ports)]
@@ -175,14 +171,15 @@ def compare(names: list[str], text: bytes, readers: int, rounds: int) -> dict[st
     """Measure programs in turns, and print their figures. Return their rates."""
     figures = [{name: measure(name, text, readers) for name in names} for _ in range(rounds)]
     print(f"| readers: {readers:,} | lines per second | lost, % | ratio |\n|---|---:|---:|---:|")
-    rates = {}
+    medians = {}
     for name in names:
-        rates[name] = statistics.median(measured[name].rate for measured in figures)
-        lost = max(measured[name].lost for measured in figures)
-        ratio = statistics.median(measured[OURS].rate / measured[name].rate for measured in figures)
-        print(f"| {name} | {rates[name]:,.0f} | {lost:.2f} | {ratio:.2f} |")
+        rates, losses = zip(*(measured[name] for measured in figures), strict=True)
+        ratios = [measured[OURS][0] / measured[name][0] for measured in figures]
+        medians[name] = statistics.median(rates)
+        columns = f"{medians[name]:,.0f} | {max(losses):.2f} | {statistics.median(ratios):.2f}"
+        print(f"| {name} | {columns} |")
     print(flush=True)
-    return rates
+    return medians
 
 
 # Draw.

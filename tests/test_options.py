@@ -93,9 +93,7 @@ REFUSED = [  # options, and the endpoint; {} is a port that is taken
 def test_an_endpoint_that_cannot_be_bound_is_reported(
     start: Start, options: str, endpoint: str
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
-        taken.listen()
+    with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
         script = start("server.py", *shlex.split(options.format(port)))
         assert script.wait() == 1
