@@ -111,13 +111,12 @@ PROGRAMS = {
 # Measure.
 
 
-def deliver(
-    program: Program, writer: socket.socket, readers: list[socket.socket], text: bytes
-) -> tuple[float, float]:
+def deliver(program: Program, text: bytes, peers: zmtp.Sockets) -> tuple[float, float]:
     """Send lines, and count what the readers get until they have all, or all is quiet.
 
     Return the lines per second, and the share of lost ones in %.
     """
+    writer, *readers = peers
     count = int(LINES[len(readers)] * program.share)
     lines = b"".join(program.sent(text % number) for number in range(count))
     size = len(program.received(text % 0))
@@ -155,16 +154,16 @@ def measure(name: str, text: bytes, readers: int) -> tuple[float, float]:
     program = PROGRAMS[name]
     ports = [free_port() for _ in range(program.ports)]
     command = [part.format(*ports) for part in program.command]
-    peers = [(ports[0], program.writer)] + [(ports[-1], program.reader)] * readers
+    handshakes = [(ports[0], program.writer)] + [(ports[-1], program.reader)] * readers
     with (
         subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL) as process,
         contextlib.ExitStack() as stack,
     ):
         stack.callback(process.kill)
         wait_for(lambda: all(map(listens, ports)), lambda: f"does not listen: {command}")
-        writer, *subs = [stack.enter_context(zmtp.shake_hands(*peer)) for peer in peers]
+        peers = [stack.enter_context(zmtp.shake_hands(*handshake)) for handshake in handshakes]
         time.sleep(zmtp.SUBSCRIPTION_DELAY)
-        return deliver(program, writer, subs, text)
+        return deliver(program, text, peers)
 
 
 def compare(names: list[str], text: bytes, readers: int, rounds: int) -> dict[str, float]:

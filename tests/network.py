@@ -56,17 +56,14 @@ class Host(NamedTuple):
 
 
 class Network:
-    """Two hosts and the link between them."""
+    """Two hosts and the link between them. They do not notice what becomes of the link."""
 
     def __init__(self, carrier: Popen[str]) -> None:
         self.carrier = carrier
         self.server_host, self.client_host = hosts(carrier.pid)
 
     def become(self, loss: float = 0, delay: float = 0, rate: float = math.inf) -> None:
-        """Make the link lose a share of its packets, delay them, and limit them to bits a second.
-
-        The hosts do not notice.
-        """
+        """Make the link lose a share of its packets, delay them, and carry `rate` bits a second."""
         print(loss, delay, rate, file=self.carrier.stdin, flush=True)
         assert self.answer() == "ok"
 

@@ -12,6 +12,7 @@ from processes import TIMEOUT, free_port, wait_for
 
 Sock = zmq.Socket[bytes]
 Context = zmq.Context[Sock]
+Join = Callable[..., "Peer"]
 
 
 def line_of(user: str, message: str) -> bytes:
@@ -78,9 +79,6 @@ class Peer:
         sender.start()
         yield
         sender.join(TIMEOUT)
-
-
-Join = Callable[..., Peer]
 
 
 @pytest.fixture

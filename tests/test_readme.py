@@ -1,5 +1,6 @@
 """README.md itself: what it promises has tests, and its commands work as they stand there."""
 
+import json
 import os
 import re
 import shutil
@@ -85,12 +86,10 @@ def test_the_top_level_holds_the_two_scripts_and_little_else() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_two_scripts_have_the_requirements_of_the_project(script: str) -> None:
-    text = (ROOT / script).read_text(encoding="utf-8")
-    block = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///\n", text, re.MULTILINE)[0]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert tomllib.loads(block.replace("# ", "")) == {
-        key: project[key] for key in ("requires-python", "dependencies")
-    }
+    python, packages = project["requires-python"], json.dumps(project["dependencies"])
+    block = f'# /// script\n# requires-python = "{python}"\n# dependencies = {packages}\n# ///\n'
+    assert block in (ROOT / script).read_text(encoding="utf-8")
 
 
 # README, zmq-talk-chat: copy `client.py` there. It needs only pyzmq and colorama.
@@ -164,17 +163,6 @@ def ann(page: Page, start_server: StartServer, join: Join) -> Peer:
     return join(start_server(ports=page.ports).ports)
 
 
-def wait_followed(page: Page, ann: Peer, text: str) -> None:
-    """Append lines to access.log until one is published."""
-
-    def followed() -> bool:
-        with (page.folder / "access.log").open("a") as log:
-            log.write(f"{text}\n")
-        return bool(ann.sub.poll(100)) and ann.receive() == message_of("web", text)
-
-    wait_for(followed, lambda: "nothing is published")
-
-
 # README, zmq-talk-chat: In a second terminal, join the chat (Ctrl-D to leave):
 # README, Keys: A client joins like this:
 # README, ssh: `python server.py --bind 127.0.0.1` admits only clients on its own host.
@@ -217,14 +205,6 @@ def test_post(page: Page, ann: Peer) -> None:
     assert ann.receive() == message_of("make", "error")
 
 
-# README, Recipes: Post a log as it grows.
-
-
-def test_follow(page: Page, ann: Peer) -> None:
-    page.run(FOLLOW)
-    wait_followed(page, ann, "GET /")
-
-
 # README, Recipes: Get a desktop notification when somebody mentions you.
 
 SHOWN = {
@@ -246,18 +226,26 @@ def test_listen_and_notify(page: Page, ann: Peer, command: str, rows: set[str]) 
     wait_for(shown, terminal.rows)
 
 
+# README, Recipes: Post a log as it grows.
 # README, Recipes: Leave it running after you log out.
 
 
-def test_after_logging_out(page: Page, join: Join) -> None:
+def test_a_log_is_posted_even_after_logging_out(page: Page, join: Join) -> None:
+    assert FOLLOW.removesuffix(" >/dev/null") in KEEP_CLIENT
+
+    def posted(ann: Peer, text: str) -> bool:
+        with (page.folder / "access.log").open("a") as log:
+            log.write(f"{text}\n")
+        return bool(ann.sub.poll(100)) and ann.receive() == message_of("web", text)
+
     shell = page.run(f"{KEEP_SERVER}\n{KEEP_CLIENT}\nwait")
     try:
         ann = join(page.ports)
-        wait_followed(page, ann, "GET /")
+        wait_for(lambda: posted(ann, "GET /"), shell.rows)
         shell.hang_up()
         shell.process.wait(TIMEOUT)
         ann.round_trip()
-        wait_followed(page, ann, "GET /later")
+        wait_for(lambda: posted(ann, "GET /later"), lambda: "nothing is published")
     finally:
         os.killpg(shell.process.pid, signal.SIGKILL)
 
@@ -278,10 +266,10 @@ def test_without_input(page: Page) -> None:
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit = blocks("systemd")[-1].replace("/opt/chat/.venv/bin/python", sys.executable)
     assert "\nRestart=always\n" in unit
-    (tmp_path / "chat.service").write_text(unit)
-    command = ["systemd-analyze", "verify", str(tmp_path / "chat.service")]
-    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert (said.returncode, said.stdout) == (0, b"")
+    file = tmp_path / "chat.service"
+    file.write_text(unit)
+    said = subprocess.run(["systemd-analyze", "verify", file], capture_output=True)
+    assert (said.returncode, said.stdout, said.stderr) == (0, b"", b"")
 
 
 # README, Beyond one machine: run this forwarder on other hosts, and have clients connect to them.

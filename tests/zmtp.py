@@ -14,6 +14,7 @@ from peers import line_of, message_of
 from processes import TIMEOUT
 
 SUBSCRIPTION_DELAY = 0.3  # seconds until a subscription is surely in effect
+Sockets = list[socket.socket]
 
 
 def frame(body: bytes) -> bytes:
@@ -61,9 +62,7 @@ def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
 
 
 @contextlib.contextmanager
-def subscribers(
-    port: int, count: int = 1, host: str = "127.0.0.1"
-) -> Iterator[list[socket.socket]]:
+def subscribers(port: int, count: int = 1, host: str = "127.0.0.1") -> Iterator[Sockets]:
     """Give subscribers to all messages. One that the test does not read stalls."""
     with contextlib.ExitStack() as stack:
         subs = [stack.enter_context(connect(port, b"SUB", host)) for _ in range(count)]
