@@ -13,8 +13,7 @@ Mosquitto gets fewer lines, to save time.
 - Ratio: this server's lines per second, as a multiple of this row's.
 
 The programs take turns for several rounds. A figure is the median of the rounds; the loss is the
-worst of them. Compare figures of one run only, since a machine is faster at one time than at
-another.
+worst of them. Compare figures of one run only: a machine is not always equally fast.
 """
 
 import argparse
@@ -112,10 +111,7 @@ PROGRAMS = {
 
 
 def deliver(program: Program, text: bytes, peers: zmtp.Sockets) -> tuple[float, float]:
-    """Send lines, and count what the readers get until they have all, or all is quiet.
-
-    Return the lines per second, and the share of lost ones in %.
-    """
+    """Send lines until the readers have all, or all is quiet. Return the rate, and the loss."""
     writer, *readers = peers
     count = int(LINES[len(readers)] * program.share)
     lines = b"".join(program.sent(text % number) for number in range(count))
@@ -150,7 +146,7 @@ def listens(port: int) -> bool:
 
 
 def measure(name: str, text: bytes, readers: int) -> tuple[float, float]:
-    """Run a program, connect a writer and a number of readers, and measure it."""
+    """Run a program with a writer and readers. Return its lines per second, and the loss in %."""
     program = PROGRAMS[name]
     ports = [free_port() for _ in range(program.ports)]
     command = [part.format(*ports) for part in program.command]
@@ -207,7 +203,7 @@ def draw(rates: dict[int, dict[str, float]], file: Path) -> None:
     figure.savefig(file, format="svg", transparent=True)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure the chat beside other programs.")
     add = parser.add_argument
     add("--readers", metavar="N", type=int, nargs="+", choices=LINES, default=list(LINES))
@@ -224,7 +220,3 @@ def main() -> None:
     rates = {number: compare(names, text, number, options.rounds) for number in options.readers}
     if options.chart:
         draw(rates, options.chart)
-
-
-if __name__ == "__main__":
-    main()

@@ -142,8 +142,8 @@ def carry(server: int, client: int) -> None:
             print("ok", flush=True)
 
 
-def main() -> None:
-    """Make the hosts, say "ok" or why they cannot be made, carry between them, and remove them."""
+if __name__ == "__main__":
+    # Make the hosts, say "ok" or why they cannot be made, carry between them, and remove them.
     ends = hosts(os.getpid())
     try:
         devices = [make(host) for host in ends]
@@ -156,7 +156,3 @@ def main() -> None:
         for host in ends:
             with suppress(OSError):
                 ip(f"netns delete {host.name}")
-
-
-if __name__ == "__main__":
-    main()

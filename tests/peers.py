@@ -88,10 +88,7 @@ def join(context: Context) -> Join:
 
 
 class BareServer:
-    """PULL and PUB, which the test holds: it decides what is received, and what is published.
-
-    Their ports stay the same when one of them is closed and opened again.
-    """
+    """PULL and PUB, which the test holds: it decides what is received, and what is published."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -99,7 +96,7 @@ class BareServer:
         self.open("pull", "pub")
 
     def open(self, *names: str) -> None:
-        """Open "pull", "pub" or both."""
+        """Open "pull", "pub" or both, each time at the same ports."""
         if "pull" in names:
             self.pull = self._bound(zmq.PULL, self.ports[0])
         if "pub" in names:

@@ -199,10 +199,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def start_server(start: Start) -> StartServer:
-    """Give a function that starts server.py on free ports, or on those given.
-
-    It takes more options of server.py, and what `start` takes.
-    """
+    """Give a function that starts server.py, on free ports or on those given, by `start`."""
 
     def start_it(*options: object, ports: tuple[int, int] | None = None, **how: Any) -> Script:
         args = server_options(ports or (free_port(), free_port()))

@@ -54,10 +54,7 @@ def shake_hands(port: int, handshake: Handshake, host: str = "127.0.0.1") -> soc
 
 
 def connect(port: int, kind: bytes, host: str = "127.0.0.1") -> socket.socket:
-    """Return a TCP socket after the handshake as a peer of a kind, PUSH or SUB.
-
-    SUB has asked for all messages, which takes effect within SUBSCRIPTION_DELAY.
-    """
+    """Return a TCP socket after the handshake of a PUSH, or of a SUB that wants all messages."""
     return shake_hands(port, HANDSHAKES[kind], host)
 
 
