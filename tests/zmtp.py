@@ -80,8 +80,8 @@ def receive_until_quiet(sock: socket.socket, quiet: float = 0.3) -> tuple[bytes,
     try:
         while data := sock.recv(1 << 20):
             received += data
-    except OSError as error:
-        return received, not isinstance(error, TimeoutError)
+    except (TimeoutError, ConnectionError) as error:
+        return received, isinstance(error, ConnectionError)
     return received, True
 
 
