@@ -143,9 +143,11 @@ class BareServer:
             self.pub.send(message_of(**json.loads(line)))
 
     def answer(self, count: int) -> list[bytes]:
-        """Receive and echo a number of lines; return them."""
-        lines = [self.receive() for _ in range(count)]
-        self.echo(*lines)
+        """Receive a number of lines, and echo each as it comes; return them."""
+        lines = []
+        for _ in range(count):
+            lines.append(self.receive())
+            self.echo(lines[-1])
         return lines
 
 
