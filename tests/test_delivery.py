@@ -129,8 +129,8 @@ def pipe(start_client: StartClient, tmp_path: Path) -> Pipe:
     return Pipe(start_client, tmp_path)
 
 
-# README, How it works: The server turns it into a colored message and publishes that on port 1338
-# to every client, including the sender.
+# README, How it works: The server turns it into a colored *message*, and publishes that on port
+# 1338 to every client, including the sender.
 # README, Limits: Names are not verified. Two people can use the same one.
 @pytest.mark.parametrize("name", ["ken", "ann"])
 def test_everybody_sees_each_message(server: Script, start_client: StartClient, name: str) -> None:
@@ -151,9 +151,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
     assert (done.stderr, done.returncode) == (b"", 0)
 
 
-# README, What it adds to the original: Here, the client gives its subscription time to take effect
-# first.
-# README, Differences from the original: the client gives its subscription time to take effect
+# README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     connection = client.Connection(push, sub, "localhost", False)
@@ -168,9 +166,9 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
 
 # README, Delivery in detail: There is no history. A client receives what is published while it is
 # connected.
-# README, Delivery: Exit status 0 means that the client received the echo of every line it sent, so
-# every line was published.
-# README, Differences from the original: the client waits for the last echo
+# README, Delivery: Exit status 0 means that every line was delivered: the server published it, and
+# the client received its echo.
+# README, More differences: the client waits for the last echo
 # README, Delivery in detail: An echo does not prove that other clients received the message.
 @pytest.mark.parametrize("numbers", [range(15_000), [1] * 3_000], ids=["different", "equal"])
 def test_it_prints_the_echo_of_each_line_once_and_nothing_else(
@@ -187,13 +185,13 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
-# README, Delivery in detail: So if the oldest line in flight has waited for its echo for five
-# seconds, and a later line has been echoed, the client probably missed the echo of the oldest. It
-# then sends all lines in flight again, but, under this rule, each line at most once per connection.
+# README, Delivery in detail: So if a later line has been echoed, but the oldest line in flight has
+# waited for five seconds, its echo was probably missed. The client then sends all lines in flight
+# again. It does so at most once per line, until it reconnects.
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
-# README, Delivery in detail: So after five seconds without an echo, the client sends its newest
-# line again, once, as a probe. If the probe has an echo, and earlier lines have not, the second
-# case applies.
+# README, Delivery in detail: Then, after five seconds without an echo, the client resends its
+# newest line once, as a probe. If the probe is echoed, and earlier lines are not, the second case
+# applies.
 def test_lines_without_an_echo_go_again(bare_server: BareServer, start_client: StartClient) -> None:
     script = start_client(bare_server.ports)
     write(script, typed(*range(10)))
@@ -247,9 +245,8 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context) ->
     assert outbox.lines == []
 
 
-# README, Differences from the original: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: While 1,000 lines wait for their echoes, the client *pauses* its
-# input.
+# README, More differences: the client sends at most 1,000 lines ahead of their echoes
+# README, Delivery in detail: While 1,000 lines wait for their echoes, the client *pauses* its input
 # README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
     # What it prints is not read, and Windows' pipes take 4 kB only.
@@ -297,7 +294,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
 # README, Delivery in detail: When it reconnects, it sends all lines in flight again.
 # README, Delivery in detail: The client counts as connected while both of its sockets are
 # connected.
-# README, Differences from the original: a notice; lines are sent once the server is up
+# README, More differences: a notice; lines wait until the server is up
 @pytest.mark.parametrize("closed", [("pull",), ("pub",), ("pull", "pub")])
 def test_lines_in_flight_go_again_over_a_new_connection(
     bare_server: BareServer, talking: StartClient, closed: tuple[str, ...]
@@ -329,8 +326,7 @@ def test_lines_in_flight_go_again_over_a_new_connection(
 
 # README, Delivery in detail: A broken connection causes at most about 2,000 resends: up to 1,000 in
 # the first case, and up to 1,000 in the second.
-# README, Differences from the original: lines without an echo are sent again, so some may appear
-# more than once
+# README, More differences: lines without an echo are sent again
 @REBINDS
 @pytest.mark.parametrize("pauses", [(0,), pytest.param((0, 0, 5), marks=slow)])
 def test_a_server_may_restart_in_mid_pipe(
@@ -422,10 +418,9 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 
 
 # README, Delivery in detail: is up, or has been up | 30 seconds | exits with status 1
-# README, Delivery in detail: is down | forever
-# README, Delivery: If none comes for 30 seconds (8, if it never connected), it reports how many
-# lines may not have been delivered, and exits with status 1.
-# README, Differences from the original: nobody knows | the client exits with status 1
+# README, Delivery in detail: is down | until the server is back
+# README, Delivery: With status 1, the client reports how many lines may not have been delivered.
+# README, Delivery in detail: At the end of the input, the client waits for the missing echoes.
 # README, Delivery in detail: Time in which the client is suspended, or its stdout is blocked, does
 # not count.
 @slow
@@ -489,8 +484,8 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
     assert typing.stderr.endswith(REPORT.format("3 lines"))
 
 
-# README, What it adds to the original: Lines without an echo are sent again after a broken
-# connection or a server restart.
+# README, What it adds to the original: After a broken connection or a server restart, the client
+# resends every line that has no echo yet.
 @slow
 @pytest.mark.parametrize("link", [(0, 0.05, 64_000), (0.1, 0.1, math.inf)], ids=["slow", "lossy"])
 def test_the_link_may_be_slow_or_lose_packets(
@@ -522,7 +517,7 @@ def test_the_link_may_be_down_for_a_while(
     pipe.wait_all_delivered(1)
 
 
-# README, Differences from the original: it is disconnected after about 20 seconds
+# README, More differences: it is disconnected after about 20 seconds
 @slow
 def test_a_server_that_vanishes_is_reported(
     network: Network, start_server: StartServer, talking: StartClient

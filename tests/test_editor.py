@@ -152,8 +152,6 @@ def test_any_bytes_however_they_are_cut(data: bytes, size: int) -> None:
 
 
 # README, Terminal: and scrolls sideways
-
-
 def draw(editor: Editor, columns: int) -> tuple[str, str]:
     """Return the typed row, before the cursor and behind it. The row above it stays as it is."""
     screen = pyte.Screen(columns, 2)

@@ -16,7 +16,7 @@ def contents(directory: Path) -> dict[Path, bytes | bool]:
 
 
 # README, Keys: The server creates `chat.key` and `chat.key_secret` if neither exists.
-# README, The wire: the same over CURVE
+# README, Keys: do the same over CURVE
 @POSIX
 @pytest.mark.parametrize("umask", ["000", "777"])
 def test_only_the_owner_reads_keys(start_server: StartServer, tmp_path: Path, umask: str) -> None:
@@ -84,8 +84,6 @@ def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, nam
 
 
 # README, Keys: Without `chat.key`, nobody can read or post, or crash the server
-# README, Differences from the original: can read and post, unless a [key](#keys) or [ssh](#ssh)
-# keeps them out
 @pytest.mark.parametrize("served", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("of_server", "of_client"),

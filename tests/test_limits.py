@@ -31,10 +31,9 @@ def server_and_peer(
     return server, join(server.ports, key)
 
 
-# README, Limits: Lines and messages are at most 16,384 bytes long. The prefix that a SUB socket
-# subscribes to is at most 502 bytes long. The server disconnects a client that sends a longer line
-# or prefix.
-# README, Differences from the original: the server disconnects any other program that sends one
+# README, Limits: Lines and messages are at most 16,384 bytes long.
+# README, Limits: A subscription to a prefix, instead of everything, can be at most 502 bytes long.
+# README, More differences: the server disconnects any other program that sends one
 def test_a_client_that_sends_more_is_disconnected(server_and_peer: tuple[Script, Peer]) -> None:
     _, peer = server_and_peer
     monitors = [sock.get_monitor_socket(zmq.EVENT_DISCONNECTED) for sock in (peer.push, peer.sub)]

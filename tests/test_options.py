@@ -14,10 +14,9 @@ from terminal import Open
 import client
 import server as server_script
 
+
 # README, Options: the address, or the network interface such as `eth0`, to listen on
 # README, Options: the server: an IPv4 or IPv6 address, or a host name (resolved to IPv4 only)
-
-
 def chat(run_client: RunClient, server: Script, host: str) -> None:
     """Have a client's line published by a server at a host."""
     done = run_client(server.ports, b"hi\n", "--user", "k", host)
@@ -101,7 +100,7 @@ def test_an_endpoint_that_cannot_be_bound_is_reported(
     assert re.fullmatch(rf"server\.py: cannot bind: .+ {address}\n", script.stderr)
 
 
-# README, Options: 2 on a usage error
+# README, Output and exit status: 2 on a usage error
 
 INSTEAD = "HOST: write {} --push-port PORT --sub-port PORT\n"
 WRONG = {  # what is given, and what is on stderr
@@ -133,7 +132,7 @@ def test_wrong_usage_is_status_2(
     assert problem in capsys.readouterr().err
 
 
-# README, Options: `always`, `never`, or `auto`: on a terminal, unless `NO_COLOR` is set
+# README, Options: `always`, `never`, or `auto` (colors on a terminal, unless `NO_COLOR` is set)
 
 PLAIN, CYAN = b"k> hi", b"k> \x1b[36mhi\x1b[0m"
 COLORS = [  # options, the environment, and what comes out in a pipe and on a terminal

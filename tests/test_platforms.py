@@ -23,8 +23,8 @@ def chat(script: Script, text: bytes) -> None:
     assert read_line(script) == b"k> " + text + b"\n"
 
 
-# README, Options: Notices and logs go to stderr.
-# README, Options: 1 on failure
+# README, Output and exit status: Messages go to stdout, notices and logs to stderr.
+# README, Output and exit status: 1 on failure
 
 ONE, ECHO = b"one\n", b"k> one\n"
 LONG = b"x" * 20_000 + b"\n"  # It is not sent, and a notice says so.
@@ -66,8 +66,6 @@ def test_streams_may_be_non_blocking(server: Script, start_client: Start) -> Non
 
 # README, Delivery in detail: If stdout is closed, as by `| head -1`, the client reads no more input
 # and waits for the last echo.
-
-
 def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -> None:
     peer = join(server.ports)
     script = start_client(server.ports)
@@ -79,10 +77,8 @@ def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -
     assert [peer.receive(), peer.receive()] == [message_of("k", "one"), message_of("k", "two")]
 
 
-# README, Options: If a signal ends the client, the status is 128 plus the number of the signal,
-# such as 130 for Ctrl-C.
-
-
+# README, Output and exit status: If a signal ends the client, the status is 128 plus the number of
+# the signal, such as 130 for Ctrl-C.
 @POSIX
 def test_a_signal_is_in_the_status(server: Script, start_client: Start) -> None:
     """128 and its number, even while a client waits for somebody to read what it prints."""
@@ -107,8 +103,6 @@ def test_a_signal_is_in_the_status(server: Script, start_client: Start) -> None:
 
 
 # README, Recipes: nohup sh -c 'tail -n 0 -F access.log
-
-
 @POSIX
 def test_ignored_signals_stay_ignored(server: Script, start_client: Start) -> None:
     script = start_client(server.ports, before=after('trap "" INT HUP QUIT TERM'))
@@ -121,8 +115,6 @@ def test_ignored_signals_stay_ignored(server: Script, start_client: Start) -> No
 
 
 # README, Platforms: Python 3.13 for Windows under Wine
-
-
 @WINDOWS
 @pytest.mark.skipif(WINE, reason="Wine has no Ctrl-Break")
 def test_ctrl_break_ends_both(start_client: Start, start_server: Start) -> None:
@@ -143,8 +135,6 @@ def test_a_stdin_without_anything_ends_it(server: Script, start_client: Start) -
 
 
 # README, Platforms: the line editor by hand in Wine's console
-
-
 class Console:
     """Stands in for msvcrt, with the console of Microsoft's C library.
 
@@ -189,10 +179,8 @@ def test_keys_of_the_console(
         assert sent == [line.encode()]
 
 
-# README, zmq-talk-chat: Unlike the original, the chat copes with restarts, slow subscribers and
+# README, zmq-talk-chat: Unlike the original, this chat copes with restarts, slow subscribers and
 # hostile text.
-
-
 @LINUX
 def test_idle_it_uses_no_processor_time(server: Script, start_client: Start) -> None:
     scripts = [start_client(server.ports), start_client(NOWHERE)]

@@ -39,8 +39,6 @@ def commands(section: str) -> list[str]:
 
 
 # README, Tests: lists each promise on this page with its tests
-
-
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.quote[:60])
 def test_a_quote_stands_once_in_its_section_and_has_tests(promise: Promise) -> None:
     assert one_line(SECTIONS[promise.section]).count(promise.quote) == 1
@@ -65,8 +63,6 @@ def test_the_promises_are_printed_with_their_tests() -> None:
 
 
 # README, zmq-talk-chat: ![Ken and Ann chat, each in a terminal.
-
-
 def test_files_and_sections_that_the_page_names_exist() -> None:
     files = re.findall(r"(?:tests|\.ci|\.github)/[\w.]+", README)
     assert [file for file in files if not (ROOT / file).exists()] == []
@@ -77,8 +73,6 @@ def test_files_and_sections_that_the_page_names_exist() -> None:
 
 
 # README, zmq-talk-chat: A terminal chat on ZeroMQ in two Python scripts
-
-
 def test_the_top_level_holds_the_two_scripts_and_little_else() -> None:
     names = {path.name for path in ROOT.glob("[!.]*") if path.suffix != ".egg-info"}
     assert names == {*SCRIPTS, "tests", "README.md", "pyproject.toml"}
@@ -92,11 +86,9 @@ def test_the_two_scripts_have_the_requirements_of_the_project(script: str) -> No
     assert block in (ROOT / script).read_text(encoding="utf-8")
 
 
-# README, zmq-talk-chat: copy `client.py` there. It needs only pyzmq and colorama.
+# README, zmq-talk-chat: copy `client.py` there. It needs only pyzmq and colorama
 # README, Options: | server.py | meaning | default |
 # README, Options: | client.py | meaning | default |
-
-
 @pytest.mark.parametrize("module", [server, client])
 def test_a_copied_script_has_the_options_and_the_defaults_of_its_table(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -194,9 +186,8 @@ def test_start_and_join(page: Page, server_and_clients: list[str]) -> None:
 
 POST, MAKE, FOLLOW, LISTEN, NOTIFY, KEEP_SERVER, KEEP_CLIENT = commands("Recipes")
 
+
 # README, Recipes: Post from a script or CI: JSON lines, or plain text with --user.
-
-
 def test_post(page: Page, ann: Peer) -> None:
     page.stand_in("make", "echo cc main.c; echo error >&2")
     assert [page.run(command).process.wait(TIMEOUT) for command in (POST, MAKE)] == [0, 0]
@@ -228,8 +219,6 @@ def test_listen_and_notify(page: Page, ann: Peer, command: str, rows: set[str]) 
 
 # README, Recipes: Post a log as it grows.
 # README, Recipes: Leave it running after you log out.
-
-
 def test_a_log_is_posted_even_after_logging_out(page: Page, join: Join) -> None:
     assert FOLLOW.removesuffix(" >/dev/null") in KEEP_CLIENT
 
@@ -252,16 +241,12 @@ def test_a_log_is_posted_even_after_logging_out(page: Page, join: Join) -> None:
 
 # README, Recipes: A client whose stdin is `/dev/null`, as it is for background jobs in scripts,
 # exits immediately.
-
-
 def test_without_input(page: Page) -> None:
     assert page.run("python client.py HOST & wait $!").process.wait(TIMEOUT) == 0
 
 
 # README, systemd: With this file as `/etc/systemd/system/chat.service`
 # README, systemd: restarts it if it ends
-
-
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit = blocks("systemd")[-1].replace("/opt/chat/.venv/bin/python", sys.executable)
@@ -273,8 +258,6 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 
 # README, Beyond one machine: run this forwarder on other hosts, and have clients connect to them.
-
-
 def test_a_forwarder_loses_nothing(
     server: Script, start: Start, join: Join, tmp_path: Path
 ) -> None:

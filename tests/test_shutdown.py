@@ -28,8 +28,7 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
     assert time.monotonic() - began < seconds
 
 
-# README, Differences from the original: it publishes what it has received, and exits within three
-# seconds
+# README, More differences: it publishes what it has received, and exits within three seconds
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: str) -> None:
     def has_ended_after_more_signals() -> bool:
@@ -115,7 +114,7 @@ def test_subscribers_receive_the_same_messages_of_a_flood(server: Script) -> Non
     assert "stalled" not in server.stderr
 
 
-# README, Options: The exit status is 0 on success
+# README, Output and exit status: The exit status is 0 on success
 @LINUX
 @pytest.mark.parametrize("delay", [0, 0.01, 0.02])
 def test_a_signal_may_come_at_the_start(start: Start, delay: float) -> None:

@@ -32,8 +32,7 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
     return bytes(data)
 
 
-# README, Differences from the original: the server slows down to the pace of its subscribers,
-# unless they [stall](#slow-subscribers)
+# README, More differences: the server slows down to the pace of its subscribers
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
 # not longer than a timeout, normally two seconds. A subscriber that manages this loses nothing, and
 # the chat runs at its pace.
@@ -68,8 +67,8 @@ def test_subscribers_that_keep_reading_lose_nothing(
 # README, Slow subscribers: The server queues up to 2,000 messages for each subscriber.
 # README, Slow subscribers: It has delayed the chat by up to two seconds, and now loses messages
 # until it has read half of its queue.
-# README, Differences from the original: each stall delays the chat by two seconds at most; then the
-# subscriber loses messages; the server logs it
+# README, More differences: each stall delays the chat by two seconds at most; then the subscriber
+# loses messages; the server logs it
 def test_a_stalled_subscriber_loses_messages_until_half_is_read(server: Script, join: Join) -> None:
     peer = join(server.ports)
     lines, messages = zmtp.numbered(4_000, "x" * 1_000)

@@ -43,7 +43,6 @@ def ken(open_terminal: Open, bare_server: BareServer) -> Terminal:
 
 # README, Terminal: The line you are typing occupies one row
 # README, What it adds to the original: Messages appear immediately, above the line you are typing.
-# README, Differences from the original: it appears immediately, above the line you are typing
 # README, What it adds to the original: No message can clear the screen, set the window title or
 # overwrite other messages.
 
@@ -91,8 +90,6 @@ def test_typing_is_prompt_in_a_flood(open_terminal: Open, server: Script) -> Non
 # README, Terminal: Terminals disagree about the width of some emoji and flags.
 # README, Terminal: The terminal wraps messages itself, so you can copy a long URL, and text reflows
 # when you resize the window.
-
-
 @pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
 @pytest.mark.parametrize("cluster", ["🇫🇷", "👩‍👩‍👧", "❤\ufe0f", "👍🏽", "1\ufe0f\u20e3", "漢é"])
 def test_the_terminal_wraps_messages_and_places_the_cursor(
@@ -124,10 +121,7 @@ def test_the_terminal_wraps_messages_and_places_the_cursor(
         wait_for(lambda: pane().endswith(end), pane)
 
 
-# README, Delivery: On a terminal, your line is sent when you press Enter, and the echo then
-# replaces it.
-
-
+# README, Terminal: When you press Enter, your line disappears, and its echo appears.
 def test_the_echo_of_a_typed_line_replaces_it(ken: Terminal, bare_server: BareServer) -> None:
     echoes = []
     for number in range(2 * ROWS):
@@ -149,10 +143,8 @@ def test_a_line_whose_echo_is_late_is_printed(ken: Terminal, bare_server: BareSe
     ken.wait_rows("half a line", "ken> hello", "ken> how are you", "ken> half a line", "half")
 
 
-# README, Delivery: While there is no connection, the line stays on the screen and is sent when the
+# README, Terminal: While the server is down, the line stays on the screen, and is sent when the
 # server is back.
-
-
 def test_the_server_is_late_and_restarts(open_terminal: Open, start_server: StartServer) -> None:
     ports = free_port(), free_port()
     ken = open_terminal(*command(ports))
@@ -180,8 +172,6 @@ def test_typing_before_the_client_is_up(open_terminal: Open, bare_server: BareSe
 
 # README, Terminal: Pasting several lines sends each of them, except the last one if it does not end
 # with a newline.
-
-
 def test_a_paste(ken: Terminal, bare_server: BareServer) -> None:
     code = ["def f(x):", "\tif x:", "", "\t\treturn\tx"]
     lines = [*code, "x" * 5_000, "漢" * 4_000, *map(str, range(5_000))]
@@ -266,8 +256,6 @@ def test_leaving_where_no_shell_is(open_terminal: Open, bare_server: BareServer)
 
 
 # README, Terminal: Ctrl-Z suspends, and `fg` resumes with the line intact.
-
-
 def assert_prompt(shell: Terminal) -> None:
     """Assert that a shell has its terminal back as it was, and nothing typed into it."""
     shell.wait_cursor("$", 2)
@@ -336,9 +324,7 @@ def test_ctrl_z_where_no_shell_could_continue_it(ken: Terminal, bare_server: Bar
 
 
 # README, Terminal: With `TERM=dumb`, or if stdout is not a terminal, the system's own line editing
-# is used
-
-
+# is used.
 @pytest.mark.parametrize("how", ["TERM=dumb exec {}", "{} | cat", "cat | NO_COLOR=1 {}"])
 def test_without_the_line_editor(open_terminal: Open, bare_server: BareServer, how: str) -> None:
     ken = open_terminal("sh", "-c", how.format(shlex.join(command(bare_server.ports))))

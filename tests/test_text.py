@@ -27,7 +27,7 @@ TOO_LONG = "line not sent: {}, but the server takes 16,384 at most"
 # same bytes as in the original.
 # README, Delivery in detail: Empty lines are not sent.
 # README, Delivery in detail: A byte order mark at the start of the input is dropped.
-# README, Differences from the original: | sent with the first line | dropped |
+# README, More differences: sent with the first line | dropped
 
 ONE = line_of("k", "1")
 SPACED = b'{ "message":"m",  "user":"k", "more": [1e999]} '
@@ -58,8 +58,6 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes], size: 
 
 # README, Delivery in detail: Input that is not UTF-8 is reported once; with `--user`, its invalid
 # bytes are sent as `�`.
-
-
 def test_input_that_is_not_utf_8_is_reported_once(server: Script, run_client: RunClient) -> None:
     done = run_client(server.ports, b"caf\xe9\nna\xefve\nplain\n", "--user", "k")
     assert done.stdout.decode() == "k> caf\ufffd\nk> na\ufffdve\nk> plain\n"
@@ -67,10 +65,8 @@ def test_input_that_is_not_utf_8_is_reported_once(server: Script, run_client: Ru
     assert done.returncode == 0
 
 
-# README, What it adds to the original: With `--user NAME`, you type text instead of JSON.
-# README, Options: send each line as `{"user": NAME, "message": line}`
-
-
+# README, What it adds to the original: **You type text**, with `--user NAME`, instead of JSON.
+# README, Options: send what you type as `{"user": NAME, "message": TEXT}`
 @given(st.text(), st.binary())
 @example('k "q"', b'say "hi" \\ \t')
 @example("王", "你好 👋".encode())
@@ -85,7 +81,7 @@ def test_with_a_name_a_line_is_sent_as_json(name: str, typed: bytes) -> None:
 # README, Delivery in detail: A line that this server would drop is sent anyway, since another
 # server may accept it. A line that is too long is not sent. In both cases, a notice says what is
 # wrong with the line. (From a pipe or a file, only the first such line gets a notice.)
-# README, Differences from the original: the client prints a notice instead of sending it
+# README, More differences: the client prints a notice instead of sending it
 
 DELETES = LONGEST.replace(b"x", b"\x7f")
 ESCAPED = f"{WILL_BE_DROPPED}too long once its control characters are escaped: "
@@ -171,8 +167,8 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
     assert [client.sanitize_message(message)[0] for message in published] == expected
 
 
-# README, Differences from the original: the client escapes them, too (all but colors and TAB), in
-# case it talks to another server
+# README, More differences: the client escapes them, too (all but colors and TAB), in case it talks
+# to another server
 # README, The wire: All other text passes unchanged, including joined emoji.
 
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")

@@ -71,15 +71,12 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
 
 
 # README, The wire: Any ZeroMQ program, in any language, can be the other end.
-# README, The wire: A line is one frame of at most 16,384 bytes. It holds a JSON object in UTF-8
-# with `user` and `message`, which are strings or numbers. Other keys are ignored.
+# README, The wire: A line is one frame of at most 16,384 bytes: a JSON object in UTF-8 with `user`
+# and `message`, which are strings or numbers. Other keys are ignored.
 # README, The wire: A message is one frame in UTF-8: `{user}> ESC[36m{message}ESC[0m`, where
-# `ESC[36m` is cyan. It has at most 16,384 bytes: the server drops a line whose message would be
-# longer.
-# README, Differences from the original: published as it was written
-# README, Differences from the original: published as `1.5` | published as `1.50`
-
-
+# `ESC[36m` is cyan.
+# README, Differences from the original: publishes it as it was written
+# README, Differences from the original: publishes `1.5` | publishes `1.50`
 def test_lines_are_published_in_order_and_the_rest_is_dropped(server: Script, join: Join) -> None:
     peer = join(server.ports)
     for line in LINES:
@@ -101,8 +98,6 @@ def test_a_line_is_published_or_dropped_whatever_comes_with_it(lines: list[bytes
 
 # README, Differences from the original: The server publishes the same bytes if `user` is a string
 # or a whole number, `message` is a string, and nothing has to be escaped.
-
-
 @given(TEXT | st.integers(), TEXT)
 def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -> None:
     payload = {"user": user, "message": message}
@@ -116,8 +111,6 @@ def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -
 # README, The wire: the server escapes control characters (except TAB), line separators, direction
 # overrides and lone surrogates. It writes them as, for example, `\x1b` or `\u202e`. All other text
 # passes unchanged, including joined emoji.
-
-
 def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> None:
     """JSON, too, has escapes: for those below a space, and for lone surrogates."""
     directions = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -131,12 +124,10 @@ def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> Non
         assert message == message_of(expected, expected)
 
 
-# README, Differences from the original: the server drops it and logs why
-# README, Differences from the original: as above: a notice, sent anyway, dropped and logged
+# README, Differences from the original: crashes | drops it and logs why
+# README, Differences from the original: `> message` | drops it and logs why
 # README, Differences from the original: JSON in Latin-1, or with comments
-# README, Differences from the original: an empty line from another program
-
-
+# README, More differences: an empty line from another program
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_line_is_dropped_with_its_reason(name: str) -> None:
     line, reason = DROPPED[name], TOO_LONG if name == TOO_LONG else NOT_JSON
