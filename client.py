@@ -14,7 +14,8 @@ The loop is the talk's, slides 8 to 14, but messages appear without pressing Ent
 
 The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
 line, and acknowledges it. Lines whose echo does not come are sent again: over the next connection,
-or after 5 seconds if it seems that the echo was missed. So a line may appear twice.
+or after 5 seconds, if the echo of a later line came first. The client cannot know whether the line
+was lost, or only its echo. So a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same. But a pipe is not read on while 1,000 lines wait for their echoes.
@@ -57,13 +58,13 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: pushed, and without an echo; the server queues 2,000
+WINDOW = 1_000  # lines in flight, at most: pushed, and without an echo; half of the server's queue
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait for something to happen
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
-RETRY_INTERVAL = 10.0  # seconds without a connection until the client itself reconnects
+RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
 CONNECT_TIMEOUT = 8.0  # the same, until the client ends, if there never was a connection
@@ -183,7 +184,8 @@ class Splitter:
 class Connection:
     """PUSH and SUB. It is up while both are connected and the subscription is in effect.
 
-    Make it before the sockets connect: a monitor that is made later may miss the first event.
+    libzmq connects and reconnects by itself, and reports it on another socket, the monitor. Make
+    this before the sockets connect: a monitor that is made later may miss the first event.
     """
 
     def __init__(self, push: Sock, sub: Sock, host: str, interactive: bool) -> None:
@@ -194,7 +196,7 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
-        self.notice_at = now + NOTICE_DELAY  # when a notice is due, unless it is up by then
+        self.last_up = now  # when it was up last, or was made
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
         # Whether the last notice said that it is up; None before the first one. A pipe starts as if
         # one had said so: its first notice is of a failure.
@@ -203,8 +205,8 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. If one call reads both a loss and
-        the next handshake, up is still False until ready_at, so the caller sees a new connection.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So if one call reads both a loss and
+        the next handshake, up is False for a while, and this counts as a new connection, too.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -220,7 +222,7 @@ class Connection:
         self.up = not self.missing and now >= self.ready_at
         if self.up:
             self.ever_up = True
-            self.notice_at, self.retry_at = now + NOTICE_DELAY, now + RETRY_INTERVAL
+            self.last_up, self.retry_at = now, now + RETRY_INTERVAL
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
@@ -243,7 +245,7 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.notice_at:
+        if not self.missing or time.monotonic() < self.last_up + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
@@ -256,8 +258,6 @@ class Connection:
 
 # Push it.
 
-compiled_send = zmq.backend.Socket.send  # send without pyzmq's wrapper, in half of its time
-
 
 class Line:
     """A line as it is pushed, and the hash of its echo, which takes less memory than the echo."""
@@ -265,8 +265,7 @@ class Line:
     def __init__(self, frame: bytes, echo_hash: int | None) -> None:
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line
-        self.sent = False  # True if it was ever pushed, so that its echo may come
-        self.resent = False  # True if it is pushed again over this connection
+        self.resent = False  # True if it was queued again, for the connection that is up
         self.overtaken = False  # True if the echo of a later line has come
 
 
@@ -283,10 +282,11 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
+        self.sent = 0  # lines[:sent] were pushed at some time, so that their echoes may come
         self.repeated: set[int | None] = set()  # the hashes of echoes that may come twice
-        # Two clocks, in seconds. They are 0 while there are no lines.
+        # Two clocks, in seconds. check_echoes says when they run. Without lines, they are 0.
         self.since_echo = 0.0  # since the last echo of any line; a new connection does not reset it
-        self.since_progress = 0.0  # since the oldest line became so, or overtaken ones were resent
+        self.since_progress = 0.0  # since the oldest line became the oldest, or lines were resent
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -319,35 +319,37 @@ class Outbox:
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
+        # push.send, without the part of pyzmq that is written in Python: it takes half of the time.
+        send = functools.partial(zmq.backend.Socket.send, push)
         with contextlib.suppress(zmq.Again):
             for line in self.lines[self.pushed :]:
                 if self.pushed == WINDOW:
                     break
-                compiled_send(push, line.frame, zmq.NOBLOCK)
+                send(line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:  # Our server drops it, so no echo will come.
                     del self.lines[self.pushed]
                     self.undelivered += 1
                 else:
-                    line.sent = True
                     self.pushed += 1
+                    self.sent = max(self.sent, self.pushed)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages."""
         if not (messages and self.lines):
             return
-        # Lines are sent in order, so hashes[i] is of lines[i].
-        hashes = [line.echo_hash for line in self.lines if line.sent]
+        hashes = [line.echo_hash for line in self.lines[: self.sent]]
         for plain, _ in messages:
             echo = hash(plain)
             if echo in hashes:
-                # Of equal lines, this is the oldest. But if the newest was resent as a probe, it is
-                # that, so that those before it count as overtaken: see resend.
+                # Of equal lines, the oldest is meant, unless the newest was resent: then it may be
+                # the probe, whose echo shows that the echoes before it were missed. See resend.
                 index, newest = hashes.index(echo), len(hashes) - 1
                 if echo == hashes[newest] and self.lines[newest].resent:
                     index = newest
                 for line in self.lines[:index]:
                     line.overtaken = True
                 del hashes[index], self.lines[index]
+                self.sent -= 1
                 if index < self.pushed:
                     self.pushed -= 1
                 if index == 0:
@@ -362,43 +364,46 @@ class Outbox:
         """Let lines be pushed again, because since_progress has reached ECHO_TIMEOUT.
 
         1. If lines were overtaken that were not resent yet: all lines in flight, from the first of
-           these on. (This is TCP's go-back-N. If the server publishes a line in another form, its
-           echo never comes. So a line that was resent does not start this again.)
-        2. If not, and if no echo of any line has come for as long, and no line is read whose echo
-           could show what was missed: the newest line, once, as a probe. (TCP's tail loss probe,
-           RFC 8985.) If it has an echo, the lines before it were overtaken, and follow at once.
+           these on. (This is go-back-N. If the server publishes a line in another form, its echo
+           never comes. So a line that was resent does not start this again.)
+        2. If not, and if no echo of any line has come for as long, and no more input is read, whose
+           echoes could show what was missed: the newest line, once, as a probe. (TCP's tail loss
+           probe, RFC 8985.) If it has an echo, the lines before it were overtaken. They follow at
+           once, since a probe does not reset since_progress.
         """
         in_flight = self.lines[: self.pushed]
-        fresh = [line for line in in_flight if not line.resent]
-        if fresh and fresh[0].overtaken:  # Overtaken lines are always the oldest.
-            again = in_flight[in_flight.index(fresh[0]) :]
+        first = next((i for i, line in enumerate(in_flight) if not line.resent), None)
+        if first is None:
+            return
+        if in_flight[first].overtaken:  # Overtaken lines are always the oldest.
             self.since_progress = 0.0
-        elif fresh[-1:] == in_flight[-1:] and not reading and self.since_echo >= ECHO_TIMEOUT:
-            again = in_flight[-1:]
+        elif not in_flight[-1].resent and not reading and self.since_echo >= ECHO_TIMEOUT:
+            first = self.pushed - 1
         else:
             return
-        self.push_again(again)
-        for line in again:
+        for line in in_flight[first:]:
             line.resent = True
+        self.go_back(first)
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.push_again(self.lines[: self.pushed])
+        self.go_back(0)
         self.since_progress = 0.0
         for line in self.lines:
             line.overtaken = line.resent = False
 
-    def push_again(self, newest: list[Line]) -> None:
-        """Let lines be pushed again: the newest ones in flight."""
+    def go_back(self, first: int) -> None:
+        """Let the lines in flight be pushed again, from lines[first] on."""
         if len(self.repeated) > 10 * WINDOW:
             self.repeated.clear()  # to bound it; what is forgotten only fails to reset a clock
-        self.repeated.update(line.echo_hash for line in newest)
-        self.pushed -= len(newest)
+        self.repeated.update(line.echo_hash for line in self.lines[first : self.pushed])
+        self.pushed = first
 
     def give_up(self) -> None:
         """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
         self.undelivered += self.pushed
         del self.lines[: self.pushed]
+        self.sent -= self.pushed
         self.pushed = 0
         self.since_echo = self.since_progress = 0.0
 
@@ -492,7 +497,7 @@ def echo_of(frame: bytes) -> str:
         line = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(line):
             return f"{simple[1]}> {simple[2]}"  # even with a colour, shorter than the line
-        payload = parse_json(line.removeprefix("\ufeff"))
+        payload = parse_json(line.removeprefix("\ufeff"))  # The server allows a BOM in each line.
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
@@ -690,7 +695,8 @@ class Editor:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        return self.cursor + step * len(re.findall(pattern, letters)[0])  # which is at the start
+        # The first match is at the start: both patterns match there, if only nothing.
+        return self.cursor + step * len(re.findall(pattern, letters)[0])
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -747,7 +753,7 @@ def fit(line: list[str], columns: int) -> list[str]:
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
 # reads. The case "partial" comes first, because the start of a key would match another case.
-# Reports come if a program before this one has asked for them, and was killed.
+# A report is the terminal's answer to a program. It comes here if that program was killed.
 CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
     rf"""
@@ -855,18 +861,15 @@ if sys.platform != "win32":
             self.suspend_requested = True
 
         def suspend(self) -> None:
-            """Suspend the process. After fg, set the terminal up again.
-
-            Until then, no signal has a handler in Python.
-            """
+            """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
             handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            # After bg instead of fg, the kernel suspends the process again in set_up, by SIGTTOU. A
-            # handler in Python could not run meanwhile, so that kill would have no effect.
+            # After bg instead of fg, the kernel suspends the process again in set_up, by SIGTTOU.
+            # Handlers in Python could not run meanwhile. The default ones let kill end it.
             self.set_up()
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
@@ -906,10 +909,10 @@ else:
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
                     # Is this the first half of a special key, or is 0xE0 the letter à? ungetwch
-                    # fails if a second half is waiting.
+                    # fails if a second half is waiting. If not, it was the letter.
                     try:
                         msvcrt.ungetwch(char)
-                        msvcrt.getwch()  # It is the letter: take it back out.
+                        msvcrt.getwch()  # Take the letter back out.
                     except OSError:
                         char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
                 elif char == "\x03":
@@ -1027,7 +1030,8 @@ def open_stream(file: int) -> TextIO:
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
     """Return PUSH and SUB: with ipv6, for IPv6 addresses, else for IPv4 addresses and names.
 
-    (Of a name with several addresses, libzmq tries only one.) With key, the file of a server's
+    (Of a name with several addresses, libzmq tries only one. With ipv6, it could be an IPv6 one,
+    where only IPv4 works.) With key, the file of a server's
     public key, they are encrypted. Raises OSError if it holds none.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
@@ -1038,7 +1042,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds; with 5 probes, 20 in all
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # the same, when sending
+        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds; detects it when sending
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
