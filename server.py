@@ -5,23 +5,25 @@
 # ///
 """The chat server: clients PUSH lines, and the server PUBlishes each to all clients that SUBscribe.
 
-A line is what a client pushes. A message is what the server makes of it, and publishes.
+A line is what a client pushes. A message is what the server makes of it, and publishes. (The JSON
+key "message" is part of a line. What it holds is called the text here.)
 
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
-PULL's recv waits for a line. PUB's send would drop messages for a full queue, but with the option
-NODROP it waits. With NOBLOCK, or after a timeout, recv and send raise zmq.Again instead.
+PULL's recv waits for a line. When the queue of a subscriber is full, PUB's send would drop the
+message for it, but with the option NODROP it waits. So a slow subscriber slows down the chat: while
+the server waits, PULL's queues fill, and then the clients wait, too.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
-- a subscriber loses messages only if its queue stays full for longer than a timeout, normally 2
-  seconds;
-- such a stall delays the chat by this timeout, and no longer;
-- control characters are escaped.
+- a subscriber loses messages only if it does not read half of its full queue within a timeout,
+  normally 2 seconds;
+- then the chat goes on without this subscriber;
+- characters that could control a terminal are escaped.
 
-The chat itself ends with the class Publisher. What follows is the log, the start and the shutdown.
+The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
 """
 
 import argparse
@@ -45,15 +47,15 @@ MAX_SIZE = 16_384  # bytes of a line, and of a message; libzmq disconnects clien
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines, of all clients, to receive before publishing; more is no faster
-IDLE_TIMEOUT = 0.2  # seconds without a line until the chat counts as idle, and may shut down
+IDLE_TIMEOUT = 0.2  # seconds without a line until the chat is idle
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    The time left is infinite until a signal, which sets a deadline. From then on, stop once no line
-    comes for IDLE_TIMEOUT, or once the deadline is closer than that.
+    The time left is infinite until a signal sets a deadline. After that, stop once the chat is
+    idle, or once less than IDLE_TIMEOUT is left, since receive may take that long.
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
@@ -73,13 +75,13 @@ def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it, and those that have arrived as well, at most BATCH.
 
     Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
-    the server several times as fast: sends in quick succession wake libzmq's network thread only
-    once.
+    the server several times as fast. If receiving and sending took turns, libzmq's network thread
+    would fall asleep between two sends, and waking it takes long.
     """
     recv = pull.recv  # looked up once, because pyzmq is slow at it
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
-        lines.append(recv())  # raises zmq.Again after IDLE_TIMEOUT
+        lines.append(recv())  # raises zmq.Again after IDLE_TIMEOUT (RCVTIMEO, see make_sockets)
         while len(lines) < BATCH:
             lines.append(recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
@@ -87,18 +89,17 @@ def receive(pull: Sock) -> list[bytes]:
 
 # Turn lines into messages.
 
-# These characters are published as they are: TAB, printable ASCII, and beyond ASCII all but control
-# characters (to U+9F), line separators (U+2028 and U+2029), direction overrides (U+202A to U+202E,
-# U+2066 to U+2069) and lone surrogates (U+D800 to U+DFFF). Any other character could control the
-# terminal of a subscriber, or is not valid, and is escaped.
-BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{BEYOND_ASCII}]")
+# Characters that could control the terminal of a subscriber, or are not valid, are escaped. All
+# others are safe: TAB, printable ASCII, and what is beyond ASCII, except for control characters (to
+# U+9F), line separators (U+2028 and U+2029), direction overrides (U+202A to U+202E, U+2066 to
+# U+2069) and lone surrogates (U+D800 to U+DFFF).
+SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
 
 # A simple line has the layout of json.dumps or JSON.stringify, such as
-# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. Any other
-# line, even an empty one, matches .* instead. So each line is one match, and findall returns a pair
-# for each: user and text, or ("", "").
-STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{BEYOND_ASCII}]*)"'  # without TAB, " and \
+# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. In a text
+# of many lines, each one is a match: if it is not simple, of .*, with empty groups.
+STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # without TAB, " and \
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -110,17 +111,18 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, the text in cyan.
 
-    Invalid lines are dropped, and reported. A regular expression, applied to all lines at once,
-    splits simple lines five times as fast as parsing does. Only the other lines are parsed.
+    Invalid lines are dropped, and reported. A regular expression finds the user and the text of
+    simple lines, in all lines at once. This is five times as fast as to parse them, and doubles the
+    rate of the server. Only the other lines are parsed.
     """
     # Invalid UTF-8 becomes lone surrogates. So the line is not simple, and goes to parse.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # A line that contains \n gives more pairs: parse all lines.
+    if len(pairs) != len(lines):  # A frame holds "\n", and gives more than one pair: parse all.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
         try:
-            if not user:  # The line is not simple (or the user is empty, which parse accepts).
+            if not user:  # The line is not simple, or the user is empty: parse takes both.
                 user, text = parse(line)
             messages.append(f"{user}> {CYAN}{text}{RESET}".encode())
         except ValueError as error:
@@ -139,7 +141,7 @@ def parse(line: bytes) -> tuple[str, str]:
         user, text = sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
-    # Without escaping, a message is shorter than its line.
+    # Only escaping can make a message longer than its line, so simple lines need no such check.
     if len(f"{user}> {CYAN}{text}{RESET}".encode()) > MAX_SIZE:
         raise ValueError("too long once its control characters are escaped")
     return user, text
@@ -155,7 +157,7 @@ def sanitize(text: str) -> str:
 compiled_send = zmq.backend.Socket.send  # send without pyzmq's wrapper, in half of its time
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-REGAIN = 0.05  # seconds by which the timeout grows, in each second after a stall
+REGAIN = 0.05  # by how many seconds the timeout grows in each second after a stall
 
 
 class Publisher:
@@ -165,18 +167,19 @@ class Publisher:
     NODROP. Without NODROP, it drops the message for this queue, and closes the queue. Any send
     skips closed queues. libzmq opens a full or closed queue when half of it has been read.
 
-    So a slow subscriber sets the pace of the chat. A subscriber whose queue stays full for longer
-    than a timeout has stalled. One send without NODROP closes its queue, and the chat goes on
-    without it.
+    So a slow subscriber sets the pace of the chat. A subscriber that takes longer than a timeout to
+    read half of its queue has stalled. One send without NODROP closes its queue, and the chat goes
+    on without it. (If it reads nothing for 20 seconds, TCP_MAXRT disconnects it on Linux.)
 
     There is one timeout for all subscribers. Each stall halves it. Then it grows again, by REGAIN
     each second. So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in
-    the end by MIN_TIMEOUT each. Meanwhile, a subscriber that is merely slow counts as stalled, too.
+    the end by MIN_TIMEOUT each. The price: while the timeout is short, a subscriber that is merely
+    slow counts as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.stalled_at = 0.0  # the time of the last stall, or 0
+        self.stalled_at = -math.inf  # the time of the last stall
         self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
@@ -254,18 +257,20 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
-# A signal during a wait for a subscriber makes pyzmq start the wait again. When it is over, serve
+# If a signal comes during a wait for a subscriber, pyzmq starts the wait again. After it, serve
 # needs more than IDLE_TIMEOUT to receive the lines that came meanwhile.
 SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
+SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has the last, and not SIGHUP.
+SIGNALS = [getattr(signal, name) for name in SIGNAL_NAMES if hasattr(signal, name)]
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    After a signal, the loop has 2.3 seconds (SHUTDOWN_TIMEOUT). It usually ends sooner, since no
-    more lines come. Subscribers have the rest of this time, but at least 0.5 seconds (MIN_LINGER),
-    to receive what is queued. The log has another 0.1. So all takes less than 3 seconds.
+    After a signal, the loop has SHUTDOWN_TIMEOUT. It usually ends sooner, since no more lines come.
+    Subscribers have the rest of it, but at least MIN_LINGER, to receive what is queued. The log has
+    another 0.1 seconds. So at most, a shutdown takes 2.3 + 0.5 + 0.1 seconds.
 
     The handler raises nothing. If it did, as Python's handler does for Ctrl-C, a line that was
     already received might never be published.
@@ -283,14 +288,15 @@ class Shutdown:
         """Return the seconds until the deadline."""
         return max(0, self.deadline - time.monotonic())
 
-    def request(self, signum: int, _frame: object) -> None:
+    def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Ignore it from now on: each one would restart a wait, so a Ctrl-C that is held down would
-        keep the loop from ending.
+        Ignore further ones: each would restart a wait, so a Ctrl-C that is held down would keep the
+        loop from ending.
         """
-        signal.signal(signum, signal.SIG_IGN)
-        self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
 
 
 def handle_signals(shutdown: Shutdown) -> None:
@@ -299,18 +305,17 @@ def handle_signals(shutdown: Shutdown) -> None:
     In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
     the foreground, such as a client, and must not end the server.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
-        signum = getattr(signal, name, None)
-        if signum and signal.getsignal(signum) != signal.SIG_IGN:
+    for signum in SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, shutdown.request)
 
 
 def prepare_files() -> None:
-    """Replace standard streams that are closed, and check that libzmq can open its files.
+    """Open 20 files (/dev/null), and close all but the standard streams, 0 to 2.
 
-    Without the first, a socket could get the number of stderr, and be sent the log. Without the
-    second, libzmq would abort. To do both, open more files than libzmq needs. Those whose numbers
-    are those of streams stay open. Raises ValueError.
+    If a standard stream is closed, its number goes to one of them. (Else it would go to a socket,
+    which would be sent the log.) If the limit of open files is too low for libzmq, this fails.
+    (Else libzmq would abort.) Raises ValueError.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
@@ -354,7 +359,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: no key in a file
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return public, secret
 
