@@ -186,12 +186,12 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: So if a later line has been echoed, but the oldest line in flight has
-# waited for five seconds, its echo was probably missed. The client then sends all lines in flight
-# again. It does so at most once per line, until it reconnects.
+# waited for five seconds, its echo was probably missed. The client then resends all lines in
+# flight. Between two reconnections, no line is resent in this way more than once.
 # README, Delivery in detail: The client misses echoes if its stdout is blocked for long
-# README, Delivery in detail: Then, after five seconds without an echo, the client resends its
-# newest line once, as a probe. If the probe is echoed, and earlier lines are not, the second case
-# applies.
+# README, Delivery in detail: So after five seconds without an echo, the client resends its newest
+# line once, as a probe. If the probe is echoed, the echoes of the earlier lines were missed, and
+# the second case applies.
 def test_lines_without_an_echo_go_again(bare_server: BareServer, start_client: StartClient) -> None:
     script = start_client(bare_server.ports)
     write(script, typed(*range(10)))
@@ -291,9 +291,8 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         assert outbox.report().startswith(f"{left} line")
 
 
-# README, Delivery in detail: When it reconnects, it sends all lines in flight again.
-# README, Delivery in detail: The client counts as connected while both of its sockets are
-# connected.
+# README, Delivery in detail: When it reconnects, that is, when both of its sockets are connected
+# again, it resends all lines in flight.
 # README, More differences: a notice; lines wait until the server is up
 @pytest.mark.parametrize("closed", [("pull",), ("pub",), ("pull", "pub")])
 def test_lines_in_flight_go_again_over_a_new_connection(
@@ -364,7 +363,7 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
 
 # README, Delivery in detail: How long the client waits for the next echo depends on its input and
 # on the connection.
-# README, Delivery in detail: has never been up | 8 seconds | exits with status 1
+# README, Delivery in detail: was never up | 8 seconds | exits with status 1
 @slow
 @LINUX
 def test_lines_are_given_up_after_8_seconds(
@@ -417,7 +416,7 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
     assert 8 < time.monotonic() - began < 15
 
 
-# README, Delivery in detail: is up, or has been up | 30 seconds | exits with status 1
+# README, Delivery in detail: is up, or was up before | 30 seconds | exits with status 1
 # README, Delivery in detail: is down | until the server is back
 # README, Delivery: With status 1, the client reports how many lines may not have been delivered.
 # README, Delivery in detail: At the end of the input, the client waits for the missing echoes.
@@ -485,7 +484,7 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
 
 
 # README, What it adds to the original: After a broken connection or a server restart, the client
-# resends every line that has no echo yet.
+# resends the lines that still wait for their echo.
 @slow
 @pytest.mark.parametrize("link", [(0, 0.05, 64_000), (0.1, 0.1, math.inf)], ids=["slow", "lossy"])
 def test_the_link_may_be_slow_or_lose_packets(

@@ -179,8 +179,8 @@ def test_keys_of_the_console(
         assert sent == [line.encode()]
 
 
-# README, zmq-talk-chat: Unlike the original, this chat copes with restarts, slow subscribers and
-# hostile text.
+# README, zmq-talk-chat: It speaks the same protocol, and also copes with restarts, slow subscribers
+# and hostile text.
 @LINUX
 def test_idle_it_uses_no_processor_time(server: Script, start_client: Start) -> None:
     scripts = [start_client(server.ports), start_client(NOWHERE)]
