@@ -119,11 +119,12 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 
 def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
+    input_end = stdin.loop_end.fileno()  # zmq.select knows sockets of Python by their numbers.
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
-        sources.append(stdin.loop_end.fileno())
+        sources.append(input_end)
     ready, _, _ = zmq.select(sources, [], [], TICK)
-    return stdin.read_lines() if stdin.loop_end.fileno() in ready else []
+    return stdin.read_lines() if input_end in ready else []
 
 
 class Stdin:
@@ -286,7 +287,7 @@ class Outbox:
         self.repeated: set[int | None] = set()  # the hashes of echoes that may come twice
         # Two clocks, in seconds. check_echoes says when they run. Without lines, they are 0.
         self.since_echo = 0.0  # since the last echo of any line; a new connection does not reset it
-        self.since_progress = 0.0  # since the oldest line became the oldest, or lines were resent
+        self.since_progress = 0.0  # since the oldest line became so, or all in flight were resent
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
