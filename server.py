@@ -112,7 +112,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, the text in cyan.
 
     Invalid lines are dropped, and reported. A regular expression finds the user and the text of
-    simple lines, in all lines at once. This is five times as fast as to parse them, and doubles the
+    simple lines, in all lines at once. This is five times as fast as to parse them, and triples the
     rate of the server. Only the other lines are parsed.
     """
     # Invalid UTF-8 becomes lone surrogates. So the line is not simple, and goes to parse.
