@@ -5,8 +5,8 @@
 # ///
 """The chat server: clients PUSH lines, and the server PUBlishes each to all clients that SUBscribe.
 
-A line is what a client pushes. A message is what the server makes of it, and publishes. (The JSON
-key "message" is part of a line. What it holds is called the text here.)
+A line is what a client pushes: a frame of JSON, not only the text that is typed. A message is what
+the server makes of a line, and publishes. (What the JSON key "message" holds is called the text.)
 
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
@@ -18,9 +18,9 @@ the server waits, PULL's queues fill, and then the clients wait, too.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
-- a subscriber loses messages only if it does not read half of its full queue within a timeout,
-  normally 2 seconds;
-- then the chat goes on without this subscriber;
+- a connected subscriber loses messages only if its queue is full, and it takes longer than 2
+  seconds (less after recent stalls) to read half of it. Then the chat goes on without this
+  subscriber, until it has read that half;
 - characters that could control a terminal are escaped.
 
 The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
@@ -97,9 +97,10 @@ SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
 
 # A simple line has the layout of json.dumps or JSON.stringify, such as
-# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. In a text
-# of many lines, each one is a match: if it is not simple, of .*, with empty groups.
-STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # without TAB, " and \
+# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. If lines
+# are joined by "\n", findall returns a pair for each: its user and text, if it is simple. If not,
+# .* matches it, and the pair is ("", "").
+STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # no TAB, " or \
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -117,7 +118,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """
     # Invalid UTF-8 becomes lone surrogates. So the line is not simple, and goes to parse.
     pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # A frame holds "\n", and gives more than one pair: parse all.
+    if len(pairs) != len(lines):  # A line that holds "\n" gives more than one pair: parse them all.
         pairs = [("", "")] * len(lines)
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
@@ -139,7 +140,7 @@ def parse(line: bytes) -> tuple[str, str]:
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
         user, text = sanitize(payload["user"]), sanitize(payload["message"])
-    except (ValueError, RecursionError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: also from sanitize
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
     # Only escaping can make a message longer than its line, so simple lines need no such check.
     if len(f"{user}> {CYAN}{text}{RESET}".encode()) > MAX_SIZE:
@@ -154,22 +155,23 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # send without pyzmq's wrapper, in half of its time
+compiled_send = zmq.backend.Socket.send  # the same as send, but twice as fast
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-REGAIN = 0.05  # by how many seconds the timeout grows in each second after a stall
+REGAIN = 0.05  # seconds by which it grows again, for each second after a stall: 2 in 40 seconds
 
 
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    The queue of a subscriber is open, full or closed. While a queue is full, send waits with
-    NODROP. Without NODROP, it drops the message for this queue, and closes the queue. Any send
-    skips closed queues. libzmq opens a full or closed queue when half of it has been read.
+    The queue of a subscriber is open, full or skipped. With NODROP, send waits while any queue is
+    full. Without NODROP, send drops the message for full queues, and they become skipped: no send
+    waits for them, or adds to them. When half of a full or skipped queue has been read, it is open
+    again. (libzmq has no names for these states.)
 
     So a slow subscriber sets the pace of the chat. A subscriber that takes longer than a timeout to
-    read half of its queue has stalled. One send without NODROP closes its queue, and the chat goes
-    on without it. (If it reads nothing for 20 seconds, TCP_MAXRT disconnects it on Linux.)
+    read half of its queue has stalled. One send without NODROP makes its queue skipped, and the
+    chat goes on without it.
 
     There is one timeout for all subscribers. Each stall halves it. Then it grows again, by REGAIN
     each second. So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in
@@ -191,7 +193,7 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send once no queue is full. After a timeout, send to those that are open."""
+        """Send once no queue is full. After a timeout, send only to those that are open."""
         regained = REGAIN * (time.monotonic() - self.stalled_at)
         timeout = self.timeout_after_stall + regained
         timeout = min(timeout, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
@@ -199,7 +201,7 @@ class Publisher:
         try:
             self.pub.send(message)
         except zmq.Again:
-            self.pub.set(zmq.XPUB_NODROP, 0)  # Drop the message for full queues, and close them.
+            self.pub.set(zmq.XPUB_NODROP, 0)  # Drop the message for full queues, and skip them.
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
             self.stalled_at = time.monotonic()
@@ -257,8 +259,8 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
-# If a signal comes during a wait for a subscriber, pyzmq starts the wait again. After it, serve
-# needs more than IDLE_TIMEOUT to receive the lines that came meanwhile.
+# At worst, the signal comes late in a wait for a subscriber, which pyzmq then starts again. After
+# it, serve must still find more than IDLE_TIMEOUT left, or it would not receive once more.
 SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
 SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has the last, and not SIGHUP.
 SIGNALS = [getattr(signal, name) for name in SIGNAL_NAMES if hasattr(signal, name)]
@@ -268,9 +270,11 @@ MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is q
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    After a signal, the loop has SHUTDOWN_TIMEOUT. It usually ends sooner, since no more lines come.
-    Subscribers have the rest of it, but at least MIN_LINGER, to receive what is queued. The log has
-    another 0.1 seconds. So at most, a shutdown takes 2.3 + 0.5 + 0.1 seconds.
+    A shutdown takes less than 3 seconds:
+    - the loop, until the chat is idle: at most 2.3 seconds (SHUTDOWN_TIMEOUT);
+    - the linger, in which subscribers receive what is queued: at most the rest of the 2.3 seconds,
+      or 0.5 seconds (MIN_LINGER), whichever is longer;
+    - the log: at most 0.1 seconds.
 
     The handler raises nothing. If it did, as Python's handler does for Ctrl-C, a line that was
     already received might never be published.
@@ -311,18 +315,18 @@ def handle_signals(shutdown: Shutdown) -> None:
 
 
 def prepare_files() -> None:
-    """Open 20 files (/dev/null), and close all but the standard streams, 0 to 2.
+    """Open 20 files, for two reasons.
 
-    If a standard stream is closed, its number goes to one of them. (Else it would go to a socket,
-    which would be sent the log.) If the limit of open files is too low for libzmq, this fails.
-    (Else libzmq would abort.) Raises ValueError.
+    If stdin, stdout or stderr is closed, the first of the files takes its number, and stays open.
+    So no socket gets the number of stderr, and is sent the log. If the files cannot be opened,
+    libzmq could not open its own, and would abort. Raises ValueError.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
     except OSError as error:
         raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:
+        if file > 2:  # the numbers of the standard streams are 0 to 2
             os.close(file)
 
 
@@ -367,8 +371,8 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With keys, they encrypt (CURVE, RFC 26).
 
-    Then they admit everyone who has the public key, and nobody else. So despite its name, it must
-    be kept from everybody else.
+    With keys, they also admit everyone who has the public key, and nobody else. So despite its
+    name, it must be kept from everybody else.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -376,26 +380,27 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that has not answered for 20 seconds: when idle, after 10 seconds and 5
-        # probes, 2 seconds apart; while data wait to be sent, after 20,000 milliseconds.
+        # Disconnect a peer that has vanished, after 20 seconds: when idle, after 10 and 5 probes, 2
+        # seconds apart; while data wait to be sent, after 20,000 milliseconds. (On Linux, the
+        # latter disconnects a stalled subscriber, too, if it has read nothing in this time.)
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_MAXRT, 20_000)
-    encryption = 33 if keys else 0  # bytes that CURVE adds to a frame, and MAXMSGSIZE counts
-    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + encryption)
+    overhead = 33 if keys else 0  # bytes that CURVE adds to a frame, and MAXMSGSIZE counts
+    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
-    pub.set(zmq.MAXMSGSIZE, 512 + encryption)  # the longest subscription, in bytes
-    # PUB receives subscriptions. It processes all that are queued before it sends, so queue only
-    # one: a flood of them would delay messages.
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
+    # Subscriptions come to PUB as messages do to PULL. A send first processes all that are queued,
+    # so queue only one: a flood of them would delay the chat.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    # A slow subscriber takes long to drain a large kernel buffer. Until then its queue does not
-    # move, and it would look stalled.
+    # The queue moves when the kernel's buffer has room again. If the buffer is large, a slow
+    # subscriber makes this room so rarely that it would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
 
