@@ -19,8 +19,8 @@ was lost, or only its echo. So a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same. But a pipe is not read on while 1,000 lines wait for their echoes.
-Then, and after the end of the input, the client ends if no echo comes for 30 seconds (8, if it
-never connected).
+While it is not read, and after the end of the input, the client ends if no echo comes for 30
+seconds (8, if it never connected).
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. If stdin and stdout are terminals with escape codes, a line editor keeps the line being
@@ -67,7 +67,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # the same, until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -89,7 +89,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
             if problem := outbox.add(line):
                 screen.print_problem(problem)
             if not connection.up or outbox.overdue:
-                screen.print_typed(line)  # The line editor does not show it any more.
+                screen.print_typed(line)  # Its echo, which would show it, may take a while.
 
         # push it
         if connection.update():  # It has just come up.
@@ -124,7 +124,7 @@ def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]
     if reading:
         sources.append(input_end)
     ready, _, _ = zmq.select(sources, [], [], TICK)
-    return stdin.read_lines() if input_end in ready else []
+    return stdin.split(stdin.loop_end.recv(READ_SIZE)) if input_end in ready else []
 
 
 class Stdin:
@@ -149,12 +149,11 @@ class Stdin:
             self.failed = True
         self.thread_end.close()
 
-    def read_lines(self) -> list[bytes]:
-        """Return the lines that are complete now, without their ends."""
-        return self.split(self.loop_end.recv(READ_SIZE))
-
     def split(self, data: bytes) -> list[bytes]:
-        """Return the lines that data completes, but no empty ones. No data is the end of stdin."""
+        """Return the lines that data completes, but no empty ones. No data is the end of stdin.
+
+        The lines come without their ends.
+        """
         lines, self.ended = self.splitter.feed(data)
         if self.failed and not data:
             return []  # What is left may be half a line.
@@ -199,8 +198,8 @@ class Connection:
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
         self.last_up = now  # when it was up last, or was made
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # Whether the last notice said that it is up; None before the first one. A pipe starts as if
-        # one had said so: its first notice is of a failure.
+        # Whether the last notice said that it is up; None before the first one. For a pipe, True:
+        # it gets no notice of its first connection, only of a failure.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
@@ -274,20 +273,24 @@ class Outbox:
     """The lines without an echo, in the order of the input. lines[:pushed] are in flight.
 
     An echo acknowledges its line. Echoes come in the same order. If the echo of a later line comes
-    first, those of the lines before it were missed: the subscription took effect late, or stdout
-    was blocked for so long that the server dropped messages for this client. (Or they are late: the
-    server still has lines of an older connection, and publishes both in turns.)
+    first, the lines before it are overtaken: their echoes were missed, because the subscription
+    took effect late, or because stdout was blocked for so long that the server dropped messages for
+    this client. (Or they are only late: the server takes turns between the lines of this connection
+    and those of an older one.)
+
+    lines[:sent] were pushed at least once, so that their echoes may come. After go_back, sent is
+    larger than pushed.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        self.sent = 0  # lines[:sent] were pushed at some time, so that their echoes may come
-        self.repeated: set[int | None] = set()  # the hashes of echoes that may come twice
+        self.sent = 0
+        self.repeated: set[int | None] = set()  # hashes of echoes that may come twice
         # Two clocks, in seconds. check_echoes says when they run. Without lines, they are 0.
         self.since_echo = 0.0  # since the last echo of any line; a new connection does not reset it
-        self.since_progress = 0.0  # since the oldest line became so, or all in flight were resent
+        self.since_progress = 0.0  # since the oldest line became the oldest, or was queued again
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -336,14 +339,12 @@ class Outbox:
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages."""
-        if not (messages and self.lines):
-            return
         hashes = [line.echo_hash for line in self.lines[: self.sent]]
         for plain, _ in messages:
             echo = hash(plain)
             if echo in hashes:
-                # Of equal lines, the oldest is meant, unless the newest was resent: then it may be
-                # the probe, whose echo shows that the echoes before it were missed. See resend.
+                # Of equal lines, take the oldest. But if the newest was resent, take that: it may
+                # be the probe (see resend), whose echo shows that the echoes before it were missed.
                 index, newest = hashes.index(echo), len(hashes) - 1
                 if echo == hashes[newest] and self.lines[newest].resent:
                     index = newest
@@ -357,8 +358,8 @@ class Outbox:
                     self.since_progress = 0.0
             elif echo not in self.repeated:
                 continue  # It is somebody else's message.
-            # A second copy of an echo counts, too. A slow server may need long to publish them all,
-            # before newer lines.
+            # A second echo of a line resets the clock, too: it shows that the server is at work. A
+            # slow one may need long to publish all lines again, before newer ones.
             self.since_echo, self.overdue = 0.0, False
 
     def resend(self, reading: bool) -> None:
@@ -367,16 +368,16 @@ class Outbox:
         1. If lines were overtaken that were not resent yet: all lines in flight, from the first of
            these on. (This is go-back-N. If the server publishes a line in another form, its echo
            never comes. So a line that was resent does not start this again.)
-        2. If not, and if no echo of any line has come for as long, and no more input is read, whose
-           echoes could show what was missed: the newest line, once, as a probe. (TCP's tail loss
-           probe, RFC 8985.) If it has an echo, the lines before it were overtaken. They follow at
-           once, since a probe does not reset since_progress.
+        2. If not, the newest line, once, as a probe: if no echo at all has come for as long, and no
+           input is read. (New lines would be as good as probes.) If the probe has an echo, the
+           lines before it are overtaken. They follow at once, since a probe does not reset
+           since_progress. (This is TCP's tail loss probe, RFC 8985.)
         """
         in_flight = self.lines[: self.pushed]
         first = next((i for i, line in enumerate(in_flight) if not line.resent), None)
         if first is None:
             return
-        if in_flight[first].overtaken:  # Overtaken lines are always the oldest.
+        if in_flight[first].overtaken:  # If it is not, no line after it is.
             self.since_progress = 0.0
         elif not in_flight[-1].resent and not reading and self.since_echo >= ECHO_TIMEOUT:
             first = self.pushed - 1
@@ -408,8 +409,8 @@ class Outbox:
         self.pushed = 0
         self.since_echo = self.since_progress = 0.0
 
-    def pass_time(self, running: bool) -> bool:
-        """Move the clocks on, if they are running. Return whether echoes became overdue now."""
+    def pass_time(self, running: bool) -> None:
+        """Move the clocks on, if they are running."""
         now = time.monotonic()
         # A longer turn means that this process was suspended, or that stdout was blocked.
         seconds = min(now - self.last_turn, 2 * TICK)
@@ -419,9 +420,6 @@ class Outbox:
         elif running:
             self.since_echo += seconds
             self.since_progress += seconds
-        was_overdue = self.overdue
-        self.overdue = was_overdue or self.since_echo >= ECHO_TIMEOUT
-        return self.overdue and not was_overdue
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
@@ -451,9 +449,11 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", readi
     The client goes on while input is read, because this may be a server that publishes lines in
     another form.
     """
-    just_overdue = outbox.pass_time(connection.up or not reading)
-    if just_overdue and screen.interactive:
-        screen.print_notice(outbox.notice())
+    outbox.pass_time(connection.up or not reading)
+    if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
+        outbox.overdue = True
+        if screen.interactive:
+            screen.print_notice(outbox.notice())
     if connection.up and outbox.since_progress >= ECHO_TIMEOUT:
         outbox.resend(reading)
     if reading:
@@ -495,16 +495,16 @@ def echo_of(frame: bytes) -> str:
     Raises ValueError, with the reason, if it makes none.
     """
     try:
-        line = frame.decode()
-        if simple := SIMPLE_LINE.fullmatch(line):
-            return f"{simple[1]}> {simple[2]}"  # even with a colour, shorter than the line
-        payload = parse_json(line.removeprefix("\ufeff"))  # The server allows a BOM in each line.
+        text = frame.decode()
+        if simple := SIMPLE_LINE.fullmatch(text):
+            return f"{simple[1]}> {simple[2]}"  # Only escaping could make it too long.
+        payload = parse_json(text.removeprefix("\ufeff"))  # The server allows a BOM in each line.
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: something is not text
         hint = "to just type text, use --user NAME"
-        if line.startswith("{"):
+        if text.startswith("{"):
             hint = "write the whole object on one line"
         raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
     if len(echo.encode()) + len(CYAN + RESET) > MAX_LINE:
@@ -538,7 +538,7 @@ def sanitize_message(frame: bytes) -> Message:
     text = frame.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "", 1)
     if plain.isprintable() and text.endswith(RESET):
-        return plain, text  # the usual case, only faster
+        return plain, text  # This is our server's form. What follows does the same, but slowly.
     parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
     plain, colored = "".join(parts[::2]), "".join(parts)
@@ -696,8 +696,8 @@ class Editor:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        # The first match is at the start: both patterns match there, if only nothing.
-        return self.cursor + step * len(re.findall(pattern, letters)[0])
+        match = re.match(pattern, letters)
+        return self.cursor + step * (match.end() if match else 0)
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -754,7 +754,8 @@ def fit(line: list[str], columns: int) -> list[str]:
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
 # reads. The case "partial" comes first, because the start of a key would match another case.
-# A report is the terminal's answer to a program. It comes here if that program was killed.
+# A report is the terminal's answer to a program. It comes here if that program was killed. If a
+# report is cut off, it counts as a key with Alt, and text.
 CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
     rf"""
@@ -763,8 +764,7 @@ KEY = re.compile(
     | \x1b+ \[\[.                   # a function key of the Linux console
     | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # any other control sequence, valid or not: Delete, ...
     | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours; if it is cut
-                                    # off, it counts as Alt-], and text
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours
     | \x1b+ .                       # a key with Alt
     | [^\x00-\x08\x0a-\x1f\x7f]+    # text
     | .                             # any other control character
@@ -852,7 +852,7 @@ if sys.platform != "win32":
                 termios.tcsetattr(0, termios.TCSANOW, self.editor_settings)
 
         def restore(self) -> None:
-            """Restore the shell's settings, unless it has its own in force, as after Ctrl-Z."""
+            """Restore the shell's settings, unless this runs in the background: others are set."""
             if not self.in_background():
                 with contextlib.suppress(termios.error):
                     termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
@@ -865,6 +865,7 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
+            # The handlers in Python: SIG_DFL and SIG_IGN are not callable.
             handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
@@ -910,12 +911,13 @@ else:
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
                     # Is this the first half of a special key, or is 0xE0 the letter à? ungetwch
-                    # fails if a second half is waiting. If not, it was the letter.
+                    # fails if a second half is waiting.
                     try:
                         msvcrt.ungetwch(char)
-                        msvcrt.getwch()  # Take the letter back out.
                     except OSError:
                         char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
+                    else:
+                        msvcrt.getwch()  # It was the letter: take it back out.
                 elif char == "\x03":
                     signal.raise_signal(signal.SIGINT)
                 keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input on Windows
@@ -1004,18 +1006,19 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 
 
 def prepare_files() -> None:
-    """Replace standard streams that are closed, and check that libzmq can open its files.
+    """Open 32 files, for two reasons, and make the standard streams blocking.
 
-    Without the first, a socket could take the number of stderr, and be sent the notices. Without
-    the second, libzmq would abort. Also make the streams blocking, in case another process has set
-    O_NONBLOCK. Raises OSError.
+    If stdin, stdout or stderr is closed, the first of the files takes its number, and stays open.
+    So no socket gets the number of stderr, and is sent the notices. If the files cannot be opened,
+    libzmq could not open its own, and would abort. Another process may have set O_NONBLOCK on a
+    stream. Raises OSError.
     """
     try:
-        files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]  # more than libzmq opens
+        files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
     except OSError as error:
         raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
     for file in files:
-        if file > 2:  # A lower number is that of a stream that was closed.
+        if file > 2:  # the numbers of the standard streams are 0 to 2
             os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
@@ -1031,13 +1034,11 @@ def open_stream(file: int) -> TextIO:
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
     """Return PUSH and SUB: with ipv6, for IPv6 addresses, else for IPv4 addresses and names.
 
-    (Of a name with several addresses, libzmq tries only one. With ipv6, it could be an IPv6 one,
-    where only IPv4 works.) With key, the file of a server's
-    public key, they are encrypted. Raises OSError if it holds none.
+    The key is the file of the server's public key, or None. Raises OSError if it cannot be used.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
-        sock.set(zmq.IPV6, int(ipv6))
+        sock.set(zmq.IPV6, int(ipv6))  # With it, a name may become an IPv6 address only.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
         sock.set(zmq.TCP_KEEPALIVE, 1)  # detects a vanished server when idle
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds; with 5 probes, 20 in all
