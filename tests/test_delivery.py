@@ -166,8 +166,8 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
 
 # README, Delivery in detail: There is no history. A client receives what is published while it is
 # connected.
-# README, Delivery: Exit status 0 means that every line was delivered: the server published it, and
-# the client received its echo.
+# README, Delivery: Exit status 0 means that the server published every line you sent, and that the
+# client received all the echoes.
 # README, More differences: the client waits for the last echo
 # README, Delivery in detail: An echo does not prove that other clients received the message.
 @pytest.mark.parametrize("numbers", [range(15_000), [1] * 3_000], ids=["different", "equal"])
@@ -247,7 +247,8 @@ def test_each_line_goes_again_once_and_the_newest_once_more(context: Context) ->
 
 # README, More differences: the client sends at most 1,000 lines ahead of their echoes
 # README, Delivery in detail: While 1,000 lines wait for their echoes, the client *pauses* its input
-# README, Delivery in detail: The client sends up to 1,000 lines before it waits for an echo.
+# README, Delivery in detail: The client keeps up to 1,000 lines *in flight*, which means sent, but
+# not yet echoed.
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
     # What it prints is not read, and Windows' pipes take 4 kB only.
     script = start_client(bare_server.ports, stdout=subprocess.DEVNULL)
@@ -417,7 +418,7 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 
 
 # README, Delivery in detail: is up, or was up before | 30 seconds | exits with status 1
-# README, Delivery in detail: is down | until the server is back
+# README, Delivery in detail: is down | until the server is up
 # README, Delivery: With status 1, the client reports how many lines may not have been delivered.
 # README, Delivery in detail: At the end of the input, the client waits for the missing echoes.
 # README, Delivery in detail: Time in which the client is suspended, or its stdout is blocked, does

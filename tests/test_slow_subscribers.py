@@ -65,10 +65,10 @@ def test_subscribers_that_keep_reading_lose_nothing(
 
 
 # README, Slow subscribers: The server queues up to 2,000 messages for each subscriber.
-# README, Slow subscribers: It has delayed the chat by up to two seconds, and now loses messages
+# README, Slow subscribers: It has delayed the chat by up to two seconds, and now misses messages
 # until it has read half of its queue.
 # README, More differences: each stall delays the chat by two seconds at most; then the subscriber
-# loses messages; the server logs it
+# misses messages; the server logs it
 def test_a_stalled_subscriber_loses_messages_until_half_is_read(server: Script, join: Join) -> None:
     peer = join(server.ports)
     lines, messages = zmtp.numbered(4_000, "x" * 1_000)

@@ -80,7 +80,8 @@ def test_with_a_name_a_line_is_sent_as_json(name: str, typed: bytes) -> None:
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, since another
 # server may accept it. A line that is too long is not sent. In both cases, a notice says what is
-# wrong with the line. (From a pipe or a file, only the first such line gets a notice.)
+# wrong with the line. (From a pipe or a file, only the first line with each kind of problem gets a
+# notice.)
 # README, More differences: the client prints a notice instead of sending it
 
 DELETES = LONGEST.replace(b"x", b"\x7f")
