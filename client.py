@@ -335,7 +335,7 @@ class Outbox:
                     self.undelivered += 1
                 else:
                     self.pushed += 1
-                    self.sent = max(self.sent, self.pushed)
+        self.sent = max(self.sent, self.pushed)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages."""
@@ -348,14 +348,14 @@ class Outbox:
                 index, newest = hashes.index(echo), len(hashes) - 1
                 if echo == hashes[newest] and self.lines[newest].resent:
                     index = newest
+                if index == 0:
+                    self.since_progress = 0.0
                 for line in self.lines[:index]:
                     line.overtaken = True
                 del hashes[index], self.lines[index]
                 self.sent -= 1
                 if index < self.pushed:
                     self.pushed -= 1
-                if index == 0:
-                    self.since_progress = 0.0
             elif echo not in self.repeated:
                 continue  # It is somebody else's message.
             # A second echo of a line resets the clock, too: it shows that the server is at work. A
