@@ -284,12 +284,18 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         (b"k> 1", 3, True),  # of the first of equal lines
         (b"k> \x1b[1;31m1", 2, True),
         (b"k> 2", 1, True),
+        (b"k> 3", 1, False),  # still not sent
     ]
     for message, left, is_echo in cases:
         outbox.since_echo = 9.0
         outbox.acknowledge([client.sanitize_message(message)])
         assert (len(outbox.lines), outbox.since_echo) == (left, 0.0 if is_echo else 9.0)
         assert outbox.report().startswith(f"{left} line")
+    outbox, _ = outbox_of(context, "k", "12")
+    outbox.give_up()
+    outbox.add(b"3")
+    outbox.acknowledge([client.sanitize_message(b"k> 3")])
+    assert len(outbox.lines) == 1
 
 
 # README, Delivery in detail: When it reconnects, that is, when both of its sockets are connected
