@@ -18,9 +18,9 @@ the server waits, PULL's queues fill, and then the clients wait, too.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
-- a connected subscriber loses messages only if its queue is full, and it takes longer than 2
-  seconds (less after recent stalls) to read half of it. Then the chat goes on without this
-  subscriber, until it has read that half;
+- a subscriber loses messages only if it stalls: its queue is full, and it does not read half of the
+  queue within 2 seconds (less after recent stalls, and in a shutdown). Then the chat goes on
+  without it, until it has read that half;
 - characters that could control a terminal are escaped.
 
 The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
@@ -55,7 +55,7 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
     The time left is infinite until a signal sets a deadline. After that, stop once the chat is
-    idle, or once less than IDLE_TIMEOUT is left, since receive may take that long.
+    idle, or once too little time is left for receive, which may wait for IDLE_TIMEOUT.
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
@@ -97,10 +97,10 @@ SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
 
 # A simple line has the layout of json.dumps or JSON.stringify, such as
-# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. If lines
-# are joined by "\n", findall returns a pair for each: its user and text, if it is simple. If not,
-# .* matches it, and the pair is ("", "").
-STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # no TAB, " or \
+# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. Any other
+# line matches .* instead. So for lines that are joined by "\n", findall returns one pair for each:
+# [("ann", "hi"), ("", ""), ("bob", "ho")] if the second of three is not simple.
+STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # not TAB, " and \
 SIMPLE_LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -123,7 +123,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, pairs, strict=True):
         try:
-            if not user:  # The line is not simple, or the user is empty: parse takes both.
+            if not user:  # The line is not simple, or its user is empty: parse handles either.
                 user, text = parse(line)
             messages.append(f"{user}> {CYAN}{text}{RESET}".encode())
         except ValueError as error:
@@ -140,7 +140,8 @@ def parse(line: bytes) -> tuple[str, str]:
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
         user, text = sanitize(payload["user"]), sanitize(payload["message"])
-    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: also from sanitize
+    except (ValueError, RecursionError, KeyError, TypeError):
+        # A TypeError says that it is no object, or that sanitize got no string.
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
     # Only escaping can make a message longer than its line, so simple lines need no such check.
     if len(f"{user}> {CYAN}{text}{RESET}".encode()) > MAX_SIZE:
@@ -155,33 +156,35 @@ def sanitize(text: str) -> str:
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # the same as send, but twice as fast
+compiled_send = zmq.backend.Socket.send  # send without pyzmq's Python wrapper: twice as fast
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-REGAIN = 0.05  # seconds by which it grows again, for each second after a stall: 2 in 40 seconds
+REGAIN = 2 / 40  # The timeout grows again by 2 seconds in 40.
 
 
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    The queue of a subscriber is open, full or skipped. With NODROP, send waits while any queue is
-    full. Without NODROP, send drops the message for full queues, and they become skipped: no send
-    waits for them, or adds to them. When half of a full or skipped queue has been read, it is open
-    again. (libzmq has no names for these states.)
+    libzmq has no names for it, but the queue of a subscriber is
+    - open: send adds messages to it; or
+    - full: send waits with NODROP; without, it drops the message, and the queue becomes skipped; or
+    - skipped: every send passes over it.
+    When half of a full or skipped queue has been read, it is open again.
 
     So a slow subscriber sets the pace of the chat. A subscriber that takes longer than a timeout to
-    read half of its queue has stalled. One send without NODROP makes its queue skipped, and the
-    chat goes on without it.
+    read half of its queue, 1,000 messages, has stalled. One send without NODROP makes its queue
+    skipped, and the chat goes on without it. (On Linux, TCP_MAXRT disconnects a subscriber that has
+    read nothing for 20 seconds.)
 
-    There is one timeout for all subscribers. Each stall halves it. Then it grows again, by REGAIN
-    each second. So stalls in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in
-    the end by MIN_TIMEOUT each. The price: while the timeout is short, a subscriber that is merely
-    slow counts as stalled, too.
+    There is one timeout for all subscribers. Each stall halves it. Then it grows again. So stalls
+    in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in the end by MIN_TIMEOUT
+    each. The price: while the timeout is short, a subscriber that is merely slow counts as stalled,
+    too.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.stalled_at = -math.inf  # the time of the last stall
+        self.stalled_at = 0.0  # the time of the last stall
         self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
@@ -259,11 +262,9 @@ def open_stderr() -> TextIO:
 
 # Start and shut down.
 
-# At worst, the signal comes late in a wait for a subscriber, which pyzmq then starts again. After
-# it, serve must still find more than IDLE_TIMEOUT left, or it would not receive once more.
+# If a signal interrupts a wait for a subscriber, pyzmq starts the wait from the beginning. It may
+# take SUBSCRIBER_TIMEOUT. After that, leave time for one more receive, and 0.1 seconds to spare.
 SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
-SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has the last, and not SIGHUP.
-SIGNALS = [getattr(signal, name) for name in SIGNAL_NAMES if hasattr(signal, name)]
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
@@ -275,9 +276,6 @@ class Shutdown:
     - the linger, in which subscribers receive what is queued: at most the rest of the 2.3 seconds,
       or 0.5 seconds (MIN_LINGER), whichever is longer;
     - the log: at most 0.1 seconds.
-
-    The handler raises nothing. If it did, as Python's handler does for Ctrl-C, a line that was
-    already received might never be published.
     """
 
     def __init__(self) -> None:
@@ -295,12 +293,15 @@ class Shutdown:
     def request(self, _signum: int, _frame: object) -> None:
         """Handle a signal.
 
-        Ignore further ones: each would restart a wait, so a Ctrl-C that is held down would keep the
-        loop from ending.
+        Raise nothing. An exception, such as Python's own for Ctrl-C, could keep a line that was
+        already received from being published. Block further signals: each would restart a wait, so
+        a Ctrl-C that is held down would keep the loop from ending. (SIG_IGN would not do: if a
+        second signal is pending, Python prints an error, which blocks if nobody reads stderr.)
         """
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
-        self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+        if not self.requested:
+            self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+            if hasattr(signal, "pthread_sigmask"):  # On Windows, signals interrupt no wait.
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def handle_signals(shutdown: Shutdown) -> None:
@@ -309,17 +310,20 @@ def handle_signals(shutdown: Shutdown) -> None:
     In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
     the foreground, such as a client, and must not end the server.
     """
-    for signum in SIGNALS:
-        if signal.getsignal(signum) != signal.SIG_IGN:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
+        signum = getattr(signal, name, None)
+        if signum and signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, shutdown.request)
 
 
 def prepare_files() -> None:
     """Open 20 files, for two reasons.
 
-    If stdin, stdout or stderr is closed, the first of the files takes its number, and stays open.
-    So no socket gets the number of stderr, and is sent the log. If the files cannot be opened,
-    libzmq could not open its own, and would abort. Raises ValueError.
+    A standard stream may be closed. Then one of the files takes its number, and stays open. If a
+    socket got the number of stderr instead, the log would be written to it.
+
+    The limit of open files may be too low for libzmq, which would abort. Then this fails first.
+    Raises ValueError.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
@@ -371,8 +375,8 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With keys, they encrypt (CURVE, RFC 26).
 
-    With keys, they also admit everyone who has the public key, and nobody else. So despite its
-    name, it must be kept from everybody else.
+    A client needs the public key to be admitted, and nothing else. So despite its name, it must be
+    given only to those to admit.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -380,9 +384,9 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that has vanished, after 20 seconds: when idle, after 10 and 5 probes, 2
-        # seconds apart; while data wait to be sent, after 20,000 milliseconds. (On Linux, the
-        # latter disconnects a stalled subscriber, too, if it has read nothing in this time.)
+        # Disconnect a peer that has vanished for 20 seconds. When idle: after 10 seconds, and 5
+        # probes, 2 seconds apart. When data wait to be sent: after 20,000 milliseconds. (On Linux,
+        # TCP_MAXRT also disconnects a stalled subscriber that has read nothing in this time.)
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
@@ -419,7 +423,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
         sock.bind(endpoint)
     except zmq.ZMQError as error:
         raise ValueError(f"cannot bind: {error}; see --help") from None
-    bound = sock.get_string(zmq.LAST_ENDPOINT)  # with the real port, and [::] or 0.0.0.0 for *
+    bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
     return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
 
 

@@ -266,9 +266,9 @@ def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> N
 
 
 # README, Delivery in detail: Each echo acknowledges its line.
-# README, Delivery in detail: The client recognizes an echo by its text, without colors. Identical
-# lines under the same name, your own or somebody else's, are mistaken for each other, so status 0
-# can then be wrong.
+# README, Delivery in detail: The client recognizes an echo by its text, without colors. Lines that
+# are published as the same text, your own or somebody else's, are mistaken for each other, so
+# status 0 can then be wrong.
 def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     """Each case is a message, how many lines are left after it, and whether it was an echo."""
     outbox, _ = outbox_of(context, "k", "90112")

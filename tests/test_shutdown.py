@@ -29,8 +29,8 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
 
 
 # README, More differences: it publishes what it has received, and exits within three seconds
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: str) -> None:
+@pytest.mark.parametrize("names", ["SIGINT", "SIGTERM", "SIGHUP", "SIGTERM SIGHUP SIGINT"])
+def test_lines_that_had_arrived_are_published(server: Script, join: Join, names: str) -> None:
     def has_ended_after_more_signals() -> bool:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             server.process.send_signal(signum)
@@ -40,8 +40,8 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, name: 
     server.process.send_signal(signal.SIGSTOP)
     for number in range(900):  # as many as PUSH and PULL hold
         peer.push.send(line_of("k", str(number)))
-    server.process.send_signal(getattr(signal, name))
-    server.process.send_signal(signal.SIGCONT)
+    for name in (*names.split(), "SIGCONT"):
+        server.process.send_signal(getattr(signal, name))
     for number in range(900):
         assert peer.receive() == message_of("k", str(number))
     began = time.monotonic()
