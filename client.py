@@ -14,13 +14,14 @@ The loop is the talk's, slides 8 to 14, but messages appear without pressing Ent
 
 The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
 line, and acknowledges it. Lines whose echo does not come are sent again: over the next connection,
-or after 5 seconds, if the echo of a later line came first. The client cannot know whether the line
-was lost, or only its echo. So a line may appear twice.
+or after 5 seconds, if the echo of a later line came first. (If no echo comes at all, only the
+newest line is sent again, once.) The client cannot know whether a line was lost, or only its echo.
+So a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same. But a pipe is not read on while 1,000 lines wait for their echoes.
-While it is not read, and after the end of the input, the client ends if no echo comes for 30
-seconds (8, if it never connected).
+are sent to it all the same. But a pipe is read no further while 1,000 lines wait for their echoes.
+During this pause, and after the end of the input, the client ends if no echo comes for 30 seconds
+(8, if it never connected). While input is read, it gives up on the lines instead, and goes on.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. If stdin and stdout are terminals with escape codes, a line editor keeps the line being
@@ -58,7 +59,7 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: pushed, and without an echo; half of the server's queue
+WINDOW = 1_000  # lines in flight, at most; the server's queue for the echoes has room for 2,000
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait for something to happen
@@ -67,7 +68,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection: see check_echoes
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -86,8 +87,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
         outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
-            if problem := outbox.add(line):
-                screen.print_problem(problem)
+            screen.print_problem(outbox.add(line))
             if not connection.up or outbox.overdue:
                 screen.print_typed(line)  # Its echo, which would show it, may take a while.
 
@@ -265,7 +265,7 @@ class Line:
     def __init__(self, frame: bytes, echo_hash: int | None) -> None:
         self.frame = frame
         self.echo_hash = echo_hash  # None if our server drops the line
-        self.resent = False  # True if it was queued again, for the connection that is up
+        self.resent = False  # True if resend queued it again; a new connection clears it
         self.overtaken = False  # True if the echo of a later line has come
 
 
@@ -278,19 +278,19 @@ class Outbox:
     this client. (Or they are only late: the server takes turns between the lines of this connection
     and those of an older one.)
 
-    lines[:sent] were pushed at least once, so that their echoes may come. After go_back, sent is
-    larger than pushed.
+    lines[:ever_pushed] were pushed at least once, so that their echoes may come. After go_back,
+    these are more than those in flight.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        self.sent = 0
-        self.repeated: set[int | None] = set()  # hashes of echoes that may come twice
+        self.ever_pushed = 0
+        self.repeated: set[int | None] = set()  # echo_hash of lines that were queued again
         # Two clocks, in seconds. check_echoes says when they run. Without lines, they are 0.
         self.since_echo = 0.0  # since the last echo of any line; a new connection does not reset it
-        self.since_progress = 0.0  # since the oldest line became the oldest, or was queued again
+        self.since_progress = 0.0  # since the oldest line became so, or the last go-back-N
         self.last_turn = time.monotonic()  # when the clocks were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -326,25 +326,25 @@ class Outbox:
         # push.send, without the part of pyzmq that is written in Python: it takes half of the time.
         send = functools.partial(zmq.backend.Socket.send, push)
         with contextlib.suppress(zmq.Again):
-            for line in self.lines[self.pushed :]:
-                if self.pushed == WINDOW:
-                    break
+            while self.pushed < min(WINDOW, len(self.lines)):
+                line = self.lines[self.pushed]
                 send(line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:  # Our server drops it, so no echo will come.
                     del self.lines[self.pushed]
                     self.undelivered += 1
                 else:
                     self.pushed += 1
-        self.sent = max(self.sent, self.pushed)
+        self.ever_pushed = max(self.ever_pushed, self.pushed)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines whose echoes are among the messages."""
-        hashes = [line.echo_hash for line in self.lines[: self.sent]]
+        hashes = [line.echo_hash for line in self.lines[: self.ever_pushed]]
         for plain, _ in messages:
             echo = hash(plain)
             if echo in hashes:
                 # Of equal lines, take the oldest. But if the newest was resent, take that: it may
-                # be the probe (see resend), whose echo shows that the echoes before it were missed.
+                # be the probe, see resend. If "ok" and "ok" were both missed, and the second was
+                # the probe, its echo must not be taken for that of the first.
                 index, newest = hashes.index(echo), len(hashes) - 1
                 if echo == hashes[newest] and self.lines[newest].resent:
                     index = newest
@@ -353,7 +353,7 @@ class Outbox:
                 for line in self.lines[:index]:
                     line.overtaken = True
                 del hashes[index], self.lines[index]
-                self.sent -= 1
+                self.ever_pushed -= 1
                 if index < self.pushed:
                     self.pushed -= 1
             elif echo not in self.repeated:
@@ -368,16 +368,16 @@ class Outbox:
         1. If lines were overtaken that were not resent yet: all lines in flight, from the first of
            these on. (This is go-back-N. If the server publishes a line in another form, its echo
            never comes. So a line that was resent does not start this again.)
-        2. If not, the newest line, once, as a probe: if no echo at all has come for as long, and no
-           input is read. (New lines would be as good as probes.) If the probe has an echo, the
-           lines before it are overtaken. They follow at once, since a probe does not reset
-           since_progress. (This is TCP's tail loss probe, RFC 8985.)
+        2. Else, if no input is read, and no echo at all has come for ECHO_TIMEOUT: the newest line,
+           once, as a probe. (This is TCP's tail loss probe, RFC 8985.) If its echo comes, the lines
+           before it are overtaken. Case 1 resends them at once, because a probe does not reset
+           since_progress. (While input is read, new lines serve as probes.)
         """
         in_flight = self.lines[: self.pushed]
         first = next((i for i, line in enumerate(in_flight) if not line.resent), None)
         if first is None:
             return
-        if in_flight[first].overtaken:  # If it is not, no line after it is.
+        if in_flight[first].overtaken:  # If it is not, none after it is: they come first.
             self.since_progress = 0.0
         elif not in_flight[-1].resent and not reading and self.since_echo >= ECHO_TIMEOUT:
             first = self.pushed - 1
@@ -405,7 +405,7 @@ class Outbox:
         """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
         self.undelivered += self.pushed
         del self.lines[: self.pushed]
-        self.sent -= self.pushed
+        self.ever_pushed -= self.pushed
         self.pushed = 0
         self.since_echo = self.since_progress = 0.0
 
@@ -562,7 +562,7 @@ class Screen:
             self.write(texts, sys.stdout)
 
     def print_problem(self, problem: str) -> None:
-        """Print the problem with a line. For a pipe, print only the first one of a kind."""
+        """Print the problem with a line, if any. For a pipe, print only the first one of a kind."""
         kind = problem.partition(":")[0]
         if self.interactive or kind not in self.problems:
             self.problems.add(kind)
@@ -754,8 +754,8 @@ def fit(line: list[str], columns: int) -> list[str]:
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
 # reads. The case "partial" comes first, because the start of a key would match another case.
-# A report is the terminal's answer to a program. It comes here if that program was killed. If a
-# report is cut off, it counts as a key with Alt, and text.
+# A report is the terminal's answer to a program that ran before, and was killed. If a report is cut
+# off, it counts as a key with Alt, and text.
 CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
     rf"""
@@ -817,7 +817,7 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # Wait for fg: the settings are those of another job, not the shell's.
+                # Stop until fg: the settings are those of another job, not the shell's.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
@@ -865,13 +865,13 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # The handlers in Python: SIG_DFL and SIG_IGN are not callable.
+            # After bg instead of fg, the kernel suspends the process again in set_up, by SIGTTOU.
+            # Handlers in Python could not run then, and kill would do nothing. So use the default
+            # ones until set_up returns. (SIG_DFL and SIG_IGN are not callable.)
             handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
-            # After bg instead of fg, the kernel suspends the process again in set_up, by SIGTTOU.
-            # Handlers in Python could not run meanwhile. The default ones let kill end it.
             self.set_up()
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
@@ -1008,10 +1008,13 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 def prepare_files() -> None:
     """Open 32 files, for two reasons, and make the standard streams blocking.
 
-    If stdin, stdout or stderr is closed, the first of the files takes its number, and stays open.
-    So no socket gets the number of stderr, and is sent the notices. If the files cannot be opened,
-    libzmq could not open its own, and would abort. Another process may have set O_NONBLOCK on a
-    stream. Raises OSError.
+    A standard stream may be closed. Then one of the files takes its number, and stays open. If a
+    socket got the number of stderr instead, the notices would be written to it.
+
+    The limit of open files may be too low for libzmq, which would abort. Then this fails first.
+    Raises OSError.
+
+    Another process may have made a stream nonblocking.
     """
     try:
         files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
@@ -1113,8 +1116,7 @@ def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
         if typed_before := screen.terminal.read_waiting():
             # The kernel has already shown this, so do not print these lines.
             for line in stdin.split(typed_before):
-                if problem := outbox.add(line):
-                    screen.print_problem(problem)
+                screen.print_problem(outbox.add(line))
     else:
         stdin, read = Stdin(Splitter()), functools.partial(os.read, 0, READ_SIZE)
         if sys.platform == "win32":  # os.read would return text in the console's code page.
