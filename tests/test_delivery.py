@@ -330,6 +330,13 @@ def test_lines_in_flight_go_again_over_a_new_connection(
     assert read_all(script) == b"k> 2\nk> 3\nk> 4\n"
 
 
+def test_push_takes_no_line_without_a_connection(context: Context) -> None:
+    push, _ = client.make_sockets(context, ipv6=False, key=None)
+    push.connect(f"tcp://127.0.0.1:{free_port()}")
+    with pytest.raises(zmq.Again):
+        push.send(b"x", zmq.NOBLOCK)
+
+
 # README, Delivery in detail: A broken connection causes at most about 2,000 resends: up to 1,000 in
 # the first case, and up to 1,000 in the second.
 # README, More differences: lines without an echo are sent again
