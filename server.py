@@ -125,7 +125,10 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
         try:
             if not user:  # The line is not simple, or its user is empty: parse handles either.
                 user, text = parse(line)
-            messages.append(f"{user}> {CYAN}{text}{RESET}".encode())
+            message = f"{user}> {CYAN}{text}{RESET}".encode()
+            if len(message) > MAX_SIZE:
+                raise ValueError("too long once its control characters are escaped")
+            messages.append(message)
         except ValueError as error:
             log.report("dropped a line", f"{error}: {line[:60]!r}")
     return messages
@@ -135,18 +138,14 @@ def parse(line: bytes) -> tuple[str, str]:
     """Return the user and the text of a line, sanitized.
 
     Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object with a
-    user and a message that are strings or numbers; or if escaping makes its message too long.
+    user and a message that are strings or numbers.
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
-        user, text = sanitize(payload["user"]), sanitize(payload["message"])
+        return sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, KeyError, TypeError):
         # A TypeError says that it is no object, or that sanitize got no string.
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
-    # Only escaping can make a message longer than its line, so simple lines need no such check.
-    if len(f"{user}> {CYAN}{text}{RESET}".encode()) > MAX_SIZE:
-        raise ValueError("too long once its control characters are escaped")
-    return user, text
 
 
 def sanitize(text: str) -> str:
