@@ -13,10 +13,9 @@ In:  each message is one frame, UTF-8. Control characters other than colours and
 The loop is the talk's, slides 8 to 14, but messages appear without pressing Enter.
 
 The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
-line, and acknowledges it. Lines whose echo does not come are sent again: over the next connection,
-or after 5 seconds, if the echo of a later line came first. (If no echo comes at all, only the
-newest line is sent again, once.) The client cannot know whether a line was lost, or only its echo.
-So a line may appear twice.
+line. It acknowledges this line and all lines before it. Lines that are not acknowledged are sent
+again over the next connection. The client cannot know whether a line was lost, or only its echo. So
+a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same. But a pipe is read no further while 1,000 lines wait for their echoes.
@@ -35,6 +34,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import re
 import signal
@@ -55,6 +55,7 @@ else:
     import termios
 
 Sock = zmq.Socket[bytes]
+Line = tuple[bytes, int | None]  # the frame; the hash of its echo, or None if it is to get none
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
@@ -262,41 +263,23 @@ class Connection:
 compiled_send = zmq.backend.Socket.send  # send without pyzmq's Python wrapper: twice as fast
 
 
-class Line:
-    """A line as it is pushed, and the hash of its echo, which takes less memory than the echo."""
-
-    def __init__(self, frame: bytes, echo_hash: int | None) -> None:
-        self.frame = frame
-        self.echo_hash = echo_hash  # None if our server drops the line
-        self.resent = False  # True if resend queued it again; a new connection clears it
-        self.overtaken = False  # True if the echo of a later line has come
-
-
 class Outbox:
-    """The lines without an echo, in the order of the input. lines[:pushed] are in flight.
+    """The lines that are not acknowledged, in the order of the input. lines[:pushed] are in flight.
 
-    An echo acknowledges its line. Echoes come in the same order. If the echo of a later line comes
-    first, the lines before it are overtaken: their echoes were missed, because the subscription
-    took effect late, or because stdout was blocked for so long that the server dropped messages for
-    this client. (Or they are only late: the server takes turns between the lines of this connection
-    and those of an older one.)
-
-    lines[:ever_pushed] were pushed at least once, so that their echoes may come. After go_back,
-    these are more than those in flight.
+    An echo acknowledges its line and all lines before it, because the server publishes them in
+    order. (Over a new connection, all lines in flight are pushed again. So each connection carries
+    them in order, and without a gap.)
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        self.ever_pushed = 0
-        self.repeated: set[int | None] = set()  # echo_hash of lines that were queued again
-        # Two clocks, in seconds. check_echoes says when they run. Without lines, they are 0.
-        self.since_echo = 0.0  # since the last echo of any line; a new connection does not reset it
-        self.since_progress = 0.0  # since the oldest line became so, or the last go-back-N
-        self.last_turn = time.monotonic()  # when the clocks were updated
-        self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
+        self.since_echo = 0.0  # seconds without an echo; a new connection does not reset this
+        self.probe_timer = ECHO_TIMEOUT  # seconds until a probe
+        self.last_turn = time.monotonic()  # when these two were updated
+        self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -321,112 +304,75 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.lines.append(Line(frame, echo_hash))
+        self.lines.append((frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.pushed < min(WINDOW, len(self.lines)):
-                line = self.lines[self.pushed]
-                compiled_send(push, line.frame, zmq.NOBLOCK)
-                if line.echo_hash is None:  # Our server drops it, so no echo will come.
+                frame, echo_hash = self.lines[self.pushed]
+                compiled_send(push, frame, zmq.NOBLOCK)
+                self.probe_timer = ECHO_TIMEOUT
+                if echo_hash is None:  # No echo will come.
                     del self.lines[self.pushed]
                     self.undelivered += 1
                 else:
                     self.pushed += 1
-        self.ever_pushed = max(self.ever_pushed, self.pushed)
 
     def acknowledge(self, messages: list[Message]) -> None:
-        """Remove the lines whose echoes are among the messages."""
-        if not (messages and self.lines):
-            return
-        hashes = [line.echo_hash for line in self.lines[: self.ever_pushed]]
+        """Remove the lines that the echoes among the messages acknowledge."""
+        hashes = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
+        count = 0
         for plain, _ in messages:
-            echo = hash(plain)
-            if echo in hashes:
-                # Of equal lines, take the oldest. But if the newest was resent, take that: it may
-                # be the probe, see resend. If "ok" and "ok" were both missed, and the second was
-                # the probe, its echo must not be taken for that of the first.
-                index, newest = hashes.index(echo), len(hashes) - 1
-                if echo == hashes[newest] and self.lines[newest].resent:
-                    index = newest
-                if index == 0:
-                    self.since_progress = 0.0
-                for line in self.lines[:index]:
-                    line.overtaken = True
-                del hashes[index], self.lines[index]
-                self.ever_pushed -= 1
-                if index < self.pushed:
-                    self.pushed -= 1
-            elif echo not in self.repeated:
-                continue  # It is somebody else's message.
-            # A second echo of a line resets the clock, too: it shows that the server is at work. A
-            # slow one may need long to publish all lines again, before newer ones.
-            self.since_echo, self.overdue = 0.0, False
-
-    def resend(self, reading: bool) -> None:
-        """Let lines be pushed again, because since_progress has reached ECHO_TIMEOUT.
-
-        1. If lines were overtaken that were not resent yet: all lines in flight, from the first of
-           these on. (This is go-back-N. If the server publishes a line in another form, its echo
-           never comes. So a line that was resent does not start this again.)
-        2. Else, if no input is read, and no echo at all has come for ECHO_TIMEOUT: the newest line,
-           once, as a probe. (This is TCP's tail loss probe, RFC 8985.) If its echo comes, the lines
-           before it are overtaken. Case 1 resends them at once, because a probe does not reset
-           since_progress. (While input is read, new lines serve as probes.)
-        """
-        in_flight = self.lines[: self.pushed]
-        first = next((i for i, line in enumerate(in_flight) if not line.resent), None)
-        if first is None:
-            return
-        if in_flight[first].overtaken:  # If it is not, none after it is: they come first.
-            self.since_progress = 0.0
-        elif not in_flight[-1].resent and not reading and self.since_echo >= ECHO_TIMEOUT:
-            first = self.pushed - 1
-        else:
-            return
-        for line in in_flight[first:]:
-            line.resent = True
-        self.go_back(first)
+            try:
+                count = hashes.index(hash(plain), count) + 1
+            except ValueError:  # It is somebody else's message.
+                continue
+        if count:
+            del self.lines[:count]
+            self.pushed -= count
+            self.since_echo, self.probe_timer, self.overdue = 0.0, ECHO_TIMEOUT, False
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.go_back(0)
-        self.since_progress = 0.0
-        for line in self.lines:
-            line.overtaken = line.resent = False
+        self.pushed = 0
 
-    def go_back(self, first: int) -> None:
-        """Let the lines in flight be pushed again, from lines[first] on."""
-        if len(self.repeated) > 10 * WINDOW:
-            self.repeated.clear()  # to bound it; what is forgotten only fails to reset a clock
-        self.repeated.update(line.echo_hash for line in self.lines[first : self.pushed])
-        self.pushed = first
+    def probe(self, push: Sock) -> None:
+        """Push the newest line again, if the probe timer has run out. Its echo acknowledges all.
+
+        This is for echoes that were missed: the subscription took effect late, or stdout was
+        blocked for so long that the server dropped messages for this client. It is TCP's tail loss
+        probe (RFC 8985). While input is read, there is no need for it: new lines do the same.
+        """
+        if self.pushed and self.probe_timer <= 0:
+            frame, _ = self.lines[self.pushed - 1]
+            with contextlib.suppress(zmq.Again):
+                push.send(frame, zmq.NOBLOCK)
+                self.probe_timer = math.inf  # One probe is enough, until the next push or echo.
 
     def give_up(self) -> None:
         """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
         self.undelivered += self.pushed
         del self.lines[: self.pushed]
-        self.ever_pushed -= self.pushed
         self.pushed = 0
-        self.since_echo = self.since_progress = 0.0
+        self.since_echo = 0.0
 
     def pass_time(self, running: bool) -> None:
-        """Move the clocks on, if they are running."""
+        """Update since_echo and probe_timer, if time is running."""
         now = time.monotonic()
         # A longer turn means that this process was suspended, or that stdout was blocked.
         seconds = min(now - self.last_turn, 2 * TICK)
         self.last_turn = now
         if not self.lines:
-            self.since_echo = self.since_progress = 0.0
+            self.since_echo = 0.0
         elif running:
             self.since_echo += seconds
-            self.since_progress += seconds
+            self.probe_timer -= seconds
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = excerpt(self.lines[0].frame)
+        first = excerpt(self.lines[0][0])
         return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
 
     def report(self) -> str:
@@ -441,28 +387,26 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-                         reading                   not reading: the input ended, or the
-                                                   outbox is full
-    the clocks run       while a connection is up  always
-    since_progress  5 s  if up, resend (case 1)    if up, resend (case 1, or case 2)
-    since_echo      5 s  notice, if interactive    notice, if interactive
-    since_echo     30 s  give up the lines in      end (after 8 s, if there never was a
-                         flight, and go on         connection)
+    without    reading                          not reading: the input ended, or the outbox is full
+    an echo
+      5 s      print a notice, if interactive   the same; and probe, if the connection is up
+     30 s      give up the lines in flight,     end (after 8 s, if there never was a connection)
+               and go on
 
-    The client goes on while input is read, because this may be a server that publishes lines in
-    another form.
+    While input is read, time without a connection does not count. And the client goes on, because
+    this may be a server that publishes lines in another form.
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
         outbox.overdue = True
         if screen.interactive:
             screen.print_notice(outbox.notice())
-    if connection.up and outbox.since_progress >= ECHO_TIMEOUT:
-        outbox.resend(reading)
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return True
+    if connection.up:
+        outbox.probe(connection.push)
     return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
