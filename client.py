@@ -275,6 +275,9 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
+        # Hashes of lines that went twice. The second echo acknowledges nothing, but shows that the
+        # server is at work: a slow one may take long to publish all lines again.
+        self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         self.since_echo = 0.0  # seconds without an echo; a new connection does not reset this
         self.probe_timer = ECHO_TIMEOUT  # seconds until a probe
@@ -325,17 +328,19 @@ class Outbox:
         hashes = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
         count = 0
         for plain, _ in messages:
+            echo_hash = hash(plain)
             try:
-                count = hashes.index(hash(plain), count) + 1
-            except ValueError:  # It is somebody else's message.
-                continue
-        if count:
-            del self.lines[:count]
-            self.pushed -= count
+                count = hashes.index(echo_hash, count) + 1
+            except ValueError:
+                if echo_hash not in self.resent:
+                    continue  # It is somebody else's message.
             self.since_echo, self.probe_timer, self.overdue = 0.0, ECHO_TIMEOUT, False
+        del self.lines[:count]
+        self.pushed -= count
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
+        self.resent.update(echo_hash for _, echo_hash in self.lines[: self.pushed])
         self.pushed = 0
 
     def probe(self, push: Sock) -> None:
@@ -366,6 +371,7 @@ class Outbox:
         self.last_turn = now
         if not self.lines:
             self.since_echo = 0.0
+            self.resent.clear()
         elif running:
             self.since_echo += seconds
             self.probe_timer -= seconds
@@ -952,24 +958,15 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
             signal.signal(signum, functools.partial(leave, screen, outbox))
 
 
-def prepare_files() -> None:
-    """Open 32 files, for two reasons, and make the standard streams blocking.
+def prepare_streams() -> None:
+    """Open devnull in place of each standard stream that is closed, and make all of them blocking.
 
-    A standard stream may be closed. Then one of the files takes its number, and stays open. If a
-    socket got the number of stderr instead, the notices would be written to it.
-
-    The limit of open files may be too low for libzmq, which would abort. Then this fails first.
-    Raises OSError.
-
-    Another process may have made a stream nonblocking.
+    Otherwise, a socket could get the number of stderr, and the notices would be written to it. And
+    another process that shares a stream may have made it nonblocking.
     """
-    try:
-        files = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]
-    except OSError as error:
-        raise OSError(f"{error}; raise the limit of open files: ulimit -n") from None
-    for file in files:
-        if file > 2:  # the numbers of the standard streams are 0 to 2
-            os.close(file)
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
+        pass
+    os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
@@ -1093,11 +1090,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
 
 def main() -> int:
     """Read the options, chat, and return the exit status."""
-    try:
-        prepare_files()
-    except OSError as error:
-        Screen(color=False).close(str(error))
-        return 1
+    prepare_streams()
     options = parse_options()
     screen, outbox = make_screen(options.color), Outbox(options.user)
     handle_signals(screen, outbox)

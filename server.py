@@ -36,7 +36,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
 
 import zmq
 from colorama import Fore, Style
@@ -96,15 +95,6 @@ def receive(pull: Sock) -> list[bytes]:
 SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
 
-# A simple line has the layout of json.dumps or JSON.stringify, such as
-# {"user": "ann", "message": "hi"}, and strings that need no unescaping and no escaping. Any other
-# line matches .* instead. So for lines that are joined by "\n", findall returns one pair for each:
-# [("ann", "hi"), ("", ""), ("bob", "ho")] if the second of three is not simple.
-STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # not TAB, " and \
-SIMPLE_LINE = re.compile(
-    r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
-)
-
 # A user or a text may be a JSON number. It is shown as it was written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
@@ -112,16 +102,10 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, the text in cyan.
 
-    Invalid lines are dropped, and reported. A regular expression finds the user and the text of
-    simple lines, in all lines at once. This is five times as fast as to parse them, and triples the
-    rate of the server. Only the other lines are parsed.
+    Invalid lines are dropped, and reported.
     """
-    # Invalid UTF-8 becomes lone surrogates. So the line is not simple, and goes to parse.
-    pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    if len(pairs) != len(lines):  # A line that holds "\n" gives more than one pair: parse them all.
-        pairs = [("", "")] * len(lines)
     messages = []
-    for line, (user, text) in zip(lines, pairs, strict=True):
+    for line, (user, text) in zip(lines, find_simple(lines), strict=True):
         try:
             if not user:  # The line is not simple, or its user is empty: parse handles either.
                 user, text = parse(line)
@@ -132,6 +116,27 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
         except ValueError as error:
             log.report("dropped a line", f"{error}: {line[:60]!r}")
     return messages
+
+
+# A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
+# its strings need no unescaping and no escaping. SIMPLE_LINE matches all lines, but only in simple
+# ones, its two groups match, too.
+STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # not TAB, " and \
+SIMPLE_LINE = re.compile(
+    r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
+)
+
+
+def find_simple(lines: list[bytes]) -> list[tuple[str, str]]:
+    """Return the user and the text of each simple line, and ("", "") for each other line.
+
+    This is only for speed. One search in all lines is five times as fast as to parse each line, and
+    triples the rate of the server.
+    """
+    # Invalid UTF-8 becomes lone surrogates, so such a line is not simple.
+    pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
+    # If a line holds "\n", it gives more than one pair. Then take no line as simple.
+    return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 def parse(line: bytes) -> tuple[str, str]:
@@ -158,33 +163,29 @@ def sanitize(text: str) -> str:
 compiled_send = zmq.backend.Socket.send  # send without pyzmq's Python wrapper: twice as fast
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-REGAIN = 2 / 40  # The timeout grows again by 2 seconds in 40.
+RECOVERY_TIME = 20.0  # seconds without a stall until the longest wait is allowed again
 
 
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    libzmq has no names for it, but the queue of a subscriber is
-    - open: send adds messages to it; or
-    - full: send waits with NODROP; without, it drops the message, and the queue becomes skipped; or
-    - skipped: every send passes over it.
-    When half of a full or skipped queue has been read, it is open again.
+    When the queue of a subscriber is full, send waits (with the option NODROP) until the subscriber
+    has read half of it, 1,000 messages. So a slow subscriber sets the pace of the chat.
 
-    So a slow subscriber sets the pace of the chat. A subscriber that takes longer than a timeout to
-    read half of its queue, 1,000 messages, has stalled. One send without NODROP makes its queue
-    skipped, and the chat goes on without it. (On Linux, TCP_MAXRT disconnects a subscriber that has
-    read nothing for 20 seconds.)
+    If this takes longer than a timeout, the subscriber has stalled. Then one send without NODROP
+    drops the message for it, and libzmq skips it in all later sends, until it has read that half.
+    (On Linux, TCP_MAXRT disconnects it if it has read nothing for 20 seconds.)
 
-    There is one timeout for all subscribers. Each stall halves it. Then it grows again. So stalls
-    in quick succession delay the chat by 2 seconds, 1, 0.5 and so on, and in the end by MIN_TIMEOUT
-    each. The price: while the timeout is short, a subscriber that is merely slow counts as stalled,
-    too.
+    Each stall halves the timeout, whichever subscriber it is. So many stalls delay the chat by 2
+    seconds, 1, 0.5 and so on, and in the end by MIN_TIMEOUT each. After RECOVERY_TIME without a
+    stall, the timeout is 2 seconds again. The price: until then, a subscriber that is merely slow
+    may count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
+        self.timeout = SUBSCRIBER_TIMEOUT
         self.stalled_at = 0.0  # the time of the last stall
-        self.timeout_after_stall = SUBSCRIBER_TIMEOUT  # the timeout right after it
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -195,19 +196,19 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send once no queue is full. After a timeout, send only to those that are open."""
-        regained = REGAIN * (time.monotonic() - self.stalled_at)
-        timeout = self.timeout_after_stall + regained
-        timeout = min(timeout, SUBSCRIBER_TIMEOUT, self.shutdown.time_left())
+        """Send once no queue is full, or without the stalled subscribers after the timeout."""
+        if time.monotonic() > self.stalled_at + RECOVERY_TIME:
+            self.timeout = SUBSCRIBER_TIMEOUT
+        timeout = min(self.timeout, self.shutdown.time_left())
         self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
         try:
             self.pub.send(message)
         except zmq.Again:
-            self.pub.set(zmq.XPUB_NODROP, 0)  # Drop the message for full queues, and skip them.
+            self.pub.set(zmq.XPUB_NODROP, 0)
             self.pub.send(message)
             self.pub.set(zmq.XPUB_NODROP, 1)
+            self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
             self.stalled_at = time.monotonic()
-            self.timeout_after_stall = max(MIN_TIMEOUT, timeout / 2)
             self.log.report("a subscriber stalled: the chat goes on without it")
 
 
@@ -250,19 +251,15 @@ class Log:
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
                 suffix = f": {detail}" if detail else ""
-                with contextlib.suppress(OSError), open_stderr() as stderr:
-                    stderr.write(f"server.py: {text}{times}{suffix}\n")
-
-
-def open_stderr() -> TextIO:
-    """Open stderr for UTF-8, since sys.stderr has the locale's encoding, or is None."""
-    return open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+                entry = f"server.py: {text}{times}{suffix}\n"
+                with contextlib.suppress(OSError):
+                    os.write(2, entry.encode(errors="backslashreplace"))
 
 
 # Start and shut down.
 
-# If a signal interrupts a wait for a subscriber, pyzmq starts the wait from the beginning. It may
-# take SUBSCRIBER_TIMEOUT. After that, leave time for one more receive, and 0.1 seconds to spare.
+# Seconds for the loop after a signal. A wait for a subscriber may take two of them: if a signal
+# interrupts it, pyzmq starts it from the beginning.
 SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
@@ -270,11 +267,8 @@ MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is q
 class Shutdown:
     """The deadline for publishing: infinite, until a signal requests a shutdown.
 
-    A shutdown takes less than 3 seconds:
-    - the loop, until the chat is idle: at most 2.3 seconds (SHUTDOWN_TIMEOUT);
-    - the linger, in which subscribers receive what is queued: at most the rest of the 2.3 seconds,
-      or 0.5 seconds (MIN_LINGER), whichever is longer;
-    - the log: at most 0.1 seconds.
+    A shutdown takes less than 3 seconds: 2.3 for the loop (SHUTDOWN_TIMEOUT), 0.5 for the linger
+    (MIN_LINGER, or what the loop leaves of its time, if that is more), and 0.1 for the log.
     """
 
     def __init__(self) -> None:
@@ -315,26 +309,18 @@ def handle_signals(shutdown: Shutdown) -> None:
             signal.signal(signum, shutdown.request)
 
 
-def prepare_files() -> None:
-    """Open 20 files, for two reasons.
+def open_standard_streams() -> None:
+    """Open devnull in place of each standard stream that is closed.
 
-    A standard stream may be closed. Then one of the files takes its number, and stays open. If a
-    socket got the number of stderr instead, the log would be written to it.
-
-    The limit of open files may be too low for libzmq, which would abort. Then this fails first.
-    Raises ValueError.
+    Otherwise, a socket could get the number of stderr, and the log would be written to it.
     """
-    try:
-        files = [os.open(os.devnull, os.O_RDWR) for _ in range(20)]
-    except OSError as error:
-        raise ValueError(f"{error}; raise the limit of open files: ulimit -n") from None
-    for file in files:
-        if file > 2:  # the numbers of the standard streams are 0 to 2
-            os.close(file)
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
+        pass
+    os.close(file)
 
 
-def allow_many_subscribers() -> None:
-    """Raise the soft limit of open files to the hard one. Each connection takes a file.
+def raise_file_limit() -> None:
+    """Raise the limit of open files to the hard limit. Each connection takes a file.
 
     When none are left, libzmq refuses connections in a busy loop.
     """
@@ -454,10 +440,10 @@ def main() -> int:
     shutdown = Shutdown()
     handle_signals(shutdown)
     options = parse_options()
-    allow_many_subscribers()
+    open_standard_streams()
+    raise_file_limit()
     log = Log()
     try:
-        prepare_files()
         keys = None if options.key is None else load_keys(options.key)
         context = zmq.Context()
         pull, pub = make_sockets(context, keys)
