@@ -5,10 +5,12 @@
 # ///
 """The chat client: it PUSHes each line of stdin to the server, and prints what SUB receives.
 
-A line is what a client pushes. A message is what the server makes of it, and publishes.
+A line comes from stdin. The client pushes one frame for it. A message is what the server makes of
+this frame, and publishes.
 
-Out: each line is one frame, as it was typed; with --user, JSON: {"user": NAME, "message": line}.
-In:  each message is one frame, UTF-8. Control characters other than colours and TABs are escaped.
+Out: the frame of a line is the line, as it was typed; with --user, JSON: {"user": NAME, "message":
+     line}.
+In:  a message is one frame, UTF-8. Control characters other than colours and TABs are escaped.
 
 The loop is the talk's, slides 8 to 14, but messages appear without pressing Enter.
 
@@ -55,7 +57,8 @@ else:
     import termios
 
 Sock = zmq.Socket[bytes]
-Line = tuple[bytes, int | None]  # the frame; the hash of its echo, or None if it is to get none
+# a frame, and the hash of its echo (which takes less memory), or None if our server drops the line
+Line = tuple[bytes, int | None]
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
 MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
@@ -69,7 +72,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection: see check_echoes
+CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -198,17 +201,16 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
-        self.last_up = now  # when it was up last, or was made
-        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, unless it is up by then
-        # Whether the last notice said that it is up; None before the first one. For a pipe, True:
-        # it gets no notice of its first connection, only of a failure.
+        self.waiting_since = now  # when it was up last, was made, or was reconnected
+        # Whether the last notice said that it is up; None if there was no notice. A pipe begins
+        # with True, so that it gets no notice of its first connection.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So if one call reads both a loss and
-        the next handshake, up is False for a while, and this counts as a new connection, too.
+        It comes up SLOW_JOINER_DELAY after the last handshake. One call may read both a loss and
+        the next handshake. This is a new connection, too: in the delay, up is False.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -223,10 +225,9 @@ class Connection:
                     self.missing.add(sock)
         self.up = not self.missing and now >= self.ready_at
         if self.up:
-            self.ever_up = True
-            self.last_up, self.retry_at = now, now + RETRY_INTERVAL
-        elif now >= self.retry_at:
-            self.retry_at = now + RETRY_INTERVAL
+            self.ever_up, self.waiting_since = True, now
+        elif now >= self.waiting_since + RETRY_INTERVAL:
+            self.waiting_since = now
             self.reconnect()
         return self.up and not was_up
 
@@ -247,7 +248,7 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.last_up + NOTICE_DELAY:
+        if not self.missing or time.monotonic() < self.waiting_since + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
@@ -260,27 +261,26 @@ class Connection:
 
 # Push it.
 
-compiled_send = zmq.backend.Socket.send  # send without pyzmq's Python wrapper: twice as fast
-
 
 class Outbox:
     """The lines that are not acknowledged, in the order of the input. lines[:pushed] are in flight.
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. (Over a new connection, all lines in flight are pushed again. So each connection carries
-    them in order, and without a gap.)
+    them in order, and without a gap.) An echo is recognized by its text, so a message of the same
+    text is mistaken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        # Hashes of lines that went twice. The second echo acknowledges nothing, but shows that the
-        # server is at work: a slow one may take long to publish all lines again.
+        # Hashes of lines that were pushed again. If the first echo has acknowledged the line, the
+        # second one still shows that the server is at work: it may take long to publish all again.
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         self.since_echo = 0.0  # seconds without an echo; a new connection does not reset this
-        self.probe_timer = ECHO_TIMEOUT  # seconds until a probe
+        self.probe_timer = ECHO_TIMEOUT  # seconds until a probe; each push and echo restarts it
         self.last_turn = time.monotonic()  # when these two were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
 
@@ -315,7 +315,7 @@ class Outbox:
         with contextlib.suppress(zmq.Again):
             while self.pushed < min(WINDOW, len(self.lines)):
                 frame, echo_hash = self.lines[self.pushed]
-                compiled_send(push, frame, zmq.NOBLOCK)
+                push.send(frame, zmq.NOBLOCK)
                 self.probe_timer = ECHO_TIMEOUT
                 if echo_hash is None:  # No echo will come.
                     del self.lines[self.pushed]
@@ -325,18 +325,18 @@ class Outbox:
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
-        hashes = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
-        count = 0
+        waiting = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
         for plain, _ in messages:
             echo_hash = hash(plain)
-            try:
-                count = hashes.index(echo_hash, count) + 1
-            except ValueError:
-                if echo_hash not in self.resent:
-                    continue  # It is somebody else's message.
+            if echo_hash in waiting:
+                del waiting[: waiting.index(echo_hash) + 1]
+            elif echo_hash not in self.resent:
+                continue  # It is somebody else's message.
             self.since_echo, self.probe_timer, self.overdue = 0.0, ECHO_TIMEOUT, False
-        del self.lines[:count]
-        self.pushed -= count
+        del self.lines[: self.pushed - len(waiting)]
+        self.pushed = len(waiting)
+        if not self.lines:
+            self.resent.clear()
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
@@ -348,7 +348,7 @@ class Outbox:
 
         This is for echoes that were missed: the subscription took effect late, or stdout was
         blocked for so long that the server dropped messages for this client. It is TCP's tail loss
-        probe (RFC 8985). While input is read, there is no need for it: new lines do the same.
+        probe (RFC 8985). While input is read, the next line does the same, so there is no probe.
         """
         if self.pushed and self.probe_timer <= 0:
             frame, _ = self.lines[self.pushed - 1]
@@ -371,7 +371,6 @@ class Outbox:
         self.last_turn = now
         if not self.lines:
             self.since_echo = 0.0
-            self.resent.clear()
         elif running:
             self.since_echo += seconds
             self.probe_timer -= seconds
@@ -393,14 +392,15 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-    without    reading                          not reading: the input ended, or the outbox is full
-    an echo
-      5 s      print a notice, if interactive   the same; and probe, if the connection is up
-     30 s      give up the lines in flight,     end (after 8 s, if there never was a connection)
-               and go on
+    While input is read (time without a connection does not count then):
+    - after 5 seconds without an echo: print a notice, if interactive;
+    - after 30 seconds: give up the lines in flight, and go on. This may be a server that publishes
+      lines in another form.
 
-    While input is read, time without a connection does not count. And the client goes on, because
-    this may be a server that publishes lines in another form.
+    When the input has ended, or the outbox is full:
+    - after 5 seconds: print the same notice;
+    - after 5 seconds without an echo or a push: probe, if the connection is up;
+    - after 30 seconds without an echo (8, if there never was a connection): end.
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
@@ -422,7 +422,7 @@ def count_lines(count: int) -> str:
 
 
 def excerpt(frame: bytes) -> str:
-    """Return the start of a line, to show it in a notice."""
+    """Return the start of a line or of its frame, to show it in a notice."""
     return frame.decode(errors="replace")[:80]
 
 
@@ -434,7 +434,7 @@ UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 
 # A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
-# Finding its two strings takes a third of the time of parsing it.
+# Finding its two strings takes a third of the time of parsing it. (In JSON, a TAB is escaped.)
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
@@ -450,7 +450,7 @@ def echo_of(frame: bytes) -> str:
     try:
         text = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(text):
-            return f"{simple[1]}> {simple[2]}"  # Only escaping could make it too long.
+            return f"{simple[1]}> {simple[2]}"  # shorter than the JSON, so not too long
         payload = parse_json(text.removeprefix("\ufeff"))  # The server allows a BOM in each line.
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -478,11 +478,10 @@ COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
 def receive(sub: Sock) -> list[Message]:
     """Return the messages that SUB holds (slide 8); no more than SUB_HWM, to get on in a flood."""
-    recv = sub.recv  # looked up once, because pyzmq is slow at it
     messages: list[Message] = []
     with contextlib.suppress(zmq.Again):
         while len(messages) < SUB_HWM:
-            messages.append(sanitize_message(recv(zmq.NOBLOCK)))
+            messages.append(sanitize_message(sub.recv(zmq.NOBLOCK)))
     return messages
 
 
@@ -649,8 +648,8 @@ class Editor:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        match = re.match(pattern, letters)
-        return self.cursor + step * (match.end() if match else 0)
+        first, *_ = re.findall(pattern, letters)  # at the start, and maybe empty
+        return self.cursor + step * len(first)
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -770,18 +769,18 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # Stop until fg: the settings are those of another job, not the shell's.
+                # Suspend until fg. The settings are now those of another job, not the shell's.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
             lflag &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             lflag |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
-            cc = [*cc]
+            cc = [*cc]  # a copy, since shell_settings keeps the other
             cc[termios.VMIN], cc[termios.VTIME] = 1, 0
             self.editor_settings = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
             self.suspend_requested = False  # by Ctrl-Z
-            if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+            if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:  # else, Ctrl-Z is ignored
                 signal.signal(signal.SIGTSTP, self.request_suspend)
 
         def in_background(self) -> bool:
@@ -818,9 +817,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # After bg instead of fg, the kernel suspends the process again in set_up, by SIGTTOU.
-            # Handlers in Python could not run then, and kill would do nothing. So use the default
-            # ones until set_up returns. (SIG_DFL and SIG_IGN are not callable.)
+            # Use the default handlers until set_up returns: SIGTSTP's suspends the process. The
+            # others are for bg instead of fg. In the background, set_up suspends the process again,
+            # and kill would do nothing, since handlers in Python cannot run while set_up waits.
+            # (SIG_DFL and SIG_IGN are not callable.)
             handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)

@@ -5,8 +5,8 @@
 # ///
 """The chat server: clients PUSH lines, and the server PUBlishes each to all clients that SUBscribe.
 
-A line is what a client pushes: a frame of JSON, not only the text that is typed. A message is what
-the server makes of a line, and publishes. (What the JSON key "message" holds is called the text.)
+A line is what a client pushes: a frame of JSON. (On the slides, it is the text that is typed.) A
+message is what the server makes of a line, and publishes.
 
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
@@ -18,9 +18,10 @@ the server waits, PULL's queues fill, and then the clients wait, too.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
-- a subscriber loses messages only if it stalls: its queue is full, and it does not read half of the
-  queue within 2 seconds (less after recent stalls, and in a shutdown). Then the chat goes on
-  without it, until it has read that half;
+- while the server runs, a subscriber loses messages only if it stalls: its queue is full, and it
+  takes longer than 2 seconds (or less, after recent stalls) to read half of the queue. Then the
+  chat goes on without it, until it has read that half;
+- a shutdown takes less than 3 seconds. What cannot be published and received by then is lost;
 - characters that could control a terminal are escaped.
 
 The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
@@ -63,7 +64,8 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
         elif shutdown.requested:
             break
         else:
-            # libzmq frees the queues of departed subscribers only during calls on PUB, so make one.
+            # libzmq frees the queues of departed subscribers only during calls on PUB, such as a
+            # send. The chat is idle, so make another call.
             pub.get(zmq.EVENTS)
 
 
@@ -75,9 +77,9 @@ def receive(pull: Sock) -> list[bytes]:
 
     Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
     the server several times as fast. If receiving and sending took turns, libzmq's network thread
-    would fall asleep between two sends, and waking it takes long.
+    would fall asleep between two sends, and each send would have to wake it.
     """
-    recv = pull.recv  # looked up once, because pyzmq is slow at it
+    recv = pull.recv  # once, because looking up an attribute of a pyzmq socket is slow
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         lines.append(recv())  # raises zmq.Again after IDLE_TIMEOUT (RCVTIMEO, see make_sockets)
@@ -88,16 +90,6 @@ def receive(pull: Sock) -> list[bytes]:
 
 # Turn lines into messages.
 
-# Characters that could control the terminal of a subscriber, or are not valid, are escaped. All
-# others are safe: TAB, printable ASCII, and what is beyond ASCII, except for control characters (to
-# U+9F), line separators (U+2028 and U+2029), direction overrides (U+202A to U+202E, U+2066 to
-# U+2069) and lone surrogates (U+D800 to U+DFFF).
-SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
-
-# A user or a text may be a JSON number. It is shown as it was written.
-parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
-
 
 def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, the text in cyan.
@@ -107,7 +99,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, find_simple(lines), strict=True):
         try:
-            if not user:  # The line is not simple, or its user is empty: parse handles either.
+            if not user:  # The line is not simple (or its user is empty).
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -118,25 +110,8 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     return messages
 
 
-# A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
-# its strings need no unescaping and no escaping. SIMPLE_LINE matches all lines, but only in simple
-# ones, its two groups match, too.
-STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # not TAB, " and \
-SIMPLE_LINE = re.compile(
-    r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
-)
-
-
-def find_simple(lines: list[bytes]) -> list[tuple[str, str]]:
-    """Return the user and the text of each simple line, and ("", "") for each other line.
-
-    This is only for speed. One search in all lines is five times as fast as to parse each line, and
-    triples the rate of the server.
-    """
-    # Invalid UTF-8 becomes lone surrogates, so such a line is not simple.
-    pairs = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # If a line holds "\n", it gives more than one pair. Then take no line as simple.
-    return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
+# A user or a text may be a JSON number. It is shown as it was written.
+parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
 def parse(line: bytes) -> tuple[str, str]:
@@ -153,9 +128,38 @@ def parse(line: bytes) -> tuple[str, str]:
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
+# Characters that could control the terminal of a subscriber, or are not valid, are escaped. All
+# others are safe: TAB, printable ASCII, and what is beyond ASCII, except for control characters (to
+# U+9F), line separators (U+2028 and U+2029), direction overrides (U+202A to U+202E, U+2066 to
+# U+2069) and lone surrogates (U+D800 to U+DFFF).
+SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
+
+
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`."""
     return UNSAFE_CHARACTER.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+# A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
+# its strings need no unescaping and no escaping. LINE matches any line: with two groups, the user
+# and the text, if it is simple, or else with .* and two empty groups.
+STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # no quote, backslash or TAB
+LINE = re.compile(
+    r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
+)
+
+
+def find_simple(lines: list[bytes]) -> list[tuple[str, str]]:
+    """Return the user and the text of each simple line, and ("", "") for each other line.
+
+    This is only for speed. One search in all lines is five times as fast as to parse each line, and
+    triples the rate of the server.
+    """
+    # Invalid UTF-8 becomes lone surrogates, so such a line is not simple.
+    pairs = LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
+    # A line that holds "\n" gives more than one pair. Then all of these lines need parse.
+    return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
@@ -174,12 +178,11 @@ class Publisher:
 
     If this takes longer than a timeout, the subscriber has stalled. Then one send without NODROP
     drops the message for it, and libzmq skips it in all later sends, until it has read that half.
-    (On Linux, TCP_MAXRT disconnects it if it has read nothing for 20 seconds.)
 
-    Each stall halves the timeout, whichever subscriber it is. So many stalls delay the chat by 2
-    seconds, 1, 0.5 and so on, and in the end by MIN_TIMEOUT each. After RECOVERY_TIME without a
-    stall, the timeout is 2 seconds again. The price: until then, a subscriber that is merely slow
-    may count as stalled, too.
+    There is one timeout for all subscribers, and each stall halves it. Thus the first stall delays
+    the chat by 2 seconds, the next by 1, then 0.5, and so on down to MIN_TIMEOUT. RECOVERY_TIME
+    after the last stall, the timeout is 2 seconds again. The price: until then, a subscriber that
+    is merely slow may count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
@@ -258,17 +261,20 @@ class Log:
 
 # Start and shut down.
 
-# Seconds for the loop after a signal. A wait for a subscriber may take two of them: if a signal
-# interrupts it, pyzmq starts it from the beginning.
+# Seconds for the loop after a signal. If the signal interrupts a wait for a subscriber, pyzmq
+# starts it from the beginning. After it, leave time for one receive, and 0.1 seconds to spare.
 SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
 class Shutdown:
-    """The deadline for publishing: infinite, until a signal requests a shutdown.
+    """The deadline for the loop: infinite, until a signal requests a shutdown.
 
-    A shutdown takes less than 3 seconds: 2.3 for the loop (SHUTDOWN_TIMEOUT), 0.5 for the linger
-    (MIN_LINGER, or what the loop leaves of its time, if that is more), and 0.1 for the log.
+    A shutdown takes less than 3 seconds:
+    - SHUTDOWN_TIMEOUT, 2.3 seconds, for the loop. It ends sooner if the chat is idle;
+    - then the linger, in which subscribers receive what is queued: the time that the loop left, but
+      at least MIN_LINGER, 0.5 seconds;
+    - then 0.1 seconds for the log.
     """
 
     def __init__(self) -> None:
@@ -283,13 +289,11 @@ class Shutdown:
         """Return the seconds until the deadline."""
         return max(0, self.deadline - time.monotonic())
 
-    def request(self, _signum: int, _frame: object) -> None:
-        """Handle a signal.
+    def on_signal(self, _signum: int, _frame: object) -> None:
+        """Set the deadline, and block further signals: each would restart a wait.
 
-        Raise nothing. An exception, such as Python's own for Ctrl-C, could keep a line that was
-        already received from being published. Block further signals: each would restart a wait, so
-        a Ctrl-C that is held down would keep the loop from ending. (SIG_IGN would not do: if a
-        second signal is pending, Python prints an error, which blocks if nobody reads stderr.)
+        An exception instead, such as Python's own for Ctrl-C, could strike between receiving a line
+        and publishing it, and lose the line.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
@@ -306,7 +310,7 @@ def handle_signals(shutdown: Shutdown) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
         signum = getattr(signal, name, None)
         if signum and signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, shutdown.request)
+            signal.signal(signum, shutdown.on_signal)
 
 
 def open_standard_streams() -> None:
@@ -338,7 +342,7 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 
     Raises ValueError, with the reason, if they cannot be used.
     """
-    import zmq.auth  # This takes 14 ms, and is only needed here.
+    import zmq.auth  # slow to import, and only needed here
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     folder, base = os.path.split(name)
@@ -360,8 +364,8 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
 def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With keys, they encrypt (CURVE, RFC 26).
 
-    A client needs the public key to be admitted, and nothing else. So despite its name, it must be
-    given only to those to admit.
+    The server admits any client that has its public key. So despite its name, this key is a shared
+    password.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -371,7 +375,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
         # Disconnect a peer that has vanished for 20 seconds. When idle: after 10 seconds, and 5
         # probes, 2 seconds apart. When data wait to be sent: after 20,000 milliseconds. (On Linux,
-        # TCP_MAXRT also disconnects a stalled subscriber that has read nothing in this time.)
+        # TCP_MAXRT also disconnects a subscriber that is connected, but reads nothing for so long.)
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
@@ -388,8 +392,8 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    # The queue moves when the kernel's buffer has room again. If the buffer is large, a slow
-    # subscriber makes this room so rarely that it would look stalled.
+    # The kernel reports room in its buffer only when a good part of it is free. If it were large, a
+    # slow subscriber would free this part so rarely that it would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
 
@@ -443,9 +447,9 @@ def main() -> int:
     open_standard_streams()
     raise_file_limit()
     log = Log()
+    context = zmq.Context()
     try:
         keys = None if options.key is None else load_keys(options.key)
-        context = zmq.Context()
         pull, pub = make_sockets(context, keys)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
@@ -457,11 +461,13 @@ def main() -> int:
     if keys:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    context.destroy(linger=int(1_000 * max(MIN_LINGER, shutdown.time_left())))
+    linger = max(MIN_LINGER, shutdown.time_left())  # finite, as serve ends only after a signal
+    context.destroy(linger=int(1_000 * linger))
     log.close()
     return 0
 
 
 if __name__ == "__main__":
-    # sys.exit would wait for the context, which main leaves open after a failed start.
+    # Not sys.exit: while Python ends, it restores the default handlers, and one more signal would
+    # change the status. It would also wait for the context, which main does not close if it fails.
     os._exit(main())
