@@ -529,9 +529,9 @@ class Screen:
     def print_typed(self, line: bytes) -> None:
         """Print a line whose echo may take a while. Here, do nothing: it is where it was typed."""
 
-    def write(self, lines: list[str], stream: TextIO) -> None:
-        """Write lines. Raises OSError."""
-        stream.write("".join(f"{line}\n" for line in lines))
+    def write(self, texts: list[str], stream: TextIO) -> None:
+        """Write texts, each on a line of its own. Raises OSError."""
+        stream.write("".join(f"{text}\n" for text in texts))
         stream.flush()
 
     def refresh(self) -> None:
@@ -654,14 +654,13 @@ class Editor:
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        Reserve up to a quarter of the row for what follows the cursor. Fill the rest with what
-        precedes it. If space is left, show more of what follows. Terminals differ in the width of
-        some characters, so the terminal itself remembers where the cursor belongs.
+        If the line is too long, show as much before the cursor as fits, but reserve a quarter of
+        the row for what follows. Terminals differ in the width of some characters, so the terminal
+        itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
-        columns_after = sum(map(width, fit(after, columns // 4)))
-        # One column is for the cursor, if it is at the end.
-        before = fit(before[::-1], columns - 1 - columns_after)[::-1]
+        reserved = sum(map(width, fit(after, columns // 4))) + 1  # one column is for the cursor
+        before = fit(before[::-1], columns - reserved)[::-1]  # its end
         after = fit(after, columns - sum(map(width, before)))
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
@@ -704,19 +703,15 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
-# a lone ESC waits for the next key, and makes it a key with Alt. A key may be torn between two
-# reads. The case "partial" comes first, because the start of a key would match another case.
-# A report is the terminal's answer to a program that ran before, and was killed. If a report is cut
-# off, it counts as a key with Alt, and text.
+# a lone ESC waits for the next key, and makes it a key with Alt.
 CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
     rf"""
-    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | \[M.{{0,2}} | \[\[ | O[0-9;]* )? \Z )
-    | \x1b+ \[M...                  # a report of the mouse
-    | \x1b+ \[\[.                   # a function key of the Linux console
+    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | \[\[ | O[0-9;]* )? \Z )  # the rest is to be read
+    | \x1b+ \[\[.                    # a function key of the Linux console
     | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # any other control sequence, valid or not: Delete, ...
     | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a report, as of colours
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a late answer to the program before this
     | \x1b+ .                       # a key with Alt
     | [^\x00-\x08\x0a-\x1f\x7f]+    # text
     | .                             # any other control character
@@ -895,15 +890,14 @@ class EditorScreen(Screen):
         columns = os.get_terminal_size(1).columns or 80
         return self.editor.row(columns), columns
 
-    def write(self, lines: list[str], stream: TextIO) -> None:
-        """Write lines, above the row if the stream is a terminal. Raises OSError."""
+    def write(self, texts: list[str], stream: TextIO) -> None:
+        """Write texts, above the row if the stream is a terminal. Raises OSError."""
         if is_terminal(stream.fileno()):
             self.drawn = self.row()
-            lines = [*lines, self.drawn[0]]
-            stream.write(CLEAR + "\n".join(lines))
+            stream.write(CLEAR + "\n".join([*texts, self.drawn[0]]))
             stream.flush()
         else:
-            super().write(lines, stream)
+            super().write(texts, stream)
 
     def print_typed(self, line: bytes) -> None:
         """Print a line that has left the row, and whose echo may take a while."""
@@ -924,7 +918,7 @@ class EditorScreen(Screen):
         super().close(report)
 
     def print_report(self, report: str) -> None:
-        """Leave the row, and print a last notice, if there is one."""
+        """Leave the row, unless it is empty, and print a last notice, if there is one."""
         with contextlib.suppress(OSError):
             os.write(1, (RESET + WRAP + ("\n" if self.editor.line else "")).encode())
         super().print_report(report)

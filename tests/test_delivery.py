@@ -185,8 +185,8 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: A missed echo does no harm if a later line is echoed.
-# README, Delivery in detail: So after five seconds without an echo, the client resends its newest
-# line once, as a probe. The echo of the probe acknowledges all lines.
+# README, Delivery in detail: In that case, after five seconds without an echo, the client resends
+# its newest line once, as a probe. The echo of the probe acknowledges all lines.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
 # for long
 def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: StartClient) -> None:
@@ -243,9 +243,10 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
 
 
 # README, More differences: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: While 1,000 lines are in flight, the client *pauses* its input
-# README, Delivery in detail: The client keeps up to 1,000 lines *in flight*, which means sent, but
-# not yet acknowledged.
+# README, Delivery in detail: While 1,000 lines are not acknowledged, sent or not, the client
+# *pauses* its input
+# README, Delivery in detail: The client keeps up to 1,000 lines *in flight*: sent, but not yet
+# acknowledged.
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
     # What it prints is not read, and Windows' pipes take 4 kB only.
     script = start_client(bare_server.ports, stdout=subprocess.DEVNULL)

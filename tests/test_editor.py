@@ -119,7 +119,7 @@ OTHERS = {
     "keypad": "\x1bOj\x1bOM\x1bOp",
     "with Shift, Alt or Ctrl": "\x1b[Z\x1b[1;2D\x1b[1;3C\x1b[1;5A\x1b[3;5~\x1b[1;10H\x1b\x1b[D",
     "with Alt, letters": "\x1bx\x1bé\x1b漢\x1b\x7f\x1b\t\x1b1\x1b ",
-    "mouse": "\x1b[M !!\x1b[M#@@\x1b[<0;10;20M\x1b[<0;10;20m\x1b[32;10;20M",
+    "mouse": "\x1b[<0;10;20M\x1b[<0;10;20m\x1b[32;10;20M",
     "bracketed paste": "\x1b[200~\x1b[201~",
     "answers": "\x1b[?62;22c\x1b[12;40R\x1b[?1;2$y\x1b[I",
     "incomplete": "\x1b[1\x00\x1b[ \x00\x1b[\x07",

@@ -89,8 +89,9 @@ def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -
     assert [peer.receive(), peer.receive()] == [message_of("k", "one"), message_of("k", "two")]
 
 
-# README, Output and exit status: If a signal ends the client, the status is 128 plus the number of
-# the signal, such as 130 for Ctrl-C.
+# README, Output and exit status: If a signal ends the client, the status is 128 plus the signal
+# number, such as 130 for Ctrl-C, and the client still reports how many lines may not have been
+# delivered.
 @POSIX
 def test_a_signal_is_in_the_status(server: Script, start_client: Start) -> None:
     """128 and its number, even while a client waits for somebody to read what it prints."""

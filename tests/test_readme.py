@@ -218,7 +218,7 @@ def test_listen_and_notify(page: Page, ann: Peer, command: str, rows: set[str]) 
 
 
 # README, Recipes: Post a log as it grows.
-# README, Recipes: Leave it running after you log out.
+# README, Recipes: Keep a server, or a client, running after you log out.
 def test_a_log_is_posted_even_after_logging_out(page: Page, join: Join) -> None:
     assert FOLLOW.removesuffix(" >/dev/null") in KEEP_CLIENT
 
