@@ -30,6 +30,8 @@ typed below the messages. The parts "The line editor" and "The terminal" are abo
 rest can be read without them.
 """
 
+from __future__ import annotations
+
 import argparse
 import codecs
 import contextlib
@@ -55,13 +57,15 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import termios
+    import tty
 
 Sock = zmq.Socket[bytes]
-# a frame, and the hash of its echo (which takes less memory), or None if our server drops the line
+# the frame, and the hash of its echo, or None if our server drops the line (A hash, since 1,000
+# long echoes would take 16 MB.)
 Line = tuple[bytes, int | None]
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
-MAX_LINE = 16_384  # bytes in a line: the server closes the connection at a longer one
+MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
 WINDOW = 1_000  # lines in flight, at most; the server's queue for the echoes has room for 2,000
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
@@ -79,7 +83,7 @@ CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
-def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Screen") -> None:
+def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
     End when the input has ended and all lines have their echoes, or when check_echoes says so.
@@ -94,7 +98,7 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
             if problem := outbox.add(line):
                 screen.print_problem(problem)
             if not connection.up or outbox.overdue:
-                screen.print_typed(line)  # Its echo, which would show it, may take a while.
+                screen.print_typed(line)  # It has left the editor, and its echo may take a while.
 
         # push it
         if connection.update():  # It has just come up.
@@ -122,14 +126,14 @@ def chat(stdin: "Stdin", connection: "Connection", outbox: "Outbox", screen: "Sc
 # Wait for some input.
 
 
-def wait(connection: "Connection", stdin: "Stdin", reading: bool) -> list[bytes]:
+def wait(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
-    input_end = stdin.loop_end.fileno()  # zmq.select knows sockets of Python by their numbers.
+    number = stdin.receiver.fileno()  # zmq.select knows sockets of Python by their numbers.
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
-        sources.append(input_end)
+        sources.append(number)
     ready, _, _ = zmq.select(sources, [], [], TICK)
-    return stdin.split(stdin.loop_end.recv(READ_SIZE)) if input_end in ready else []
+    return stdin.split(stdin.receiver.recv(READ_SIZE)) if number in ready else []
 
 
 class Stdin:
@@ -139,9 +143,9 @@ class Stdin:
     the loop reads on.
     """
 
-    def __init__(self, splitter: "Splitter | Editor") -> None:
+    def __init__(self, splitter: Splitter | Editor) -> None:
         self.splitter = splitter  # makes lines of what the thread passes on
-        self.loop_end, self.thread_end = socket.socketpair()
+        self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
         self.failed = False  # True if reading failed; what was read before may still be to come
 
@@ -149,10 +153,10 @@ class Stdin:
         """Pass on what read returns, until it returns nothing. This runs in the thread."""
         try:
             while data := read():
-                self.thread_end.sendall(data)
+                self.sender.sendall(data)
         except OSError:
             self.failed = True
-        self.thread_end.close()
+        self.sender.close()
 
     def split(self, data: bytes) -> list[bytes]:
         """Return the lines that data completes, but no empty ones. No data is the end of stdin.
@@ -174,7 +178,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that data completes, and whether stdin has ended: no data means so."""
-        # The end of stdin ends its last line.
+        # The end of stdin ends the last line, too. (If that is empty, split drops it.)
         *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
         self.partial = partial[:MAX_KEPT]
         if lines:
@@ -201,7 +205,7 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
-        self.waiting_since = now  # when it was up last, was made, or was reconnected
+        self.waiting_since = now  # when it was up last; a reconnect resets this
         # Whether the last notice said that it is up; None if there was no notice. A pipe begins
         # with True, so that it gets no notice of its first connection.
         self.announced_up = None if interactive else True
@@ -209,8 +213,8 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. One call may read both a loss and
-        the next handshake. This is a new connection, too: in the delay, up is False.
+        It comes up SLOW_JOINER_DELAY after the last handshake. Even if one call reads both a loss
+        and the next handshake, up is False during this delay. So no new connection is overlooked.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -266,28 +270,29 @@ class Outbox:
     """The lines that are not acknowledged, in the order of the input. lines[:pushed] are in flight.
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
-    order. (Over a new connection, all lines in flight are pushed again. So each connection carries
-    them in order, and without a gap.) An echo is recognized by its text, so a message of the same
-    text is mistaken for it.
+    order. For this, each connection must carry them without a gap, so a new one begins again with
+    the oldest. An echo is recognized by its text, so a message of the same text is mistaken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        # Hashes of lines that were pushed again. If the first echo has acknowledged the line, the
-        # second one still shows that the server is at work: it may take long to publish all again.
+        # The hashes of lines that were in flight when a connection broke. They may be echoed twice.
+        # The second echo acknowledges nothing, but resets the clocks: over a link that takes 20
+        # lines a second, 1,000 lines need 50 seconds to come again.
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        self.since_echo = 0.0  # seconds without an echo; a new connection does not reset this
-        self.probe_timer = ECHO_TIMEOUT  # seconds until a probe; each push and echo restarts it
-        self.last_turn = time.monotonic()  # when these two were updated
+        # Two clocks, in seconds, that run while lines wait: see pass_time.
+        self.since_echo = 0.0  # since the last echo
+        self.idle = 0.0  # since the last echo or push
+        self.last_turn = time.monotonic()  # when they were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
 
-        A problem begins with its kind and a colon, see Screen.print_problem. A line that our server
+        A problem begins with its kind and a colon: see Screen.print_problem. A line that our server
         would drop is added as well: another server may publish it.
         """
         frame, problem = line, ""
@@ -316,7 +321,7 @@ class Outbox:
             while self.pushed < min(WINDOW, len(self.lines)):
                 frame, echo_hash = self.lines[self.pushed]
                 push.send(frame, zmq.NOBLOCK)
-                self.probe_timer = ECHO_TIMEOUT
+                self.idle = 0.0
                 if echo_hash is None:  # No echo will come.
                     del self.lines[self.pushed]
                     self.undelivered += 1
@@ -332,7 +337,7 @@ class Outbox:
                 del waiting[: waiting.index(echo_hash) + 1]
             elif echo_hash not in self.resent:
                 continue  # It is somebody else's message.
-            self.since_echo, self.probe_timer, self.overdue = 0.0, ECHO_TIMEOUT, False
+            self.since_echo, self.idle, self.overdue = 0.0, 0.0, False
         del self.lines[: self.pushed - len(waiting)]
         self.pushed = len(waiting)
         if not self.lines:
@@ -344,17 +349,17 @@ class Outbox:
         self.pushed = 0
 
     def probe(self, push: Sock) -> None:
-        """Push the newest line again, if the probe timer has run out. Its echo acknowledges all.
+        """Push the newest line again, if idle for ECHO_TIMEOUT. Its echo acknowledges all lines.
 
         This is for echoes that were missed: the subscription took effect late, or stdout was
         blocked for so long that the server dropped messages for this client. It is TCP's tail loss
         probe (RFC 8985). While input is read, the next line does the same, so there is no probe.
         """
-        if self.pushed and self.probe_timer <= 0:
+        if self.pushed and self.idle >= ECHO_TIMEOUT:
             frame, _ = self.lines[self.pushed - 1]
             with contextlib.suppress(zmq.Again):
                 push.send(frame, zmq.NOBLOCK)
-                self.probe_timer = math.inf  # One probe is enough, until the next push or echo.
+                self.idle = -math.inf  # One probe is enough, until the next echo or push.
 
     def give_up(self) -> None:
         """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
@@ -364,7 +369,7 @@ class Outbox:
         self.since_echo = 0.0
 
     def pass_time(self, running: bool) -> None:
-        """Update since_echo and probe_timer, if time is running."""
+        """Update the clocks, if they are running."""
         now = time.monotonic()
         # A longer turn means that this process was suspended, or that stdout was blocked.
         seconds = min(now - self.last_turn, 2 * TICK)
@@ -373,7 +378,7 @@ class Outbox:
             self.since_echo = 0.0
         elif running:
             self.since_echo += seconds
-            self.probe_timer -= seconds
+            self.idle += seconds
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
@@ -389,19 +394,17 @@ class Outbox:
 # Act if no echo comes.
 
 
-def check_echoes(outbox: Outbox, connection: Connection, screen: "Screen", reading: bool) -> bool:
+def check_echoes(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-    While input is read (time without a connection does not count then):
-    - after 5 seconds without an echo: print a notice, if interactive;
-    - after 30 seconds: give up the lines in flight, and go on. This may be a server that publishes
+    After 5 seconds without an echo, print a notice, if interactive. Besides, while input is read:
+    - after 30 seconds, give up the lines in flight, and go on. This may be a server that publishes
       lines in another form.
-
     When the input has ended, or the outbox is full:
-    - after 5 seconds: print the same notice;
-    - after 5 seconds without an echo or a push: probe, if the connection is up;
-    - after 30 seconds without an echo (8, if there never was a connection): end.
+    - after 5 seconds without an echo or a push, probe, if the connection is up;
+    - after 30 seconds without an echo (8, if there never was a connection), end.
     """
+    # While input is read, time without a connection does not count.
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
         outbox.overdue = True
@@ -648,8 +651,7 @@ class Editor:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        first, *_ = re.findall(pattern, letters)  # at the start, and maybe empty
-        return self.cursor + step * len(first)
+        return self.cursor + step * len(re.findall(pattern, letters)[0])
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -660,8 +662,8 @@ class Editor:
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
         reserved = sum(map(width, fit(after, columns // 4))) + 1  # one column is for the cursor
-        before = fit(before[::-1], columns - reserved)[::-1]  # its end
-        after = fit(after, columns - sum(map(width, before)))
+        before = fit(before[::-1], columns - reserved)[::-1]  # its last characters
+        after = fit(after, columns - sum(map(width, before)))  # all that is left
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
 
@@ -707,11 +709,11 @@ def fit(line: list[str], columns: int) -> list[str]:
 CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
 KEY = re.compile(
     rf"""
-    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | \[\[ | O[0-9;]* )? \Z )  # the rest is to be read
+    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | \[\[ | O[0-9;]* )? \Z )  # its rest has not come yet
     | \x1b+ \[\[.                    # a function key of the Linux console
     | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # any other control sequence, valid or not: Delete, ...
     | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a late answer to the program before this
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a late answer to a program before
     | \x1b+ .                       # a key with Alt
     | [^\x00-\x08\x0a-\x1f\x7f]+    # text
     | .                             # any other control character
@@ -766,14 +768,12 @@ if sys.platform != "win32":
             if self.in_background():
                 # Suspend until fg. The settings are now those of another job, not the shell's.
                 signal.raise_signal(signal.SIGTTOU)
-            self.shell_settings = termios.tcgetattr(0)
-            iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self.shell_settings
+            self.shell_settings, self.editor_settings = termios.tcgetattr(0), termios.tcgetattr(0)
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
-            lflag &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
-            lflag |= termios.NOFLSH  # else Ctrl-Z drops output that is queued
-            cc = [*cc]  # a copy, since shell_settings keeps the other
-            cc[termios.VMIN], cc[termios.VTIME] = 1, 0
-            self.editor_settings = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
+            self.editor_settings[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+            self.editor_settings[tty.LFLAG] |= termios.NOFLSH  # else Ctrl-Z drops queued output
+            self.editor_settings[tty.CC][termios.VMIN] = 1
+            self.editor_settings[tty.CC][termios.VTIME] = 0
             self.suspend_requested = False  # by Ctrl-Z
             if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:  # else, Ctrl-Z is ignored
                 signal.signal(signal.SIGTSTP, self.request_suspend)
@@ -785,10 +785,6 @@ if sys.platform != "win32":
             except OSError:  # Under setsid, no shell shares the terminal.
                 return False
 
-        def read_waiting(self) -> bytes:
-            """Return what has been typed already, or nothing."""
-            return self.read() if zmq.select([0], [], [], 0)[0] else b""
-
         def read(self) -> bytes:
             """Wait for keys, and return them. Return nothing at the end of the input."""
             return os.read(0, READ_SIZE)
@@ -799,7 +795,7 @@ if sys.platform != "win32":
                 termios.tcsetattr(0, termios.TCSANOW, self.editor_settings)
 
         def restore(self) -> None:
-            """Restore the shell's settings, unless this runs in the background: others are set."""
+            """Restore the shell's settings, unless another job has the terminal."""
             if not self.in_background():
                 with contextlib.suppress(termios.error):
                     termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
@@ -812,9 +808,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Use the default handlers until set_up returns: SIGTSTP's suspends the process. The
-            # others are for bg instead of fg. In the background, set_up suspends the process again,
-            # and kill would do nothing, since handlers in Python cannot run while set_up waits.
+            # Use the default handlers until set_up returns. SIGTSTP's suspends the process. The
+            # others are for bg instead of fg: in the background, using the terminal suspends the
+            # process again, before a handler in Python can run, so kill would do nothing.
             # (SIG_DFL and SIG_IGN are not callable.)
             handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
             for signum in handlers:
@@ -840,10 +836,6 @@ else:
 
         def set_up(self) -> None:
             """Set nothing."""
-
-        def read_waiting(self) -> bytes:
-            """Return nothing. The console has not shown what was typed, so read may return it."""
-            return b""
 
         def restore(self) -> None:
             """Restore nothing."""
@@ -918,7 +910,7 @@ class EditorScreen(Screen):
         super().close(report)
 
     def print_report(self, report: str) -> None:
-        """Leave the row, unless it is empty, and print a last notice, if there is one."""
+        """Move below the row, if it has text, and print a last notice, if there is one."""
         with contextlib.suppress(OSError):
             os.write(1, (RESET + WRAP + ("\n" if self.editor.line else "")).encode())
         super().print_report(report)
@@ -979,7 +971,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
-        sock.set(zmq.IPV6, int(ipv6))  # With it, a name may become an IPv6 address only.
+        sock.set(zmq.IPV6, int(ipv6))  # With it, names would become IPv6 addresses.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
         sock.set(zmq.TCP_KEEPALIVE, 1)  # detects a vanished server when idle
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds; with 5 probes, 20 in all
@@ -1011,7 +1003,7 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 
 def host(text: str) -> str:
     """Return a HOST. Raises ArgumentTypeError if it is not one, with what to write instead."""
-    if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):
+    if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):  # HOST:PORT
         name = text.rpartition(":")[0] or "HOST"
         raise argparse.ArgumentTypeError(f"write {name} --push-port PORT --sub-port PORT")
     name_or_ipv4 = r"[a-zA-Z0-9][\w.-]*"
@@ -1046,16 +1038,11 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start_reading(screen: Screen, outbox: Outbox) -> Stdin:
+def start_reading(screen: Screen) -> Stdin:
     """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
     if isinstance(screen, EditorScreen):
         stdin, read = Stdin(screen.editor), screen.terminal.read
         screen.terminal.set_up()
-        if typed_before := screen.terminal.read_waiting():
-            # The kernel has already shown this, so do not print these lines.
-            for line in stdin.split(typed_before):
-                if problem := outbox.add(line):
-                    screen.print_problem(problem)
     else:
         stdin, read = Stdin(Splitter()), functools.partial(os.read, 0, READ_SIZE)
         if sys.platform == "win32":  # os.read would return text in the console's code page.
@@ -1075,7 +1062,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     connection = Connection(push, sub, options.host, screen.interactive)
     sub.connect(f"tcp://{options.host}:{options.sub_port}")
     push.connect(f"tcp://{options.host}:{options.push_port}")
-    stdin = start_reading(screen, outbox)
+    stdin = start_reading(screen)
     chat(stdin, connection, outbox, screen)
     # Give libzmq a second to send lines that were pushed. In a thread, as a name lookup may hang.
     run_for(1, context.destroy, 1_000)

@@ -19,13 +19,15 @@ the server waits, PULL's queues fill, and then the clients wait, too.
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
 - while the server runs, a subscriber loses messages only if it stalls: its queue is full, and it
-  takes longer than 2 seconds (or less, after recent stalls) to read half of the queue. Then the
-  chat goes on without it, until it has read that half;
+  does not read half of the queue within a timeout (2 seconds, shorter after recent stalls). Then
+  the chat goes on without it, until it has read that half, or is disconnected;
 - a shutdown takes less than 3 seconds. What cannot be published and received by then is lost;
 - characters that could control a terminal are escaped.
 
 The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -51,7 +53,7 @@ IDLE_TIMEOUT = 0.2  # seconds without a line until the chat is idle
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
-def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
+def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
     The time left is infinite until a signal sets a deadline. After that, stop once the chat is
@@ -59,14 +61,11 @@ def serve(pull: Sock, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
-        if lines := receive(pull):
-            publisher.publish(chat_messages(lines, log))
-        elif shutdown.requested:
+        lines = receive(pull)
+        if shutdown.requested and not lines:
             break
-        else:
-            # libzmq frees the queues of departed subscribers only during calls on PUB, such as a
-            # send. The chat is idle, so make another call.
-            pub.get(zmq.EVENTS)
+        publisher.publish(chat_messages(lines, log))
+        pub.get(zmq.EVENTS)  # Only calls on PUB let libzmq free the queues of departed subscribers.
 
 
 # Receive.
@@ -91,7 +90,7 @@ def receive(pull: Sock) -> list[bytes]:
 # Turn lines into messages.
 
 
-def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
+def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, the text in cyan.
 
     Invalid lines are dropped, and reported.
@@ -99,7 +98,7 @@ def chat_messages(lines: list[bytes], log: "Log") -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, find_simple(lines), strict=True):
         try:
-            if not user:  # The line is not simple (or its user is empty).
+            if not user:  # The line is not simple. (Or its user is empty: parse finds that, too.)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -128,10 +127,9 @@ def parse(line: bytes) -> tuple[str, str]:
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
-# Characters that could control the terminal of a subscriber, or are not valid, are escaped. All
-# others are safe: TAB, printable ASCII, and what is beyond ASCII, except for control characters (to
-# U+9F), line separators (U+2028 and U+2029), direction overrides (U+202A to U+202E, U+2066 to
-# U+2069) and lone surrogates (U+D800 to U+DFFF).
+# What is escaped could control a terminal: control characters (except TAB), line separators (U+2028
+# and U+2029) and direction overrides (U+202A to U+202E, U+2066 to U+2069). Or UTF-8 cannot encode
+# it: lone surrogates (U+D800 to U+DFFF). These are the ranges of the rest, for use in STRING, too.
 SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
 
@@ -142,8 +140,8 @@ def sanitize(text: str) -> str:
 
 
 # A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
-# its strings need no unescaping and no escaping. LINE matches any line: with two groups, the user
-# and the text, if it is simple, or else with .* and two empty groups.
+# its strings need no unescaping and no escaping. findall gives one pair for each line: the user and
+# the text if the line is simple. Any other line matches .* instead, and its pair is ("", "").
 STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # no quote, backslash or TAB
 LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
@@ -158,13 +156,14 @@ def find_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     # Invalid UTF-8 becomes lone surrogates, so such a line is not simple.
     pairs = LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # A line that holds "\n" gives more than one pair. Then all of these lines need parse.
+    # JSON may hold "\n". Such a line gives more than one pair. Then all of these lines need parse.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
 
-compiled_send = zmq.backend.Socket.send  # send without pyzmq's Python wrapper: twice as fast
+# send without pyzmq's Python wrapper, which takes as long as send itself (recv has no wrapper)
+compiled_send = zmq.backend.Socket.send
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
 RECOVERY_TIME = 20.0  # seconds without a stall until the longest wait is allowed again
@@ -177,7 +176,8 @@ class Publisher:
     has read half of it, 1,000 messages. So a slow subscriber sets the pace of the chat.
 
     If this takes longer than a timeout, the subscriber has stalled. Then one send without NODROP
-    drops the message for it, and libzmq skips it in all later sends, until it has read that half.
+    drops the message for it. From then on, no send waits for it: libzmq skips it, even with NODROP,
+    until it has read that half.
 
     There is one timeout for all subscribers, and each stall halves it. Thus the first stall delays
     the chat by 2 seconds, the next by 1, then 0.5, and so on down to MIN_TIMEOUT. RECOVERY_TIME
@@ -185,7 +185,7 @@ class Publisher:
     is merely slow may count as stalled, too.
     """
 
-    def __init__(self, pub: Sock, shutdown: "Shutdown", log: "Log") -> None:
+    def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.timeout = SUBSCRIBER_TIMEOUT
         self.stalled_at = 0.0  # the time of the last stall
@@ -254,15 +254,15 @@ class Log:
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
                 suffix = f": {detail}" if detail else ""
-                entry = f"server.py: {text}{times}{suffix}\n"
+                entry = f"server.py: {text}{times}{suffix}{os.linesep}"
                 with contextlib.suppress(OSError):
                     os.write(2, entry.encode(errors="backslashreplace"))
 
 
 # Start and shut down.
 
-# Seconds for the loop after a signal. If the signal interrupts a wait for a subscriber, pyzmq
-# starts it from the beginning. After it, leave time for one receive, and 0.1 seconds to spare.
+# Seconds for the loop after a signal. At worst, the signal interrupts a wait for a subscriber, and
+# pyzmq starts this wait from the beginning. Then one receive follows. 0.1 seconds are to spare.
 SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
@@ -287,13 +287,13 @@ class Shutdown:
 
     def time_left(self) -> float:
         """Return the seconds until the deadline."""
-        return max(0, self.deadline - time.monotonic())
+        return max(0, self.deadline - time.monotonic())  # To libzmq, -1 means without limit.
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the deadline, and block further signals: each would restart a wait.
 
-        An exception instead, such as Python's own for Ctrl-C, could strike between receiving a line
-        and publishing it, and lose the line.
+        Do not raise an exception, as Python's own handler for Ctrl-C does. It could strike between
+        receiving a line and publishing it, and lose the line.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
@@ -318,8 +318,8 @@ def open_standard_streams() -> None:
 
     Otherwise, a socket could get the number of stderr, and the log would be written to it.
     """
-    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
-        pass
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # It took the lowest free number, which is that of a standard stream. It stays open.
     os.close(file)
 
 
@@ -373,27 +373,25 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that has vanished for 20 seconds. When idle: after 10 seconds, and 5
-        # probes, 2 seconds apart. When data wait to be sent: after 20,000 milliseconds. (On Linux,
-        # TCP_MAXRT also disconnects a subscriber that is connected, but reads nothing for so long.)
+        # Disconnect a peer that has vanished for 20 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
-        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-        sock.set(zmq.TCP_MAXRT, 20_000)
-    overhead = 33 if keys else 0  # bytes that CURVE adds to a frame, and MAXMSGSIZE counts
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # when idle: after 10 seconds,
+        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)  # and 5 probes,
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)  # 2 seconds apart
+        sock.set(zmq.TCP_MAXRT, 20_000)  # when it does not take data; on Linux, also if it is there
+    overhead = 33 if keys else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
-    # Subscriptions come to PUB as messages do to PULL. A send first processes all that are queued,
-    # so queue only one: a flood of them would delay the chat.
+    # PUB receives, too: subscriptions. A send first processes all that are queued. A flood of them
+    # would delay the chat, so queue only one for each client.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    # The kernel reports room in its buffer only when a good part of it is free. If it were large, a
-    # slow subscriber would free this part so rarely that it would look stalled.
+    # The kernel reports room in its buffer only when a good part of the buffer is free. In a large
+    # buffer, a slow subscriber frees this part so rarely that it would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
 
@@ -468,6 +466,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: while Python ends, it restores the default handlers, and one more signal would
-    # change the status. It would also wait for the context, which main does not close if it fails.
+    # Not sys.exit. It would restore the default handlers, and then one more signal would change the
+    # status. And it would wait for the context, which main leaves open if it fails.
     os._exit(main())

@@ -234,7 +234,7 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
             outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())])
         outbox.push_to(push)
         outbox.probe(push)
-        outbox.probe_timer -= client.ECHO_TIMEOUT
+        outbox.idle += client.ECHO_TIMEOUT
         outbox.probe(push)
         for text in pushed:
             assert pull.recv(zmq.NOBLOCK) == line_of("k", text)
@@ -243,8 +243,7 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
 
 
 # README, More differences: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: While 1,000 lines are not acknowledged, sent or not, the client
-# *pauses* its input
+# README, Delivery in detail: The client *pauses* its input while 1,000 lines are not acknowledged
 # README, Delivery in detail: The client keeps up to 1,000 lines *in flight*: sent, but not yet
 # acknowledged.
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
@@ -372,7 +371,7 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
 
 # README, Delivery in detail: How long the client waits for an echo depends on its input and on the
 # connection.
-# README, Delivery in detail: was never up | 8 seconds | exits with status 1
+# README, Delivery in detail: has never been up | 8 seconds | exits with status 1
 @slow
 @LINUX
 def test_lines_are_given_up_after_8_seconds(
@@ -425,11 +424,11 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
     assert 8 < time.monotonic() - began < 15
 
 
-# README, Delivery in detail: is up, or was up before | 30 seconds | exits with status 1
+# README, Delivery in detail: has been up | 30 seconds | exits with status 1
 # README, Delivery in detail: is down | until the server is up
 # README, Delivery: With status 1, the client reports how many lines may not have been delivered.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
-# acknowledged.
+# acknowledged
 # README, Delivery in detail: Time in which the client is suspended, or its stdout is blocked, does
 # not count.
 @slow
@@ -494,7 +493,7 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
 
 
 # README, What it adds to the original: After a broken connection or a server restart, the client
-# resends the lines that still wait for their echo.
+# resends the lines that still wait for their echo
 @slow
 @pytest.mark.parametrize("link", [(0, 0.05, 64_000), (0.1, 0.1, math.inf)], ids=["slow", "lossy"])
 def test_the_link_may_be_slow_or_lose_packets(

@@ -83,7 +83,7 @@ def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, nam
     assert contents(tmp_path) == {tmp_path / "sub": False}
 
 
-# README, Keys: Without `chat.key`, nobody can read or post, or crash the server
+# README, Keys: Somebody who has no `chat.key` can neither read nor post, nor crash the server
 @pytest.mark.parametrize("served", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("of_server", "of_client"),

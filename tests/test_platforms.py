@@ -72,7 +72,7 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
         return reads.pop(0)
 
     stdin.pass_on(read)
-    assert [stdin.split(data) for data in (stdin.loop_end.recv(100), b"")] == [[b"one"], []]
+    assert [stdin.split(data) for data in (stdin.receiver.recv(100), b"")] == [[b"one"], []]
     assert stdin.ended
 
 

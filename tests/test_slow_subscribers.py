@@ -34,10 +34,10 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 
 # README, More differences: the server slows down to the pace of its subscribers
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
-# not longer than a timeout, normally two seconds. A subscriber that manages this loses nothing, and
-# the chat runs at its pace.
-# README, Slow subscribers: Reading 3,000 messages a second is fast enough (4,000, if they are
-# shorter than 30 bytes).
+# not longer than a timeout, normally two seconds. A subscriber that keeps up in this way loses
+# nothing, and the chat runs at its pace.
+# README, Slow subscribers: Reading 3,000 messages a second is fast enough (4,000 if they are
+# shorter than 30 bytes
 @pytest.mark.parametrize(
     ("subscribers", "count", "rate", "part"),
     [
@@ -95,7 +95,7 @@ def test_a_stalled_subscriber_loses_messages_until_half_is_read(server: Script, 
     assert 2_000 <= len(old) / size < 2_700
 
 
-# README, Slow subscribers: Each stall, of whichever subscriber, halves it, down to 50 ms.
+# README, Slow subscribers: Each stall, by any subscriber, halves it, down to 50 ms.
 # README, Slow subscribers: After 20 seconds without a stall, the timeout is two seconds again.
 @pytest.mark.parametrize(("pause", "second_delay"), [(0, 1), pytest.param(20, 2, marks=slow)])
 def test_stalls_halve_the_wait(server: Script, join: Join, pause: float, second_delay: int) -> None:

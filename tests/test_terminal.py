@@ -165,7 +165,7 @@ def test_the_server_is_late_and_restarts(open_terminal: Open, start_server: Star
 def test_typing_before_the_client_is_up(open_terminal: Open, bare_server: BareServer) -> None:
     ken = open_terminal("sh", "-c", f"read -r line; exec {shlex.join(command(bare_server.ports))}")
     ken.type("start\rearly\rhalf")
-    ken.wait_rows("start", "early", CONNECTED, "half")
+    ken.wait_rows("start", "early", "early", CONNECTED, "half")
     ken.wait_cursor("half", 4)
     assert bare_server.receive_all() == [line_of("ken", "early")]
 

@@ -66,7 +66,7 @@ def test_input_that_is_not_utf_8_is_reported_once(server: Script, run_client: Ru
     assert done.returncode == 0
 
 
-# README, What it adds to the original: **You type text**, with `--user NAME`, instead of JSON.
+# README, What it adds to the original: **You type text instead of JSON**, with `--user NAME`.
 # README, Options: send what you type as `{"user": NAME, "message": TEXT}`
 @given(st.text(), st.binary())
 @example('k "q"', b'say "hi" \\ \t')

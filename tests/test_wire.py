@@ -96,8 +96,9 @@ def test_a_line_is_published_or_dropped_whatever_comes_with_it(lines: list[bytes
     assert reports == [report for line in lines for report in messages_of(line)[1]]
 
 
-# README, Differences from the original: This server publishes the same bytes as the original server
-# if `user` is a string or a whole number, `message` is a string, and nothing has to be escaped.
+# README, Differences from the original: For a line that is valid JSON in UTF-8, whose `user` is a
+# string or a whole number and whose `message` is a string, this server publishes the same bytes as
+# the original server, unless something has to be escaped.
 @given(TEXT | st.integers(), TEXT)
 def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -> None:
     payload = {"user": user, "message": message}
