@@ -76,8 +76,8 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
     assert stdin.ended
 
 
-# README, Delivery in detail: If stdout is closed, as by `| head -1`, the client reads no more input
-# and waits for the last echo.
+# README, Delivery in detail: If stdout is closed, as by `| head -1`, the client drops the rest of
+# the input, and waits for the last echo.
 def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -> None:
     peer = join(server.ports)
     script = start_client(server.ports)
@@ -91,7 +91,7 @@ def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -
 
 # README, Output and exit status: If a signal ends the client, the status is 128 plus the signal
 # number, such as 130 for Ctrl-C, and the client still reports how many lines may not have been
-# delivered.
+# delivered
 @POSIX
 def test_a_signal_is_in_the_status(server: Script, start_client: Start) -> None:
     """128 and its number, even while a client waits for somebody to read what it prints."""

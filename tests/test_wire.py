@@ -129,6 +129,7 @@ def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> Non
 # README, Differences from the original: `> message` | drops it and logs why
 # README, Differences from the original: JSON in Latin-1, or with comments
 # README, More differences: an empty line from another program
+# README, Limits: JSON that is nested too deeply is dropped.
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_line_is_dropped_with_its_reason(name: str) -> None:
     line, reason = DROPPED[name], TOO_LONG if name == TOO_LONG else NOT_JSON
