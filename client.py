@@ -10,7 +10,7 @@ this frame, and publishes.
 
 Out: the frame of a line is the line, as it was typed; with --user, JSON: {"user": NAME, "message":
      line}.
-In:  a message is one frame, UTF-8. Control characters other than colours and TABs are escaped.
+In:  a message is one frame, UTF-8. This client escapes control characters, except colours and TABs.
 
 The loop is the talk's, slides 8 to 14, but messages appear without pressing Enter.
 
@@ -60,8 +60,8 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
-# the frame, and the hash of its echo, or None if our server drops the line (A hash, since 1,000
-# long echoes would take 16 MB.)
+# the frame, and the hash of its echo, or None if our server drops the line; only a hash, as the
+# echoes of 1,000 long lines can take 64 MB
 Line = tuple[bytes, int | None]
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
@@ -76,7 +76,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # the time until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -128,7 +128,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
 
 def wait(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
-    number = stdin.receiver.fileno()  # zmq.select knows sockets of Python by their numbers.
+    number = stdin.receiver.fileno()  # zmq.select returns a Python socket as its number.
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
         sources.append(number)
@@ -205,16 +205,16 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
-        self.waiting_since = now  # when it was up last; a reconnect resets this
-        # Whether the last notice said that it is up; None if there was no notice. A pipe begins
-        # with True, so that it gets no notice of its first connection.
+        self.down_since = now  # when it was up last, or was reconnected last
+        # What the last notice said: up, or not; None if there was none. A pipe begins with True, so
+        # that it gets no notice of its first connection.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. Even if one call reads both a loss
-        and the next handshake, up is False during this delay. So no new connection is overlooked.
+        It comes up SLOW_JOINER_DELAY after the last handshake. This delay also makes a brief loss
+        visible: if one call reads both the loss and the next handshake, up is False for the delay.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -229,9 +229,9 @@ class Connection:
                     self.missing.add(sock)
         self.up = not self.missing and now >= self.ready_at
         if self.up:
-            self.ever_up, self.waiting_since = True, now
-        elif now >= self.waiting_since + RETRY_INTERVAL:
-            self.waiting_since = now
+            self.ever_up, self.down_since = True, now
+        elif now >= self.down_since + RETRY_INTERVAL:
+            self.down_since = now
             self.reconnect()
         return self.up and not was_up
 
@@ -252,7 +252,7 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.waiting_since + NOTICE_DELAY:
+        if not self.missing or time.monotonic() < self.down_since + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
@@ -278,13 +278,13 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        # The hashes of lines that were in flight when a connection broke. They may be echoed twice.
-        # The second echo acknowledges nothing, but resets the clocks: over a link that takes 20
-        # lines a second, 1,000 lines need 50 seconds to come again.
-        self.resent: set[int | None] = set()
+        # Hashes of lines that were in flight when a connection broke, so they may be echoed twice.
+        # The second echo acknowledges nothing, but shows that the server is at work. New lines must
+        # wait for 1,000 of these, which take 50 seconds over a link with 20 lines a second.
+        self.resent: set[int | None] = set()  # never None: such a line is not in flight
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        # Two clocks, in seconds, that run while lines wait: see pass_time.
-        self.since_echo = 0.0  # since the last echo
+        # Two clocks, in seconds: see check_echoes.
+        self.since_echo = 0.0  # since the last echo, or since lines began to wait
         self.idle = 0.0  # since the last echo or push
         self.last_turn = time.monotonic()  # when they were updated
         self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
@@ -292,7 +292,7 @@ class Outbox:
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
 
-        A problem begins with its kind and a colon: see Screen.print_problem. A line that our server
+        What precedes its first colon is its kind: see Screen.print_problem. A line that our server
         would drop is added as well: another server may publish it.
         """
         frame, problem = line, ""
@@ -349,7 +349,9 @@ class Outbox:
         self.pushed = 0
 
     def probe(self, push: Sock) -> None:
-        """Push the newest line again, if idle for ECHO_TIMEOUT. Its echo acknowledges all lines.
+        """Push the newest line in flight again, if idle for ECHO_TIMEOUT.
+
+        Its echo acknowledges all lines in flight.
 
         This is for echoes that were missed: the subscription took effect late, or stdout was
         blocked for so long that the server dropped messages for this client. It is TCP's tail loss
@@ -359,7 +361,7 @@ class Outbox:
             frame, _ = self.lines[self.pushed - 1]
             with contextlib.suppress(zmq.Again):
                 push.send(frame, zmq.NOBLOCK)
-                self.idle = -math.inf  # One probe is enough, until the next echo or push.
+                self.idle = -math.inf  # until the next echo or push: one probe is enough
 
     def give_up(self) -> None:
         """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
@@ -397,14 +399,15 @@ class Outbox:
 def check_echoes(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return False if the chat should end.
 
-    After 5 seconds without an echo, print a notice, if interactive. Besides, while input is read:
+    The clocks run while lines wait, but not while input is read without a connection.
+
+    After 5 seconds without an echo, print a notice, if interactive. Then, while input is read:
     - after 30 seconds, give up the lines in flight, and go on. This may be a server that publishes
       lines in another form.
     When the input has ended, or the outbox is full:
     - after 5 seconds without an echo or a push, probe, if the connection is up;
     - after 30 seconds without an echo (8, if there never was a connection), end.
     """
-    # While input is read, time without a connection does not count.
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
         outbox.overdue = True
@@ -530,7 +533,7 @@ class Screen:
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line whose echo may take a while. Here, do nothing: it is where it was typed."""
+        """Print a line whose echo may take a while. Here, the terminal has shown it already."""
 
     def write(self, texts: list[str], stream: TextIO) -> None:
         """Write texts, each on a line of its own. Raises OSError."""
@@ -600,7 +603,7 @@ class Editor:
                 return lines, True
             elif edit := EDITS.get(key):
                 edit(self)
-            elif key[0] == "\t" or key[0] >= " ":  # text; other keys do nothing
+            elif key[0] == "\t" or key[0] >= " ":  # a run of text; other keys do nothing
                 self.insert(key)
         return lines, not data
 
@@ -621,7 +624,7 @@ class Editor:
 
     def delete(self, index: int) -> str:
         """Delete the text between the cursor and an index. Return it."""
-        start, end = sorted((self.cursor, min(max(index, 0), len(self.line))))
+        start, end = sorted((self.cursor, max(index, 0)))
         deleted = "".join(self.line[start:end])
         del self.line[start:end]
         self.cursor = start
@@ -651,7 +654,7 @@ class Editor:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        return self.cursor + step * len(re.findall(pattern, letters)[0])
+        return self.cursor + step * len(re.findall(pattern, letters)[0])  # "" at least
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -661,7 +664,8 @@ class Editor:
         itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
-        reserved = sum(map(width, fit(after, columns // 4))) + 1  # one column is for the cursor
+        # A quarter is for what follows, or less if that is shorter, and a column for the cursor.
+        reserved = sum(map(width, fit(after, columns // 4))) + 1
         before = fit(before[::-1], columns - reserved)[::-1]  # its last characters
         after = fit(after, columns - sum(map(width, before)))  # all that is left
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
@@ -673,7 +677,7 @@ def characters(text: str) -> list[str]:
     A mark, a skin tone, a zero width joiner (U+200D), and what follows one, join what is before.
     """
     found: list[str] = []
-    for char in text:
+    for char in text:  # each code point
         is_mark = unicodedata.category(char)[0] == "M" or "\U0001f3fb" <= char <= "\U0001f3ff"
         if found and (is_mark or "\u200d" in (char, found[-1][-1])):
             found[-1] += char
@@ -691,7 +695,7 @@ def width(character: str) -> int:
     """Return the columns that a character takes. Where terminals differ, return the most."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in character)
     marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)
-    emoji = character.count("\ufe0f")  # It makes a narrow character an emoji, which is wide.
+    emoji = character.count("\ufe0f")  # This mark makes a narrow character a wide emoji.
     return len(character) - marks + wide + emoji
 
 
@@ -706,14 +710,14 @@ def fit(line: list[str], columns: int) -> list[str]:
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt.
-CONTROL_SEQUENCE = r"\[ [0-?]* [ -/]*"  # without its last character (ECMA-48)
+# A control sequence without its last character (ECMA-48); with [[, a key of the Linux console.
+CONTROL_SEQUENCE = r"\[ \[? [0-?]* [ -/]*"
 KEY = re.compile(
     rf"""
-    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | \[\[ | O[0-9;]* )? \Z )  # its rest has not come yet
-    | \x1b+ \[\[.                    # a function key of the Linux console
-    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # any other control sequence, valid or not: Delete, ...
+    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | O[0-9;]* )? \Z )  # its rest has not come yet
+    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # Delete, ...; valid or not
     | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # a late answer to a program before
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # an answer to an earlier program
     | \x1b+ .                       # a key with Alt
     | [^\x00-\x08\x0a-\x1f\x7f]+    # text
     | .                             # any other control character
@@ -808,10 +812,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Use the default handlers until set_up returns. SIGTSTP's suspends the process. The
-            # others are for bg instead of fg: in the background, using the terminal suspends the
-            # process again, before a handler in Python can run, so kill would do nothing.
-            # (SIG_DFL and SIG_IGN are not callable.)
+            # Until set_up returns, all signals have their default handlers. The default handler of
+            # SIGTSTP suspends the process. Those of the others matter after bg: in the background,
+            # using the terminal suspends the process again, before a handler in Python can run. So
+            # kill would do nothing. (SIG_DFL and SIG_IGN are not callable.)
             handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
@@ -821,7 +825,7 @@ if sys.platform != "win32":
                 signal.signal(signum, handler)
 
 else:
-    # What follows a NUL or 0xE0 from getwch, and what other terminals send for the key.
+    # The second character of a special key, and what other terminals send for the key.
     CONSOLE_KEYS = {
         # Up, Down, Left, Right, Home, End
         "H": "\x1b[A", "P": "\x1b[B", "K": "\x1b[D", "M": "\x1b[C", "G": "\x1b[H", "O": "\x1b[F",
@@ -850,8 +854,8 @@ else:
             while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
-                    # Is this the first half of a special key, or is 0xE0 the letter à? ungetwch
-                    # fails if a second half is waiting.
+                    # This is the first half of a special key, whose second half is waiting. Then
+                    # ungetwch fails. Or it is the letter à (0xE0).
                     try:
                         msvcrt.ungetwch(char)
                     except OSError:
@@ -925,9 +929,9 @@ def make_screen(color: str) -> Screen:
     colorama.just_fix_windows_console()
     wrapped = sys.stdout is not stdout  # by colorama, for a console without escape codes
     has_escapes = not wrapped and os.environ.get("TERM") != "dumb"
-    auto = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
+    auto_color = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
     kind = EditorScreen if is_terminal(0) and is_terminal(1) and has_escapes else Screen
-    return kind(color == "always" or (color == "auto" and auto))
+    return kind(color == "always" or (color == "auto" and auto_color))
 
 
 def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:

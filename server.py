@@ -14,7 +14,8 @@ Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cy
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
 PULL's recv waits for a line. When the queue of a subscriber is full, PUB's send would drop the
 message for it, but with the option NODROP it waits. So a slow subscriber slows down the chat: while
-the server waits, PULL's queues fill, and then the clients wait, too.
+the server waits, PULL's queues fill, and then the clients wait, too. (A full queue takes messages
+again once half of it has been read.)
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
@@ -36,6 +37,7 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -56,8 +58,8 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
-    The time left is infinite until a signal sets a deadline. After that, stop once the chat is
-    idle, or once too little time is left for receive, which may wait for IDLE_TIMEOUT.
+    Without a signal, this loops forever: the time left is infinite. After a signal, it goes on with
+    what still arrives, until receive returns nothing, or may not return before the deadline.
     """
     publisher = Publisher(pub, shutdown, log)
     while shutdown.time_left() > IDLE_TIMEOUT:
@@ -65,7 +67,9 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         if shutdown.requested and not lines:
             break
         publisher.publish(chat_messages(lines, log))
-        pub.get(zmq.EVENTS)  # Only calls on PUB let libzmq free the queues of departed subscribers.
+        # libzmq frees the queues of departed subscribers only during calls on PUB. If there are no
+        # messages, this is the only one.
+        pub.get(zmq.EVENTS)
 
 
 # Receive.
@@ -96,9 +100,9 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Invalid lines are dropped, and reported.
     """
     messages = []
-    for line, (user, text) in zip(lines, find_simple(lines), strict=True):
+    for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # The line is not simple. (Or its user is empty: parse finds that, too.)
+            if not user:  # The line is not simple, or its user is empty. parse handles both.
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -127,11 +131,10 @@ def parse(line: bytes) -> tuple[str, str]:
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
-# What is escaped could control a terminal: control characters (except TAB), line separators (U+2028
-# and U+2029) and direction overrides (U+202A to U+202E, U+2066 to U+2069). Or UTF-8 cannot encode
-# it: lone surrogates (U+D800 to U+DFFF). These are the ranges of the rest, for use in STRING, too.
-SAFE_BEYOND_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-UNSAFE_CHARACTER = re.compile(rf"[^\t\x20-\x7e{SAFE_BEYOND_ASCII}]")
+# Characters that could control a terminal: controls except TAB, line separators, and direction
+# overrides. And lone surrogates, which UTF-8 cannot encode.
+UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 
 
 def sanitize(text: str) -> str:
@@ -142,13 +145,13 @@ def sanitize(text: str) -> str:
 # A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
 # its strings need no unescaping and no escaping. findall gives one pair for each line: the user and
 # the text if the line is simple. Any other line matches .* instead, and its pair is ("", "").
-STRING = rf'"([\x20-\x21\x23-\x5b\x5d-\x7e{SAFE_BEYOND_ASCII}]*)"'  # no quote, backslash or TAB
+STRING = rf'"([^"\\\t{UNSAFE}]*+)"'
 LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
 
 
-def find_simple(lines: list[bytes]) -> list[tuple[str, str]]:
+def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
     This is only for speed. One search in all lines is five times as fast as to parse each line, and
@@ -164,6 +167,7 @@ def find_simple(lines: list[bytes]) -> list[tuple[str, str]]:
 
 # send without pyzmq's Python wrapper, which takes as long as send itself (recv has no wrapper)
 compiled_send = zmq.backend.Socket.send
+
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
 RECOVERY_TIME = 20.0  # seconds without a stall until the longest wait is allowed again
@@ -173,11 +177,13 @@ class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
     When the queue of a subscriber is full, send waits (with the option NODROP) until the subscriber
-    has read half of it, 1,000 messages. So a slow subscriber sets the pace of the chat.
+    has read half of it, 1,000 messages. Until then, nobody gets the message. So a slow subscriber
+    sets the pace of the chat.
 
     If this takes longer than a timeout, the subscriber has stalled. Then one send without NODROP
     drops the message for it. From then on, no send waits for it: libzmq skips it, even with NODROP,
-    until it has read that half.
+    until it has read that half. (If it reads nothing for 20 seconds, TCP_MAXRT disconnects it, on
+    Linux.)
 
     There is one timeout for all subscribers, and each stall halves it. Thus the first stall delays
     the chat by 2 seconds, the next by 1, then 0.5, and so on down to MIN_TIMEOUT. RECOVERY_TIME
@@ -191,7 +197,10 @@ class Publisher:
         self.stalled_at = 0.0  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
-        """Send messages (slide 3), waiting if the queue of a subscriber is full."""
+        """Send messages (slide 3), waiting if the queue of a subscriber is full.
+
+        A send that raises zmq.Again has sent the message to nobody, so it may be repeated.
+        """
         for message in messages:
             try:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
@@ -254,16 +263,14 @@ class Log:
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
                 suffix = f": {detail}" if detail else ""
-                entry = f"server.py: {text}{times}{suffix}{os.linesep}"
-                with contextlib.suppress(OSError):
-                    os.write(2, entry.encode(errors="backslashreplace"))
+                if sys.stderr:  # else it was closed before the start
+                    with contextlib.suppress(OSError):
+                        print(f"server.py: {text}{times}{suffix}", file=sys.stderr)
 
 
 # Start and shut down.
 
-# Seconds for the loop after a signal. At worst, the signal interrupts a wait for a subscriber, and
-# pyzmq starts this wait from the beginning. Then one receive follows. 0.1 seconds are to spare.
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1  # seconds for the loop after a signal
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
@@ -271,10 +278,13 @@ class Shutdown:
     """The deadline for the loop: infinite, until a signal requests a shutdown.
 
     A shutdown takes less than 3 seconds:
-    - SHUTDOWN_TIMEOUT, 2.3 seconds, for the loop. It ends sooner if the chat is idle;
-    - then the linger, in which subscribers receive what is queued: the time that the loop left, but
-      at least MIN_LINGER, 0.5 seconds;
+    - SHUTDOWN_TIMEOUT, 2.3 seconds, for the loop, which ends sooner if the chat is idle. At worst,
+      the signal interrupts a wait for a subscriber, pyzmq starts this wait again from its beginning
+      (2 seconds), one receive follows (0.2), and 0.1 are to spare;
+    - then the linger, in which subscribers receive what is queued: at most the time that the loop
+      left, or MIN_LINGER, 0.5 seconds, if that is more;
     - then 0.1 seconds for the log.
+    On Windows, a signal interrupts no wait. It is handled after the wait, up to 2 seconds later.
     """
 
     def __init__(self) -> None:
@@ -287,17 +297,17 @@ class Shutdown:
 
     def time_left(self) -> float:
         """Return the seconds until the deadline."""
-        return max(0, self.deadline - time.monotonic())  # To libzmq, -1 means without limit.
+        return max(0, self.deadline - time.monotonic())  # never negative, as a timeout for libzmq
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the deadline, and block further signals: each would restart a wait.
+        """Set the deadline, and block further signals: each would start a wait again.
 
         Do not raise an exception, as Python's own handler for Ctrl-C does. It could strike between
         receiving a line and publishing it, and lose the line.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-            if hasattr(signal, "pthread_sigmask"):  # On Windows, signals interrupt no wait.
+            if hasattr(signal, "pthread_sigmask"):  # not on Windows, which does not need it
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
@@ -311,16 +321,6 @@ def handle_signals(shutdown: Shutdown) -> None:
         signum = getattr(signal, name, None)
         if signum and signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, shutdown.on_signal)
-
-
-def open_standard_streams() -> None:
-    """Open devnull in place of each standard stream that is closed.
-
-    Otherwise, a socket could get the number of stderr, and the log would be written to it.
-    """
-    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # It took the lowest free number, which is that of a standard stream. It stays open.
-    os.close(file)
 
 
 def raise_file_limit() -> None:
@@ -378,7 +378,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # when idle: after 10 seconds,
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)  # and 5 probes,
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)  # 2 seconds apart
-        sock.set(zmq.TCP_MAXRT, 20_000)  # when it does not take data; on Linux, also if it is there
+        sock.set(zmq.TCP_MAXRT, 20_000)  # when it takes no data; on Linux, even if it is there
     overhead = 33 if keys else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
@@ -386,7 +386,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
     pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
     # PUB receives, too: subscriptions. A send first processes all that are queued. A flood of them
-    # would delay the chat, so queue only one for each client.
+    # would delay the chat, so queue only one for each client. The others wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
@@ -442,7 +442,6 @@ def main() -> int:
     shutdown = Shutdown()
     handle_signals(shutdown)
     options = parse_options()
-    open_standard_streams()
     raise_file_limit()
     log = Log()
     context = zmq.Context()
@@ -466,6 +465,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit. It would restore the default handlers, and then one more signal would change the
-    # status. And it would wait for the context, which main leaves open if it fails.
+    # Not sys.exit. It would restore the default handlers, and another signal, which the thread of
+    # the log does not block, would change the status. And it would wait for an open context.
     os._exit(main())

@@ -263,9 +263,8 @@ def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> N
 
 
 # README, Delivery in detail: An echo acknowledges its line and all lines before it
-# README, Delivery in detail: The client recognizes an echo by its text, without colors. Lines that
-# are published as the same text, your own or somebody else's, are mistaken for each other, so
-# status 0 can then be wrong.
+# README, Delivery in detail: First, the client recognizes an echo by its text, without colors, so
+# it mistakes lines that are published as the same text for each other, your own or somebody else's.
 def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     """Each case is a message, how many lines are left after it, and whether it was an echo."""
     outbox, _ = outbox_of(context, "k", "90112")
@@ -378,7 +377,7 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
 
 # README, Delivery in detail: How long the client waits for an echo depends on its input and on the
 # connection.
-# README, Delivery in detail: has never been up | 8 seconds | exits with status 1
+# README, Delivery in detail: never up so far | 8 seconds | exits with status 1
 @slow
 @LINUX
 def test_lines_are_given_up_after_8_seconds(
@@ -431,8 +430,8 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
     assert 8 < time.monotonic() - began < 15
 
 
-# README, Delivery in detail: has been up | 30 seconds | exits with status 1
-# README, Delivery in detail: is down | until the server is up
+# README, Delivery in detail: up now, or earlier | 30 seconds | exits with status 1
+# README, Delivery in detail: open | down | until the server is up
 # README, Delivery: With status 1, the client reports how many lines may not have been delivered.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged

@@ -16,7 +16,7 @@ def contents(directory: Path) -> dict[Path, bytes | bool]:
 
 
 # README, Keys: The server creates `chat.key` and `chat.key_secret` if neither exists.
-# README, Keys: do the same over CURVE
+# README, Keys: Other programs use CURVE
 @POSIX
 @pytest.mark.parametrize("umask", ["000", "777"])
 def test_only_the_owner_reads_keys(start_server: StartServer, tmp_path: Path, umask: str) -> None:

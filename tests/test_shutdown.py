@@ -74,8 +74,8 @@ def test_a_subscriber_may_stall_while_the_server_is_ending(server: Script) -> No
                 push.sendall(lines)
 
 
-# README, Slow subscribers: After Ctrl-C or SIGTERM, the server publishes the lines that it has
-# received, for up to two seconds. Subscribers get the rest of that time, but at least half a
+# README, Output and exit status: After Ctrl-C or SIGTERM, the server publishes the lines that it
+# has received, for up to two seconds. Subscribers get the rest of that time, but at least half a
 # second, to receive what is queued.
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:
     lines, messages = zmtp.numbered(900, "x" * 1_000)

@@ -34,10 +34,10 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 
 # README, More differences: the server slows down to the pace of its subscribers
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
-# not longer than a timeout, normally two seconds. A subscriber that keeps up in this way loses
-# nothing, and the chat runs at its pace.
-# README, Slow subscribers: Reading 3,000 messages a second is fast enough (4,000 if they are
-# shorter than 30 bytes
+# not longer than a timeout, normally two seconds. A subscriber that manages this loses nothing, and
+# the chat runs at its pace.
+# README, Slow subscribers: Reading 3,000 messages a second is enough (4,000 if they are shorter
+# than 30 bytes
 @pytest.mark.parametrize(
     ("subscribers", "count", "rate", "part"),
     [

@@ -28,7 +28,6 @@ TOO_LONG = "line not sent: {}, but the server takes 16,384 at most"
 # input.
 # README, Delivery in detail: Empty lines are not sent.
 # README, Delivery in detail: A byte order mark at the start of the input is dropped.
-# README, More differences: sent with the first line | dropped
 
 ONE = line_of("k", "1")
 SPACED = b'{ "message":"m",  "user":"k", "more": [1e999]} '
