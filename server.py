@@ -263,9 +263,11 @@ class Log:
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
                 suffix = f": {detail}" if detail else ""
+                entry = f"server.py: {text}{times}{suffix}{os.linesep}"
                 if sys.stderr:  # else it was closed before the start
-                    with contextlib.suppress(OSError):
-                        print(f"server.py: {text}{times}{suffix}", file=sys.stderr)
+                    with contextlib.suppress(OSError):  # in UTF-8, whatever the locale is
+                        sys.stderr.buffer.write(entry.encode(errors="backslashreplace"))
+                        sys.stderr.buffer.flush()
 
 
 # Start and shut down.
