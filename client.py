@@ -20,14 +20,18 @@ again over the next connection. The client cannot know whether a line was lost, 
 a line may appear twice.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same. But a pipe is read no further while 1,000 lines wait for their echoes.
-During this pause, and after the end of the input, the client ends if no echo comes for 30 seconds
-(8, if it never connected). While input is read, it gives up on the lines instead, and goes on.
+are sent to it all the same.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. If stdin and stdout are terminals with escape codes, a line editor keeps the line being
-typed below the messages. The parts "The line editor" and "The terminal" are about it alone. The
-rest can be read without them.
+a file. While 1,000 lines wait for their echoes, a pipe is read no further.
+
+If no echo comes for 30 seconds (8, if there never was a connection), the client ends, once its
+input has ended, or is read no further. While input is still read, it forgets the lines that it
+pushed, reports their number in the end, and goes on.
+
+If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
+below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
+be read without them.
 """
 
 from __future__ import annotations
@@ -60,8 +64,8 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
-# the frame, and the hash of its echo, or None if our server drops the line; only a hash, as the
-# echoes of 1,000 long lines can take 64 MB
+# the frame, and the hash of its echo, or None if our server drops the line; only a hash, as 1,000
+# long echoes could take 64 MB (a str can take 4 bytes for each character)
 Line = tuple[bytes, int | None]
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
@@ -86,12 +90,12 @@ MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and all lines have their echoes, or when check_echoes says so.
+    End when the input has ended and no line waits for its echo, or when check_echoes says so.
     Raises OSError if stdout fails.
     """
     while outbox.lines or not stdin.ended:
         # wait for some input, but read none while the outbox is full: wait for echoes then
-        # (a terminal is always read, since the line editor has to show the keys)
+        # (a terminal is always read, as the line editor has to show the keys)
         outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
@@ -101,7 +105,8 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
                 screen.print_typed(line)  # It has left the editor, and its echo may take a while.
 
         # push it
-        if connection.update():  # It has just come up.
+        came_up = connection.update()
+        if came_up:
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
@@ -128,12 +133,12 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
 
 def wait(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
-    number = stdin.receiver.fileno()  # zmq.select returns a Python socket as its number.
+    fd = stdin.receiver.fileno()  # zmq.select returns a Python socket as its file descriptor.
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
-        sources.append(number)
+        sources.append(fd)
     ready, _, _ = zmq.select(sources, [], [], TICK)
-    return stdin.split(stdin.receiver.recv(READ_SIZE)) if number in ready else []
+    return stdin.read_lines() if fd in ready else []
 
 
 class Stdin:
@@ -143,8 +148,8 @@ class Stdin:
     the loop reads on.
     """
 
-    def __init__(self, splitter: Splitter | Editor) -> None:
-        self.splitter = splitter  # makes lines of what the thread passes on
+    def __init__(self, feed: Callable[[bytes], tuple[list[bytes], bool]]) -> None:
+        self.feed = feed  # Splitter.feed or Editor.feed: makes lines of what the thread passes on
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
         self.failed = False  # True if reading failed; what was read before may still be to come
@@ -158,12 +163,10 @@ class Stdin:
             self.failed = True
         self.sender.close()
 
-    def split(self, data: bytes) -> list[bytes]:
-        """Return the lines that data completes, but no empty ones. No data is the end of stdin.
-
-        The lines come without their ends.
-        """
-        lines, self.ended = self.splitter.feed(data)
+    def read_lines(self) -> list[bytes]:
+        """Return the lines that have come, without their ends, but no empty ones (slide 8)."""
+        data = self.receiver.recv(READ_SIZE)  # nothing, at the end of stdin
+        lines, self.ended = self.feed(data)
         if self.failed and not data:
             return []  # What is left may be half a line.
         return [line for line in lines if line]
@@ -178,7 +181,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that data completes, and whether stdin has ended: no data means so."""
-        # The end of stdin ends the last line, too. (If that is empty, split drops it.)
+        # The end of stdin ends the last line, too. (If that is empty, read_lines drops it.)
         *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
         self.partial = partial[:MAX_KEPT]
         if lines:
@@ -205,7 +208,7 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
-        self.down_since = now  # when it was up last, or was reconnected last
+        self.waiting_since = now  # for libzmq to connect: since it was up, or reconnected, last
         # What the last notice said: up, or not; None if there was none. A pipe begins with True, so
         # that it gets no notice of its first connection.
         self.announced_up = None if interactive else True
@@ -213,8 +216,8 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. This delay also makes a brief loss
-        visible: if one call reads both the loss and the next handshake, up is False for the delay.
+        It comes up SLOW_JOINER_DELAY after the last handshake. Thanks to this delay, no loss is
+        overlooked: even if one call reads the loss and the next handshake, up becomes False first.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -229,9 +232,9 @@ class Connection:
                     self.missing.add(sock)
         self.up = not self.missing and now >= self.ready_at
         if self.up:
-            self.ever_up, self.down_since = True, now
-        elif now >= self.down_since + RETRY_INTERVAL:
-            self.down_since = now
+            self.ever_up, self.waiting_since = True, now
+        elif now >= self.waiting_since + RETRY_INTERVAL:
+            self.waiting_since = now
             self.reconnect()
         return self.up and not was_up
 
@@ -252,7 +255,7 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.down_since + NOTICE_DELAY:
+        if not self.missing or time.monotonic() < self.waiting_since + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
@@ -279,9 +282,9 @@ class Outbox:
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
         # Hashes of lines that were in flight when a connection broke, so they may be echoed twice.
-        # The second echo acknowledges nothing, but shows that the server is at work. New lines must
-        # wait for 1,000 of these, which take 50 seconds over a link with 20 lines a second.
-        self.resent: set[int | None] = set()  # never None: such a line is not in flight
+        # Up to 1,000 second echoes may come before that of the next new line. Over a slow link, it
+        # takes longer than DELIVERY_TIMEOUT. So they reset the clocks, but acknowledge nothing.
+        self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds: see check_echoes.
         self.since_echo = 0.0  # since the last echo, or since lines began to wait
@@ -292,8 +295,8 @@ class Outbox:
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
 
-        What precedes its first colon is its kind: see Screen.print_problem. A line that our server
-        would drop is added as well: another server may publish it.
+        The problem reads "kind: details": for a pipe, only the first of a kind is printed. A line
+        that our server would drop is added as well: another server may publish it.
         """
         frame, problem = line, ""
         if self.user is not None:
@@ -364,7 +367,10 @@ class Outbox:
                 self.idle = -math.inf  # until the next echo or push: one probe is enough
 
     def give_up(self) -> None:
-        """Forget the lines in flight. Leave overdue set: the next lines may get no echo either."""
+        """Forget the lines in flight, but leave overdue set.
+
+        The next lines may get no echo either. So chat prints them as they were typed.
+        """
         self.undelivered += self.pushed
         del self.lines[: self.pushed]
         self.pushed = 0
@@ -568,6 +574,48 @@ def run_for(seconds: float, function: Callable[..., object], *args: object) -> N
 # The line editor: keys in, lines out.
 
 
+# A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
+# a lone ESC waits for the next key, and makes it a key with Alt.
+# A control sequence without its last character (ECMA-48). F1 on the Linux console is ESC [ [ A.
+CONTROL_SEQUENCE = r"\[ \[? [0-?]* [ -/]*"
+KEY = re.compile(
+    rf"""
+    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | O[0-9;]* )? \Z )  # its rest has not come yet
+    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # Delete, ...; or what came of a broken sequence
+    | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to a query of an earlier program
+    | \x1b+ .                       # a key with Alt
+    | [^\x00-\x08\x0a-\x1f\x7f]+    # text
+    | .                             # any other control character
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
+CTRL_D = "\x04"
+KEYS: dict[tuple[str, ...], Callable[[Editor], object]] = {
+    ("\x1b[D", "\x1bOD", "\x02"): lambda e: e.move(e.cursor - 1),  # Left/Ctrl-B
+    ("\x1b[C", "\x1bOC", "\x06"): lambda e: e.move(e.cursor + 1),  # Right/Ctrl-F
+    ("\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~", "\x01"): lambda e: e.move(0),  # Home/Ctrl-A
+    ("\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~", "\x05"): lambda e: e.move(len(e.line)),  # End/Ctrl-E
+    ("\x1b[1;5D", "\x1bOd", "\x1bb"): lambda e: e.move(e.word(-1)),  # Ctrl-Left/Alt-B
+    ("\x1b[1;5C", "\x1bOc", "\x1bf"): lambda e: e.move(e.word(1)),  # Ctrl-Right/Alt-F
+    ("\x7f", "\x08"): lambda e: e.delete(e.cursor - 1),  # Backspace/Ctrl-H
+    ("\x1b[3~", CTRL_D): lambda e: e.delete(e.cursor + 1),  # Delete/Ctrl-D
+    ("\x15",): lambda e: e.kill(0),  # Ctrl-U
+    ("\x0b",): lambda e: e.kill(len(e.line)),  # Ctrl-K
+    ("\x17",): lambda e: e.kill(e.word(-1, r"\s*\S*")),  # Ctrl-W
+    ("\x1bd",): lambda e: e.kill(e.word(1)),  # Alt-D
+    ("\x19",): lambda e: e.insert(e.killed),  # Ctrl-Y
+    ("\x1b[A", "\x1bOA", "\x10"): lambda e: e.recall(-1),  # Up/Ctrl-P
+    ("\x1b[B", "\x1bOB", "\x0e"): lambda e: e.recall(1),  # Down/Ctrl-N
+}
+EDITS = {key: edit for keys, edit in KEYS.items() for key in keys}
+
+CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text too long for a row is cut off, or wrapped
+SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
+
+
 class Editor:
     """The line being typed, as a list of characters, and the cursor, an index into it.
 
@@ -576,8 +624,8 @@ class Editor:
 
     def __init__(self) -> None:
         self.line: list[str] = []
-        self.cursor = 0
-        self.killed = ""  # what Ctrl-Y inserts
+        self.cursor: int = 0
+        self.killed: str = ""  # what Ctrl-Y inserts
         self.history: list[str] = []
         self.history_index = 0  # of the line shown; len(history) if it is new
         self.draft = ""  # the new line, while an older one is shown
@@ -654,7 +702,8 @@ class Editor:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        return self.cursor + step * len(re.findall(pattern, letters)[0])  # "" at least
+        # Both patterns match at the start, if only "".
+        return self.cursor + step * len(re.findall(pattern, letters)[0])
 
     def row(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -674,7 +723,7 @@ class Editor:
 def characters(text: str) -> list[str]:
     """Split text into what a person sees as characters.
 
-    A mark, a skin tone, a zero width joiner (U+200D), and what follows one, join what is before.
+    Marks, skin tones, joiners (U+200D), and what follows a joiner belong to the character before.
     """
     found: list[str] = []
     for char in text:  # each code point
@@ -708,48 +757,6 @@ def fit(line: list[str], columns: int) -> list[str]:
     return line
 
 
-# A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
-# a lone ESC waits for the next key, and makes it a key with Alt.
-# A control sequence without its last character (ECMA-48); with [[, a key of the Linux console.
-CONTROL_SEQUENCE = r"\[ \[? [0-?]* [ -/]*"
-KEY = re.compile(
-    rf"""
-    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | O[0-9;]* )? \Z )  # its rest has not come yet
-    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # Delete, ...; valid or not
-    | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # an answer to an earlier program
-    | \x1b+ .                       # a key with Alt
-    | [^\x00-\x08\x0a-\x1f\x7f]+    # text
-    | .                             # any other control character
-    """,
-    re.DOTALL | re.VERBOSE,
-)
-ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
-CTRL_D = "\x04"
-KEYS: dict[tuple[str, ...], Callable[[Editor], object]] = {
-    ("\x1b[D", "\x1bOD", "\x02"): lambda e: e.move(e.cursor - 1),  # Left/Ctrl-B
-    ("\x1b[C", "\x1bOC", "\x06"): lambda e: e.move(e.cursor + 1),  # Right/Ctrl-F
-    ("\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~", "\x01"): lambda e: e.move(0),  # Home/Ctrl-A
-    ("\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~", "\x05"): lambda e: e.move(len(e.line)),  # End/Ctrl-E
-    ("\x1b[1;5D", "\x1bOd", "\x1bb"): lambda e: e.move(e.word(-1)),  # Ctrl-Left/Alt-B
-    ("\x1b[1;5C", "\x1bOc", "\x1bf"): lambda e: e.move(e.word(1)),  # Ctrl-Right/Alt-F
-    ("\x7f", "\x08"): lambda e: e.delete(e.cursor - 1),  # Backspace/Ctrl-H
-    ("\x1b[3~", CTRL_D): lambda e: e.delete(e.cursor + 1),  # Delete/Ctrl-D
-    ("\x15",): lambda e: e.kill(0),  # Ctrl-U
-    ("\x0b",): lambda e: e.kill(len(e.line)),  # Ctrl-K
-    ("\x17",): lambda e: e.kill(e.word(-1, r"\s*\S*")),  # Ctrl-W
-    ("\x1bd",): lambda e: e.kill(e.word(1)),  # Alt-D
-    ("\x19",): lambda e: e.insert(e.killed),  # Ctrl-Y
-    ("\x1b[A", "\x1bOA", "\x10"): lambda e: e.recall(-1),  # Up/Ctrl-P
-    ("\x1b[B", "\x1bOB", "\x0e"): lambda e: e.recall(1),  # Down/Ctrl-N
-}
-EDITS = {key: edit for keys, edit in KEYS.items() for key in keys}
-
-CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
-NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text too long for a row is cut off, or wrapped
-SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
-
-
 # The terminal.
 
 
@@ -770,7 +777,7 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # Suspend until fg. The settings are now those of another job, not the shell's.
+                # This was started with &. Suspend until fg: the settings are another job's now.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings, self.editor_settings = termios.tcgetattr(0), termios.tcgetattr(0)
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
@@ -812,11 +819,12 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Until set_up returns, all signals have their default handlers. The default handler of
-            # SIGTSTP suspends the process. Those of the others matter after bg: in the background,
-            # using the terminal suspends the process again, before a handler in Python can run. So
-            # kill would do nothing. (SIG_DFL and SIG_IGN are not callable.)
-            handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
+            # Meanwhile, use the default handlers. That of SIGTSTP suspends the process. The others
+            # are for bg instead of fg. Then set_up uses the terminal from the background, and the
+            # kernel suspends the process again, within that call. A handler in Python could not
+            # run, and kill would do nothing.
+            every = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+            handlers = {signum: handler for signum, handler in every.items() if callable(handler)}
             for signum in handlers:
                 signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTSTP)
@@ -854,8 +862,8 @@ else:
             while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
-                    # This is the first half of a special key, whose second half is waiting. Then
-                    # ungetwch fails. Or it is the letter à (0xE0).
+                    # A special key comes in two calls: NUL or 0xE0, and a second character. But
+                    # 0xE0 is also the letter à. ungetwch fails if a second one is waiting.
                     try:
                         msvcrt.ungetwch(char)
                     except OSError:
@@ -1045,10 +1053,10 @@ def parse_options() -> argparse.Namespace:
 def start_reading(screen: Screen) -> Stdin:
     """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
     if isinstance(screen, EditorScreen):
-        stdin, read = Stdin(screen.editor), screen.terminal.read
+        stdin, read = Stdin(screen.editor.feed), screen.terminal.read
         screen.terminal.set_up()
     else:
-        stdin, read = Stdin(Splitter()), functools.partial(os.read, 0, READ_SIZE)
+        stdin, read = Stdin(Splitter().feed), functools.partial(os.read, 0, READ_SIZE)
         if sys.platform == "win32":  # os.read would return text in the console's code page.
             file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
             read = functools.partial(file.read, READ_SIZE)

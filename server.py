@@ -5,24 +5,25 @@
 # ///
 """The chat server: clients PUSH lines, and the server PUBlishes each to all clients that SUBscribe.
 
-A line is what a client pushes: a frame of JSON. (On the slides, it is the text that is typed.) A
-message is what the server makes of a line, and publishes.
+A line is what a client pushes: one frame of JSON. (The client on the slides pushes the text that is
+typed, which has to be JSON, too.) A message is what the server makes of a line, and publishes.
 
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
-ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
-PULL's recv waits for a line. When the queue of a subscriber is full, PUB's send would drop the
-message for it, but with the option NODROP it waits. So a slow subscriber slows down the chat: while
-the server waits, PULL's queues fill, and then the clients wait, too. (A full queue takes messages
-again once half of it has been read.)
+ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
+thread of libzmq moves them between these queues and the network. PULL's recv waits for a line. When
+the queue of a subscriber is full, PUB's send would drop the message for that subscriber. With the
+option NODROP, send waits instead. So a slow subscriber slows down the chat: while the server waits,
+PULL's queues fill, and then the clients wait, too.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
 - while the server runs, a subscriber loses messages only if it stalls: its queue is full, and it
-  does not read half of the queue within a timeout (2 seconds, shorter after recent stalls). Then
-  the chat goes on without it, until it has read that half, or is disconnected;
-- a shutdown takes less than 3 seconds. What cannot be published and received by then is lost;
+  does not read half of the queue, 1,000 messages, within 2 seconds (sooner, after recent stalls).
+  Then the chat goes on without it, until it has read that half, or is disconnected;
+- a shutdown takes less than 3 seconds (5 on Windows). What cannot be published and received by then
+  is lost;
 - characters that could control a terminal are escaped.
 
 The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
@@ -51,7 +52,7 @@ MAX_SIZE = 16_384  # bytes of a line, and of a message; libzmq disconnects clien
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines, of all clients, to receive before publishing; more is no faster
-IDLE_TIMEOUT = 0.2  # seconds without a line until the chat is idle
+RECEIVE_TIMEOUT = 0.2  # seconds that receive waits for a line, so that the loop sees a shutdown
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
@@ -59,16 +60,16 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
     Without a signal, this loops forever: the time left is infinite. After a signal, it goes on with
-    what still arrives, until receive returns nothing, or may not return before the deadline.
+    what still arrives, until receive returns nothing, or there is no time for another receive.
     """
     publisher = Publisher(pub, shutdown, log)
-    while shutdown.time_left() > IDLE_TIMEOUT:
+    while shutdown.time_left() > RECEIVE_TIMEOUT:
         lines = receive(pull)
         if shutdown.requested and not lines:
             break
         publisher.publish(chat_messages(lines, log))
-        # libzmq frees the queues of departed subscribers only during calls on PUB. If there are no
-        # messages, this is the only one.
+        # During any call on PUB, libzmq frees the queues of departed subscribers. Without messages,
+        # there would be no such call.
         pub.get(zmq.EVENTS)
 
 
@@ -79,13 +80,13 @@ def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it, and those that have arrived as well, at most BATCH.
 
     Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
-    the server several times as fast. If receiving and sending took turns, libzmq's network thread
-    would fall asleep between two sends, and each send would have to wake it.
+    the server several times as fast. If receiving and sending took turns, libzmq's thread would
+    run out of work after each send and fall asleep, and waking it costs more than the send.
     """
     recv = pull.recv  # once, because looking up an attribute of a pyzmq socket is slow
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
-        lines.append(recv())  # raises zmq.Again after IDLE_TIMEOUT (RCVTIMEO, see make_sockets)
+        lines.append(recv())  # raises zmq.Again after RECEIVE_TIMEOUT (RCVTIMEO, see make_sockets)
         while len(lines) < BATCH:
             lines.append(recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
     return lines
@@ -97,12 +98,13 @@ def receive(pull: Sock) -> list[bytes]:
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, the text in cyan.
 
-    Invalid lines are dropped, and reported.
+    parse_simple reads lines of the usual form, fast. parse reads all others. Invalid lines are
+    dropped, and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # The line is not simple, or its user is empty. parse handles both.
+            if not user:  # The line is not simple. (Or its user is empty. parse reads it as well.)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -127,7 +129,7 @@ def parse(line: bytes) -> tuple[str, str]:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
         return sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, KeyError, TypeError):
-        # A TypeError says that it is no object, or that sanitize got no string.
+        # TypeError: it is no object, or a value is neither a string nor a number.
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
@@ -145,7 +147,7 @@ def sanitize(text: str) -> str:
 # A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
 # its strings need no unescaping and no escaping. findall gives one pair for each line: the user and
 # the text if the line is simple. Any other line matches .* instead, and its pair is ("", "").
-STRING = rf'"([^"\\\t{UNSAFE}]*+)"'
+STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # no TAB, as JSON escapes it; *+ does not backtrack
 LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -159,13 +161,13 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     # Invalid UTF-8 becomes lone surrogates, so such a line is not simple.
     pairs = LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # JSON may hold "\n". Such a line gives more than one pair. Then all of these lines need parse.
+    # JSON may hold "\n". Such a line gives more than one pair. Then parse reads all of these lines.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
 
-# send without pyzmq's Python wrapper, which takes as long as send itself (recv has no wrapper)
+# send without pyzmq's wrapper in Python, which doubles its cost (recv has no wrapper)
 compiled_send = zmq.backend.Socket.send
 
 SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
@@ -181,14 +183,14 @@ class Publisher:
     sets the pace of the chat.
 
     If this takes longer than a timeout, the subscriber has stalled. Then one send without NODROP
-    drops the message for it. From then on, no send waits for it: libzmq skips it, even with NODROP,
-    until it has read that half. (If it reads nothing for 20 seconds, TCP_MAXRT disconnects it, on
-    Linux.)
+    drops the message for all subscribers whose queue is full. From then on, libzmq skips them, even
+    with NODROP, until they have read that half. (On Linux, TCP_MAXRT disconnects them if they read
+    nothing for 20 seconds.)
 
     There is one timeout for all subscribers, and each stall halves it. Thus the first stall delays
     the chat by 2 seconds, the next by 1, then 0.5, and so on down to MIN_TIMEOUT. RECOVERY_TIME
-    after the last stall, the timeout is 2 seconds again. The price: until then, a subscriber that
-    is merely slow may count as stalled, too.
+    after the last stall, the timeout is 2 seconds again. The price: while it is short, a subscriber
+    that is merely slow can count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -218,7 +220,7 @@ class Publisher:
         except zmq.Again:
             self.pub.set(zmq.XPUB_NODROP, 0)
             self.pub.send(message)
-            self.pub.set(zmq.XPUB_NODROP, 1)
+            self.pub.set(zmq.XPUB_NODROP, 1)  # libzmq skips the stalled ones nevertheless.
             self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
             self.stalled_at = time.monotonic()
             self.log.report("a subscriber stalled: the chat goes on without it")
@@ -265,14 +267,15 @@ class Log:
                 suffix = f": {detail}" if detail else ""
                 entry = f"server.py: {text}{times}{suffix}{os.linesep}"
                 if sys.stderr:  # else it was closed before the start
-                    with contextlib.suppress(OSError):  # in UTF-8, whatever the locale is
+                    with contextlib.suppress(OSError):
+                        # in UTF-8, whatever the locale is
                         sys.stderr.buffer.write(entry.encode(errors="backslashreplace"))
                         sys.stderr.buffer.flush()
 
 
 # Start and shut down.
 
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + IDLE_TIMEOUT + 0.1  # seconds for the loop after a signal
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + RECEIVE_TIMEOUT + 0.1  # seconds for the loop after a signal
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
@@ -280,13 +283,13 @@ class Shutdown:
     """The deadline for the loop: infinite, until a signal requests a shutdown.
 
     A shutdown takes less than 3 seconds:
-    - SHUTDOWN_TIMEOUT, 2.3 seconds, for the loop, which ends sooner if the chat is idle. At worst,
-      the signal interrupts a wait for a subscriber, pyzmq starts this wait again from its beginning
-      (2 seconds), one receive follows (0.2), and 0.1 are to spare;
-    - then the linger, in which subscribers receive what is queued: at most the time that the loop
-      left, or MIN_LINGER, 0.5 seconds, if that is more;
-    - then 0.1 seconds for the log.
-    On Windows, a signal interrupts no wait. It is handled after the wait, up to 2 seconds later.
+    - the loop, until the chat is idle: at most 2.3 (SHUTDOWN_TIMEOUT). A wait for a subscriber that
+      begins after the signal ends at the deadline. But one that the signal interrupts begins again,
+      for 2 seconds, so the deadline must be later than that;
+    - the linger, in which subscribers receive what is queued: the rest of the 2.3 seconds, but at
+      least 0.5 (MIN_LINGER);
+    - the log: at most 0.1.
+    On Windows, a signal interrupts no wait, and is handled after it, up to 2 seconds later.
     """
 
     def __init__(self) -> None:
@@ -302,7 +305,7 @@ class Shutdown:
         return max(0, self.deadline - time.monotonic())  # never negative, as a timeout for libzmq
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the deadline, and block further signals: each would start a wait again.
+        """Set the deadline, and block further signals in this thread: each would restart a wait.
 
         Do not raise an exception, as Python's own handler for Ctrl-C does. It could strike between
         receiving a line and publishing it, and lose the line.
@@ -328,7 +331,7 @@ def handle_signals(shutdown: Shutdown) -> None:
 def raise_file_limit() -> None:
     """Raise the limit of open files to the hard limit. Each connection takes a file.
 
-    When none are left, libzmq refuses connections in a busy loop.
+    When none are left, libzmq tries again and again to accept a connection, without a pause.
     """
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit.
         import resource
@@ -375,20 +378,22 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
             sock.curve_server = 1
             sock.curve_publickey, sock.curve_secretkey = keys
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that has vanished for 20 seconds.
+        # Disconnect a peer that has vanished: after 10 idle seconds and 5 probes, 2 seconds apart.
         sock.set(zmq.TCP_KEEPALIVE, 1)
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # when idle: after 10 seconds,
-        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)  # and 5 probes,
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)  # 2 seconds apart
-        sock.set(zmq.TCP_MAXRT, 20_000)  # when it takes no data; on Linux, even if it is there
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+        sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+        # Disconnect a peer that takes no data for 20 seconds. On Linux, this includes one that is
+        # there, but does not read.
+        sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if keys else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
-    pull.set(zmq.RCVTIMEO, int(1_000 * IDLE_TIMEOUT))
+    pull.set(zmq.RCVTIMEO, int(1_000 * RECEIVE_TIMEOUT))
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
-    # PUB receives, too: subscriptions. A send first processes all that are queued. A flood of them
-    # would delay the chat, so queue only one for each client. The others wait in the network.
+    # Clients send subscriptions to PUB. A send first processes those that are queued. Since a flood
+    # of them would delay the chat, queue only one for each client. Others wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
@@ -467,6 +472,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit. It would restore the default handlers, and another signal, which the thread of
-    # the log does not block, would change the status. And it would wait for an open context.
+    # Not sys.exit: while Python ends, one more signal would kill it, and change the status. After a
+    # failed start, it would also wait for the sockets, which are still open.
     os._exit(main())

@@ -245,6 +245,14 @@ def test_without_input(page: Page) -> None:
     assert page.run("python client.py HOST & wait $!").process.wait(TIMEOUT) == 0
 
 
+# README, The talk's loops: This is the server's, first from slide 3, then from `server.py`
+def test_the_loop_on_the_page_is_the_servers() -> None:
+    [both] = blocks("The talk's loops")
+    loop = both.partition("end\n")[2].replace(" # Python", "").strip()
+    unspaced = re.sub(r" +\n", "\n", textwrap.indent(loop, "    "))
+    assert unspaced in (ROOT / "server.py").read_text()
+
+
 # README, systemd: With this file as `/etc/systemd/system/chat.service`
 # README, systemd: restarts it if it ends
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")

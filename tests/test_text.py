@@ -44,13 +44,16 @@ AS_TYPED = {  # the input, and the lines that are sent
 }
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 100_000])
+@pytest.mark.parametrize("size", [1, 2, 7, client.READ_SIZE])
 @pytest.mark.parametrize(("typed", "lines"), AS_TYPED.values(), ids=AS_TYPED)
 def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes], size: int) -> None:
     """However the input is cut. Its end is a read without data."""
-    stdin, outbox = client.Stdin(client.Splitter()), client.Outbox(None)
+    stdin, outbox = client.Stdin(client.Splitter().feed), client.Outbox(None)
     for start in range(0, len(typed) + size, size):
-        for line in stdin.split(typed[start : start + size]):
+        stdin.sender.sendall(typed[start : start + size])
+        if start >= len(typed):
+            stdin.sender.close()
+        for line in stdin.read_lines():
             outbox.add(line)
     assert [frame for frame, _ in outbox.lines] == lines
     assert stdin.ended
