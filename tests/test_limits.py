@@ -49,7 +49,7 @@ def test_a_client_that_sends_more_is_disconnected(server_and_peer: tuple[Script,
 
 # README, Limits: The queues that the server keeps are bounded: 2,000 messages for each subscriber
 # (at most 33 MB; a message that is queued for several is stored once), and 256 lines from each
-# sender (at most 4 MB).
+# sender (at most 4.2 MB).
 @slow
 @LINUX
 def test_fifty_senders_of_long_lines_and_a_subscriber_take_their_share(server: Script) -> None:
