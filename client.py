@@ -25,9 +25,9 @@ are sent to it all the same.
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. While 1,000 lines wait for their echoes, a pipe is read no further.
 
-If no echo comes for 30 seconds (8, if there never was a connection), the client ends, once its
-input has ended, or is read no further. While input is still read, it forgets the lines that it
-pushed, reports their number in the end, and goes on.
+If no echo comes for 30 seconds while input is read, the client forgets the lines that it pushed,
+goes on, and reports their number in the end. If its input has ended, or is read no further, the
+client ends (after 8 seconds, if there never was a connection).
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -52,7 +52,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 import colorama
 import zmq
@@ -64,14 +64,11 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
-# the frame, and the hash of its echo, or None if our server drops the line; only a hash, as 1,000
-# long echoes could take 64 MB (a str can take 4 bytes for each character)
-Line = tuple[bytes, int | None]
 Message = tuple[str, str]  # without colours and with them; control characters are escaped
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most; the server's queue for the echoes has room for 2,000
+WINDOW = 1_000  # lines in flight, at most; the server's queue has room for two echoes of each
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait for something to happen
@@ -80,7 +77,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # the time until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -90,7 +87,7 @@ MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and no line waits for its echo, or when check_echoes says so.
+    End when the input has ended and no line waits for its echo, or when handle_silence says so.
     Raises OSError if stdout fails.
     """
     while outbox.lines or not stdin.ended:
@@ -120,10 +117,10 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
         except OSError as error:
             if error.errno not in READER_LEFT:
                 raise
-            stdin.ended = True  # After `| head -1`: read no more, but deliver what was read.
+            stdin.ended = True  # After `| head -1`, read no more, as if this were the end.
 
         # act if no echo comes
-        if not check_echoes(outbox, connection, screen, reading):
+        if handle_silence(outbox, connection, screen, reading):
             break
         screen.refresh()
 
@@ -133,7 +130,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
 
 def wait(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
-    fd = stdin.receiver.fileno()  # zmq.select returns a Python socket as its file descriptor.
+    fd = stdin.receiver.fileno()  # not the socket itself, since zmq.select returns numbers
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
         sources.append(fd)
@@ -208,16 +205,16 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
-        self.waiting_since = now  # for libzmq to connect: since it was up, or reconnected, last
-        # What the last notice said: up, or not; None if there was none. A pipe begins with True, so
-        # that it gets no notice of its first connection.
+        self.waiting_since = now  # when it was up last, or reconnect was called last
+        # What the last notice said: up, or not. None: there was no notice yet. A pipe begins with
+        # True, so that it gets no notice of its first connection.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. Thanks to this delay, no loss is
-        overlooked: even if one call reads the loss and the next handshake, up becomes False first.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So a call that reads both a loss and
+        the next handshake still sets up to False, and a later call returns True.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -269,6 +266,13 @@ class Connection:
 # Push it.
 
 
+class Line(NamedTuple):
+    """A line that waits for its echo."""
+
+    frame: bytes
+    echo_hash: int | None  # to save memory, only a hash; None if our server drops the line
+
+
 class Outbox:
     """The lines that are not acknowledged, in the order of the input. lines[:pushed] are in flight.
 
@@ -281,16 +285,16 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        # Hashes of lines that were in flight when a connection broke, so they may be echoed twice.
-        # Up to 1,000 second echoes may come before that of the next new line. Over a slow link, it
-        # takes longer than DELIVERY_TIMEOUT. So they reset the clocks, but acknowledge nothing.
+        # Hashes of lines that were pushed again. If only PUSH was reconnected, SUB may bring their
+        # echoes twice: 1,000 second echoes, which acknowledge nothing, before that of a new line.
+        # Over a slow link, this takes longer than DELIVERY_TIMEOUT. So they reset the clocks.
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        # Two clocks, in seconds: see check_echoes.
+        # Two clocks, in seconds: see handle_silence.
         self.since_echo = 0.0  # since the last echo, or since lines began to wait
         self.idle = 0.0  # since the last echo or push
         self.last_turn = time.monotonic()  # when they were updated
-        self.overdue = False  # from ECHO_TIMEOUT without an echo until the next one
+        self.overdue = False  # from ECHO_TIMEOUT without an echo until the next echo
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -315,17 +319,17 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.lines.append((frame, echo_hash))
+        self.lines.append(Line(frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.pushed < min(WINDOW, len(self.lines)):
-                frame, echo_hash = self.lines[self.pushed]
-                push.send(frame, zmq.NOBLOCK)
+                line = self.lines[self.pushed]
+                push.send(line.frame, zmq.NOBLOCK)
                 self.idle = 0.0
-                if echo_hash is None:  # No echo will come.
+                if line.echo_hash is None:
                     del self.lines[self.pushed]
                     self.undelivered += 1
                 else:
@@ -333,14 +337,14 @@ class Outbox:
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
-        waiting = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
+        waiting = [line.echo_hash for line in self.lines[: self.pushed]]
         for plain, _ in messages:
             echo_hash = hash(plain)
-            if echo_hash in waiting:
+            is_echo = echo_hash in waiting
+            if is_echo:
                 del waiting[: waiting.index(echo_hash) + 1]
-            elif echo_hash not in self.resent:
-                continue  # It is somebody else's message.
-            self.since_echo, self.idle, self.overdue = 0.0, 0.0, False
+            if is_echo or echo_hash in self.resent:
+                self.since_echo, self.idle, self.overdue = 0.0, 0.0, False
         del self.lines[: self.pushed - len(waiting)]
         self.pushed = len(waiting)
         if not self.lines:
@@ -348,7 +352,7 @@ class Outbox:
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.resent.update(echo_hash for _, echo_hash in self.lines[: self.pushed])
+        self.resent.update(line.echo_hash for line in self.lines[: self.pushed])
         self.pushed = 0
 
     def probe(self, push: Sock) -> None:
@@ -361,10 +365,9 @@ class Outbox:
         probe (RFC 8985). While input is read, the next line does the same, so there is no probe.
         """
         if self.pushed and self.idle >= ECHO_TIMEOUT:
-            frame, _ = self.lines[self.pushed - 1]
             with contextlib.suppress(zmq.Again):
-                push.send(frame, zmq.NOBLOCK)
-                self.idle = -math.inf  # until the next echo or push: one probe is enough
+                push.send(self.lines[self.pushed - 1].frame, zmq.NOBLOCK)
+                self.idle = -math.inf  # not again, until an echo or a push resets it
 
     def give_up(self) -> None:
         """Forget the lines in flight, but leave overdue set.
@@ -390,24 +393,24 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = excerpt(self.lines[0][0])
-        return f"no echo yet for {count_lines(len(self.lines))}; the first: {first}"
+        first = excerpt(self.lines[0].frame)
+        return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {first}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
         count = self.undelivered + len(self.lines)
-        return f"{count_lines(count)} may not have been delivered" if count else ""
+        return f"{lines_in_words(count)} may not have been delivered" if count else ""
 
 
 # Act if no echo comes.
 
 
-def check_echoes(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
-    """Act if no echo comes. Return False if the chat should end.
+def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
+    """Act if no echo comes. Return True if the chat should end.
 
-    The clocks run while lines wait, but not while input is read without a connection.
+    The clocks run while lines wait. As long as input is read, they stop without a connection.
 
-    After 5 seconds without an echo, print a notice, if interactive. Then, while input is read:
+    After 5 seconds without an echo, print a notice, if interactive. While input is read:
     - after 30 seconds, give up the lines in flight, and go on. This may be a server that publishes
       lines in another form.
     When the input has ended, or the outbox is full:
@@ -422,14 +425,14 @@ def check_echoes(outbox: Outbox, connection: Connection, screen: Screen, reading
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
-        return True
+        return False
     if connection.up:
         outbox.probe(connection.push)
-    return outbox.since_echo < (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
+    return outbox.since_echo >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
-def count_lines(count: int) -> str:
-    """Return a number of lines in words."""
+def lines_in_words(count: int) -> str:
+    """Return a number of lines, for a notice."""
     return "1 line" if count == 1 else f"{count:,} lines"
 
 
@@ -446,7 +449,7 @@ UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 
 # A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
-# Finding its two strings takes a third of the time of parsing it. (In JSON, a TAB is escaped.)
+# Finding its two strings takes a third of the time of parsing it. (A raw TAB is not valid JSON.)
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
@@ -564,6 +567,16 @@ class Screen:
                 print(f"client.py: {sanitize(report)}", file=stderr)
 
 
+def is_terminal(file: int) -> bool:
+    """Return whether a file is a terminal. On Windows, isatty takes NUL for one as well."""
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):
+            colorama.win32.GetConsoleMode(msvcrt.get_osfhandle(file))
+            return True
+        return False
+    return os.isatty(file)
+
+
 def run_for(seconds: float, function: Callable[..., object], *args: object) -> None:
     """Call a function in a thread, and wait for it no longer than that."""
     thread = threading.Thread(target=function, args=args, daemon=True)
@@ -576,12 +589,13 @@ def run_for(seconds: float, function: Callable[..., object], *args: object) -> N
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt.
+
 # A control sequence without its last character (ECMA-48). F1 on the Linux console is ESC [ [ A.
 CONTROL_SEQUENCE = r"\[ \[? [0-?]* [ -/]*"
 KEY = re.compile(
     rf"""
     (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | O[0-9;]* )? \Z )  # its rest has not come yet
-    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # Delete, ...; or what came of a broken sequence
+    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # Delete, ...; the last character is missing if it broke off
     | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to a query of an earlier program
     | \x1b+ .                       # a key with Alt
@@ -760,16 +774,6 @@ def fit(line: list[str], columns: int) -> list[str]:
 # The terminal.
 
 
-def is_terminal(file: int) -> bool:
-    """Return whether a file is a terminal. On Windows, isatty takes NUL for one as well."""
-    if sys.platform == "win32":
-        with contextlib.suppress(OSError):
-            colorama.win32.GetConsoleMode(msvcrt.get_osfhandle(file))
-            return True
-        return False
-    return os.isatty(file)
-
-
 if sys.platform != "win32":
 
     class Terminal:
@@ -779,7 +783,8 @@ if sys.platform != "win32":
             if self.in_background():
                 # This was started with &. Suspend until fg: the settings are another job's now.
                 signal.raise_signal(signal.SIGTTOU)
-            self.shell_settings, self.editor_settings = termios.tcgetattr(0), termios.tcgetattr(0)
+            self.shell_settings = termios.tcgetattr(0)
+            self.editor_settings = termios.tcgetattr(0)
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
             self.editor_settings[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             self.editor_settings[tty.LFLAG] |= termios.NOFLSH  # else Ctrl-Z drops queued output
@@ -820,9 +825,9 @@ if sys.platform != "win32":
             self.suspend_requested = False
             self.restore()
             # Meanwhile, use the default handlers. That of SIGTSTP suspends the process. The others
-            # are for bg instead of fg. Then set_up uses the terminal from the background, and the
-            # kernel suspends the process again, within that call. A handler in Python could not
-            # run, and kill would do nothing.
+            # are for the case that bg follows, not fg. Then the kernel suspends the process again,
+            # in the middle of set_up, where no handler in Python could run. So kill would do
+            # nothing.
             every = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
             handlers = {signum: handler for signum, handler in every.items() if callable(handler)}
             for signum in handlers:
@@ -962,8 +967,8 @@ def prepare_streams() -> None:
     Otherwise, a socket could get the number of stderr, and the notices would be written to it. And
     another process that shares a stream may have made it nonblocking.
     """
-    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
-        pass
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # open returns the lowest free number, so this fills 0 to 2.
     os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows

@@ -5,8 +5,8 @@
 # ///
 """The chat server: clients PUSH lines, and the server PUBlishes each to all clients that SUBscribe.
 
-A line is what a client pushes: one frame of JSON. (The client on the slides pushes the text that is
-typed, which has to be JSON, too.) A message is what the server makes of a line, and publishes.
+A line is what a client pushes. (The client on the slides pushes what is typed, so one has to type
+JSON there.) A message is what the server makes of a line, and publishes.
 
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
@@ -19,9 +19,9 @@ PULL's queues fill, and then the clients wait, too.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
-- while the server runs, a subscriber loses messages only if it stalls: its queue is full, and it
-  does not read half of the queue, 1,000 messages, within 2 seconds (sooner, after recent stalls).
-  Then the chat goes on without it, until it has read that half, or is disconnected;
+- while the server runs, a subscriber loses messages only if it stalls: after its queue was full, it
+  takes longer than 2 seconds (less, after recent stalls) to read half of the queue, 1,000 messages.
+  Then it is skipped until it has read that half;
 - a shutdown takes less than 3 seconds (5 on Windows). What cannot be published and received by then
   is lost;
 - characters that could control a terminal are escaped.
@@ -48,7 +48,7 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_SIZE = 16_384  # bytes of a line, and of a message; libzmq disconnects clients that send more
+MAX_SIZE = 16_384  # bytes of a line: libzmq disconnects clients that send more; and of a message
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines, of all clients, to receive before publishing; more is no faster
@@ -68,9 +68,6 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         if shutdown.requested and not lines:
             break
         publisher.publish(chat_messages(lines, log))
-        # During any call on PUB, libzmq frees the queues of departed subscribers. Without messages,
-        # there would be no such call.
-        pub.get(zmq.EVENTS)
 
 
 # Receive.
@@ -83,7 +80,7 @@ def receive(pull: Sock) -> list[bytes]:
     the server several times as fast. If receiving and sending took turns, libzmq's thread would
     run out of work after each send and fall asleep, and waking it costs more than the send.
     """
-    recv = pull.recv  # once, because looking up an attribute of a pyzmq socket is slow
+    recv = pull.recv  # looked up once, which saves a third of the time of each call
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):
         lines.append(recv())  # raises zmq.Again after RECEIVE_TIMEOUT (RCVTIMEO, see make_sockets)
@@ -104,7 +101,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # The line is not simple. (Or its user is empty. parse reads it as well.)
+            if not user:  # The line is not simple. (Or its user is empty: parse finds the same.)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -133,8 +130,8 @@ def parse(line: bytes) -> tuple[str, str]:
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
-# Characters that could control a terminal: controls except TAB, line separators, and direction
-# overrides. And lone surrogates, which UTF-8 cannot encode.
+# Control characters (TAB is safe), line separators and direction overrides, which could control a
+# terminal, and lone surrogates, which UTF-8 cannot encode.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
 
@@ -147,7 +144,7 @@ def sanitize(text: str) -> str:
 # A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
 # its strings need no unescaping and no escaping. findall gives one pair for each line: the user and
 # the text if the line is simple. Any other line matches .* instead, and its pair is ("", "").
-STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # no TAB, as JSON escapes it; *+ does not backtrack
+STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # no raw TAB: JSON forbids it; *+ does not backtrack
 LINE = re.compile(
     r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
 )
@@ -161,7 +158,8 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     # Invalid UTF-8 becomes lone surrogates, so such a line is not simple.
     pairs = LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # JSON may hold "\n". Such a line gives more than one pair. Then parse reads all of these lines.
+    # JSON may hold "\n". Such a line gives more than one pair. Then parse has to read all lines.
+    # (If there are no lines, findall gives one pair, and the result is empty.)
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
@@ -170,9 +168,9 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
 # send without pyzmq's wrapper in Python, which doubles its cost (recv has no wrapper)
 compiled_send = zmq.backend.Socket.send
 
-SUBSCRIBER_TIMEOUT = 2.0  # seconds: the longest wait for a subscriber whose queue is full
-MIN_TIMEOUT = 0.05  # seconds: the shortest one, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall until the longest wait is allowed again
+SUBSCRIBER_TIMEOUT = 2.0  # seconds to wait for a subscriber whose queue is full
+MIN_TIMEOUT = 0.05  # seconds, after many stalls
+RECOVERY_TIME = 20.0  # seconds after a stall until the timeout is SUBSCRIBER_TIMEOUT again
 
 
 class Publisher:
@@ -189,8 +187,9 @@ class Publisher:
 
     There is one timeout for all subscribers, and each stall halves it. Thus the first stall delays
     the chat by 2 seconds, the next by 1, then 0.5, and so on down to MIN_TIMEOUT. RECOVERY_TIME
-    after the last stall, the timeout is 2 seconds again. The price: while it is short, a subscriber
-    that is merely slow can count as stalled, too.
+    after the last stall, the timeout is 2 seconds again. So neither subscribers that stall one
+    after another, nor one that stalls again and again, can hold up the chat. The price: while the
+    timeout is short, a subscriber that is merely slow can count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -201,20 +200,24 @@ class Publisher:
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full.
 
-        A send that raises zmq.Again has sent the message to nobody, so it may be repeated.
+        Usually, no queue is full. Only if one is, send raises zmq.Again, having sent the message to
+        nobody.
         """
         for message in messages:
             try:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:
                 self.wait_and_send(message)
+        # During any call on PUB, libzmq frees the queues of departed subscribers. Without messages,
+        # there would be no such call.
+        self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send once no queue is full, or without the stalled subscribers after the timeout."""
         if time.monotonic() > self.stalled_at + RECOVERY_TIME:
             self.timeout = SUBSCRIBER_TIMEOUT
-        timeout = min(self.timeout, self.shutdown.time_left())
-        self.pub.set(zmq.SNDTIMEO, int(1_000 * timeout))
+        wait = min(self.timeout, self.shutdown.time_left())
+        self.pub.set(zmq.SNDTIMEO, int(1_000 * wait))
         try:
             self.pub.send(message)
         except zmq.Again:
@@ -275,7 +278,8 @@ class Log:
 
 # Start and shut down.
 
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + RECEIVE_TIMEOUT + 0.1  # seconds for the loop after a signal
+# seconds for the loop after a signal: a whole wait for a subscriber, one receive, and a reserve
+SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + RECEIVE_TIMEOUT + 0.1
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
@@ -283,9 +287,9 @@ class Shutdown:
     """The deadline for the loop: infinite, until a signal requests a shutdown.
 
     A shutdown takes less than 3 seconds:
-    - the loop, until the chat is idle: at most 2.3 (SHUTDOWN_TIMEOUT). A wait for a subscriber that
-      begins after the signal ends at the deadline. But one that the signal interrupts begins again,
-      for 2 seconds, so the deadline must be later than that;
+    - the loop, until the chat is idle: at most 2.3 (SHUTDOWN_TIMEOUT). If the server waits for a
+      subscriber when the signal comes, pyzmq restarts this wait, with its whole timeout of up to 2
+      seconds. Later waits end at the deadline;
     - the linger, in which subscribers receive what is queued: the rest of the 2.3 seconds, but at
       least 0.5 (MIN_LINGER);
     - the log: at most 0.1.
@@ -302,10 +306,10 @@ class Shutdown:
 
     def time_left(self) -> float:
         """Return the seconds until the deadline."""
-        return max(0, self.deadline - time.monotonic())  # never negative, as a timeout for libzmq
+        return max(0, self.deadline - time.monotonic())  # libzmq takes a negative one as infinite
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the deadline, and block further signals in this thread: each would restart a wait.
+        """Set the deadline, and block further signals in this thread: each would restart its wait.
 
         Do not raise an exception, as Python's own handler for Ctrl-C does. It could strike between
         receiving a line and publishing it, and lose the line.
@@ -342,8 +346,8 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def load_keys(name: str) -> tuple[bytes, bytes]:
-    """Return the keys in NAME.key (public) and NAME.key_secret; make both if neither exists.
+def load_key(name: str) -> bytes:
+    """Return the key in NAME.key_secret. Make it and NAME.key, the public key, if neither exists.
 
     Raises ValueError, with the reason, if they cannot be used.
     """
@@ -363,20 +367,20 @@ def load_keys(name: str) -> tuple[bytes, bytes]:
             raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: no key in a file
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
-    return public, secret
+    return secret
 
 
-def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With keys, they encrypt (CURVE, RFC 26).
+def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
+    """Return PULL and PUB. With a secret key, they encrypt (CURVE, RFC 26).
 
-    The server admits any client that has its public key. So despite its name, this key is a shared
+    The server admits any client that has its public key. So despite its name, that key is a shared
     password.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
-        if keys:
+        if key:
             sock.curve_server = 1
-            sock.curve_publickey, sock.curve_secretkey = keys
+            sock.curve_secretkey = key
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
         # Disconnect a peer that has vanished: after 10 idle seconds and 5 probes, 2 seconds apart.
         sock.set(zmq.TCP_KEEPALIVE, 1)
@@ -386,7 +390,7 @@ def make_sockets(context: zmq.Context[Sock], keys: tuple[bytes, bytes] | None) -
         # Disconnect a peer that takes no data for 20 seconds. On Linux, this includes one that is
         # there, but does not read.
         sock.set(zmq.TCP_MAXRT, 20_000)
-    overhead = 33 if keys else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
+    overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
@@ -453,8 +457,8 @@ def main() -> int:
     log = Log()
     context = zmq.Context()
     try:
-        keys = None if options.key is None else load_keys(options.key)
-        pull, pub = make_sockets(context, keys)
+        key = None if options.key is None else load_key(options.key)
+        pull, pub = make_sockets(context, key)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
     except (ValueError, zmq.ZMQError) as error:
@@ -462,7 +466,7 @@ def main() -> int:
         log.close()
         return 1
     log.report(f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")
-    if keys:
+    if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
     linger = max(MIN_LINGER, shutdown.time_left())  # finite, as serve ends only after a signal
@@ -472,6 +476,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: while Python ends, one more signal would kill it, and change the status. After a
-    # failed start, it would also wait for the sockets, which are still open.
+    # Not sys.exit, which could hang on a stderr that nobody reads, or, after a failed start, on the
+    # open sockets. A signal in the meantime would also change the status.
     os._exit(main())
