@@ -446,7 +446,7 @@ def excerpt(frame: bytes) -> str:
 # Characters that may control a terminal: controls except TAB, line separators, direction overrides,
 # and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
+UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 
 # A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
 # Finding its two strings takes a third of the time of parsing it. (A raw TAB is not valid JSON.)
@@ -482,7 +482,7 @@ def echo_of(frame: bytes) -> str:
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`."""
-    return UNSAFE_CHARACTER.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
 
 
 # Dump buffered messages.
@@ -751,7 +751,8 @@ def characters(text: str) -> list[str]:
 
 def visible(line: list[str]) -> str:
     """Return a line as it is shown: TABs as spaces, other control characters as U+FFFD."""
-    return UNSAFE_CHARACTER.sub("\ufffd", "".join(line).replace("\t", " "))
+    text = "".join(line).replace("\t", " ")
+    return UNSAFE_PART.sub(lambda part: "\ufffd" * len(part[0]), text)
 
 
 def width(character: str) -> int:

@@ -102,10 +102,10 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
             if not user:  # The line is not simple. (Or its user is empty: parse finds the same.)
-                user, text = parse(line)
+                user, text = map(sanitize, parse(line))
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
-                raise ValueError("too long once its control characters are escaped")
+                raise ValueError(TOO_LONG)
             messages.append(message)
         except ValueError as error:
             log.report("dropped a line", f"{error}: {line[:60]!r}")
@@ -117,28 +117,35 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
 def parse(line: bytes) -> tuple[str, str]:
-    """Return the user and the text of a line, sanitized.
+    """Return the user and the text of a line.
 
     Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object with a
     user and a message that are strings or numbers.
     """
-    try:
+    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
-        return sanitize(payload["user"]), sanitize(payload["message"])
-    except (ValueError, RecursionError, KeyError, TypeError):
-        # TypeError: it is no object, or a value is neither a string nor a number.
-        raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
+        user, text = payload["user"], payload["message"]  # a TypeError if it is no object
+        if isinstance(user, str) and isinstance(text, str):
+            return user, text
+    raise ValueError('not a JSON object with "user" and "message", in UTF-8')
 
 
 # Control characters (TAB is safe), line separators and direction overrides, which could control a
 # terminal, and lone surrogates, which UTF-8 cannot encode.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-UNSAFE_CHARACTER = re.compile(f"[{UNSAFE}]")
+UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
+TOO_LONG = "too long once its control characters are escaped"
 
 
 def sanitize(text: str) -> str:
-    r"""Return text with its unsafe characters escaped, such as `\x1b`."""
-    return UNSAFE_CHARACTER.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    r"""Return text with its unsafe characters escaped, such as `\x1b`.
+
+    Raises ValueError if it becomes too long. Escaping takes long, so this is found out before: an
+    escaped character is longer by three characters, or more.
+    """
+    if len(text) + 3 * sum(map(len, UNSAFE_PART.findall(text))) > MAX_SIZE:
+        raise ValueError(TOO_LONG)
+    return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
 
 
 # A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and

@@ -150,6 +150,17 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
 
 # README, Limits: A [key](#keys) or [ssh](#ssh) keeps strangers out
 # README, Limits: Floods of invalid data or subscriptions do not delay the chat.
+@pytest.mark.parametrize("text", ["\x7f" * 16_000, "a\x7f" * 8_000], ids=["escaped", "half"])
+def test_a_flood_of_lines_that_get_too_long_does_not_delay_the_chat(
+    server: Script, join: Join, text: str
+) -> None:
+    line = b'{"user": "k", "message": "%s"}' % text.encode()
+    peer = join(server.ports)
+    with zmtp.flood(server.ports[0], line), zmtp.flood(server.ports[0], line):
+        server.wait_stderr("too long")
+        for _ in range(3):
+            assert peer.round_trip() < 1
+
 
 STRANGERS = [
     b"",
