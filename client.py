@@ -26,8 +26,8 @@ The client is interactive if stdin is a terminal. If not, stdin is called a pipe
 a file. While 1,000 lines wait for their echoes, a pipe is read no further.
 
 If no echo comes for 30 seconds while input is read, the client forgets the lines that it pushed,
-goes on, and reports their number in the end. If its input has ended, or is read no further, the
-client ends (after 8 seconds, if there never was a connection).
+goes on, and reports their number in the end. If its input has ended, or is not read because 1,000
+lines wait, the client ends (after 8 seconds, if there never was a connection).
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -68,7 +68,7 @@ Message = tuple[str, str]  # without colours and with them; control characters a
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most; the server's queue has room for two echoes of each
+WINDOW = 1_000  # lines in flight, at most; the server's queue has room for 2,000 echoes
 SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait for something to happen
@@ -204,7 +204,7 @@ class Connection:
         self.up = False
         self.ever_up = False
         now = time.monotonic()
-        self.ready_at = now  # SLOW_JOINER_DELAY after the last handshake
+        self.ready_at = now  # when the subscription is in effect: see update
         self.waiting_since = now  # when it was up last, or reconnect was called last
         # What the last notice said: up, or not. None: there was no notice yet. A pipe begins with
         # True, so that it gets no notice of its first connection.
@@ -213,8 +213,8 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So a call that reads both a loss and
-        the next handshake still sets up to False, and a later call returns True.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So no loss is overlooked: even if
+        one call reads both a loss and the next handshake, up is False for a while.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -277,24 +277,25 @@ class Outbox:
     """The lines that are not acknowledged, in the order of the input. lines[:pushed] are in flight.
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
-    order. For this, each connection must carry them without a gap, so a new one begins again with
-    the oldest. An echo is recognized by its text, so a message of the same text is mistaken for it.
+    order. But an echo over a new connection must not acknowledge lines that were lost with the old
+    one. So each connection begins with the oldest line. An echo is recognized by its text, so a
+    message of the same text is mistaken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        # Hashes of lines that were pushed again. If only PUSH was reconnected, SUB may bring their
-        # echoes twice: 1,000 second echoes, which acknowledge nothing, before that of a new line.
-        # Over a slow link, this takes longer than DELIVERY_TIMEOUT. So they reset the clocks.
+        # Hashes of lines that were pushed again. Their echoes may come twice. The second ones
+        # acknowledge nothing, but show that the server still publishes lines. So they reset the
+        # clocks: over a slow link, 1,000 of them may come before the echo of a new line.
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds: see handle_silence.
         self.since_echo = 0.0  # since the last echo, or since lines began to wait
         self.idle = 0.0  # since the last echo or push
         self.last_turn = time.monotonic()  # when they were updated
-        self.overdue = False  # from ECHO_TIMEOUT without an echo until the next echo
+        self.overdue = False  # set after ECHO_TIMEOUT without an echo, reset by an echo
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -408,7 +409,7 @@ class Outbox:
 def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return True if the chat should end.
 
-    The clocks run while lines wait. As long as input is read, they stop without a connection.
+    Time counts while lines wait. While input is read, it counts only while the connection is up.
 
     After 5 seconds without an echo, print a notice, if interactive. While input is read:
     - after 30 seconds, give up the lines in flight, and go on. This may be a server that publishes
@@ -825,10 +826,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Meanwhile, use the default handlers. That of SIGTSTP suspends the process. The others
-            # are for the case that bg follows, not fg. Then the kernel suspends the process again,
-            # in the middle of set_up, where no handler in Python could run. So kill would do
-            # nothing.
+            # SIGTSTP suspends the process only with its default handler. After bg, instead of fg,
+            # the kernel suspends it once more, in the middle of set_up. There, no handler in Python
+            # could run, and kill would do nothing. So set the default handlers for all signals.
             every = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
             handlers = {signum: handler for signum, handler in every.items() if callable(handler)}
             for signum in handlers:
@@ -930,6 +930,7 @@ class EditorScreen(Screen):
     def print_report(self, report: str) -> None:
         """Move below the row, if it has text, and print a last notice, if there is one."""
         with contextlib.suppress(OSError):
+            # A signal may have interrupted a write, so set the colour and wrapping to normal.
             os.write(1, (RESET + WRAP + ("\n" if self.editor.line else "")).encode())
         super().print_report(report)
 
@@ -1082,7 +1083,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     push.connect(f"tcp://{options.host}:{options.push_port}")
     stdin = start_reading(screen)
     chat(stdin, connection, outbox, screen)
-    # Give libzmq a second to send lines that were pushed. In a thread, as a name lookup may hang.
+    # Give libzmq a second to send lines that were pushed, but get no echo. Do so in a thread, as a
+    # name lookup may hang.
     run_for(1, context.destroy, 1_000)
     return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
 

@@ -19,11 +19,10 @@ PULL's queues fill, and then the clients wait, too.
 
 main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
 guarantees:
-- while the server runs, a subscriber loses messages only if it stalls: after its queue was full, it
-  takes longer than 2 seconds (less, after recent stalls) to read half of the queue, 1,000 messages.
-  Then it is skipped until it has read that half;
-- a shutdown takes less than 3 seconds (5 on Windows). What cannot be published and received by then
-  is lost;
+- while the server runs, a subscriber loses messages only if its connection breaks, or if it stalls:
+  its queue is full, and it takes longer than 2 seconds (less, after recent stalls) to read half of
+  the queue, 1,000 messages. Then it is skipped until it has read that half;
+- a shutdown takes less than 3 seconds. What cannot be published and received by then is lost;
 - characters that could control a terminal are escaped.
 
 The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
@@ -48,7 +47,7 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_SIZE = 16_384  # bytes of a line: libzmq disconnects clients that send more; and of a message
+MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more) and of a message
 PULL_HWM = 256  # lines queued from each client: 4 MB at most
 PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
 BATCH = 300  # the most lines, of all clients, to receive before publishing; more is no faster
@@ -60,10 +59,10 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
     Without a signal, this loops forever: the time left is infinite. After a signal, it goes on with
-    what still arrives, until receive returns nothing, or there is no time for another receive.
+    what still arrives, until receive returns nothing, or no time is left.
     """
     publisher = Publisher(pub, shutdown, log)
-    while shutdown.time_left() > RECEIVE_TIMEOUT:
+    while shutdown.time_left():
         lines = receive(pull)
         if shutdown.requested and not lines:
             break
@@ -82,10 +81,10 @@ def receive(pull: Sock) -> list[bytes]:
     """
     recv = pull.recv  # looked up once, which saves a third of the time of each call
     lines: list[bytes] = []
-    with contextlib.suppress(zmq.Again):
-        lines.append(recv())  # raises zmq.Again after RECEIVE_TIMEOUT (RCVTIMEO, see make_sockets)
-        while len(lines) < BATCH:
-            lines.append(recv(zmq.NOBLOCK))  # raises zmq.Again once no more are there
+    if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
+        with contextlib.suppress(zmq.Again):  # when no more are there
+            while len(lines) < BATCH:
+                lines.append(recv(zmq.NOBLOCK))
     return lines
 
 
@@ -140,8 +139,8 @@ TOO_LONG = "too long once its control characters are escaped"
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`.
 
-    Raises ValueError if it becomes too long. Escaping takes long, so this is found out before: an
-    escaped character is longer by three characters, or more.
+    Raises ValueError if it becomes much too long. (This is a cheap check before the slow escaping:
+    an escape adds three characters, or more. chat_messages checks the exact size.)
     """
     if len(text) + 3 * sum(map(len, UNSAFE_PART.findall(text))) > MAX_SIZE:
         raise ValueError(TOO_LONG)
@@ -163,10 +162,10 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     This is only for speed. One search in all lines is five times as fast as to parse each line, and
     triples the rate of the server.
     """
-    # Invalid UTF-8 becomes lone surrogates, so such a line is not simple.
+    # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     pairs = LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # JSON may hold "\n". Such a line gives more than one pair. Then parse has to read all lines.
-    # (If there are no lines, findall gives one pair, and the result is empty.)
+    # JSON may hold "\n" between its tokens. Then a line gives more than one pair, and parse has to
+    # read all lines. (If there are no lines, findall gives one pair, and the result is empty.)
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
@@ -177,7 +176,7 @@ compiled_send = zmq.backend.Socket.send
 
 SUBSCRIBER_TIMEOUT = 2.0  # seconds to wait for a subscriber whose queue is full
 MIN_TIMEOUT = 0.05  # seconds, after many stalls
-RECOVERY_TIME = 20.0  # seconds after a stall until the timeout is SUBSCRIBER_TIMEOUT again
+RECOVERY_TIME = 20.0  # seconds without a stall, after which it is SUBSCRIBER_TIMEOUT again
 
 
 class Publisher:
@@ -216,24 +215,24 @@ class Publisher:
             except zmq.Again:
                 self.wait_and_send(message)
         # During any call on PUB, libzmq frees the queues of departed subscribers. Without messages,
-        # there would be no such call.
+        # this is the only call.
         self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send once no queue is full, or without the stalled subscribers after the timeout."""
         if time.monotonic() > self.stalled_at + RECOVERY_TIME:
             self.timeout = SUBSCRIBER_TIMEOUT
-        wait = min(self.timeout, self.shutdown.time_left())
-        self.pub.set(zmq.SNDTIMEO, int(1_000 * wait))
-        try:
-            self.pub.send(message)
-        except zmq.Again:
-            self.pub.set(zmq.XPUB_NODROP, 0)
-            self.pub.send(message)
-            self.pub.set(zmq.XPUB_NODROP, 1)  # libzmq skips the stalled ones nevertheless.
-            self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
-            self.stalled_at = time.monotonic()
-            self.log.report("a subscriber stalled: the chat goes on without it")
+        deadline = time.monotonic() + min(self.timeout, self.shutdown.time_left())
+        while time.monotonic() < deadline:
+            with contextlib.suppress(zmq.Again):  # after SNDTIMEO: a signal may have come
+                self.pub.send(message)
+                return
+        self.pub.set(zmq.XPUB_NODROP, 0)
+        self.pub.send(message)
+        self.pub.set(zmq.XPUB_NODROP, 1)  # libzmq skips the stalled ones nevertheless.
+        self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
+        self.stalled_at = time.monotonic()
+        self.log.report("a subscriber stalled: the chat goes on without it")
 
 
 # Log.
@@ -285,8 +284,7 @@ class Log:
 
 # Start and shut down.
 
-# seconds for the loop after a signal: a whole wait for a subscriber, one receive, and a reserve
-SHUTDOWN_TIMEOUT = SUBSCRIBER_TIMEOUT + RECEIVE_TIMEOUT + 0.1
+SHUTDOWN_TIMEOUT = 2.0  # seconds for the loop after a signal
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
@@ -294,13 +292,10 @@ class Shutdown:
     """The deadline for the loop: infinite, until a signal requests a shutdown.
 
     A shutdown takes less than 3 seconds:
-    - the loop, until the chat is idle: at most 2.3 (SHUTDOWN_TIMEOUT). If the server waits for a
-      subscriber when the signal comes, pyzmq restarts this wait, with its whole timeout of up to 2
-      seconds. Later waits end at the deadline;
-    - the linger, in which subscribers receive what is queued: the rest of the 2.3 seconds, but at
-      least 0.5 (MIN_LINGER);
-    - the log: at most 0.1.
-    On Windows, a signal interrupts no wait, and is handled after it, up to 2 seconds later.
+    - the loop, until the chat is idle: at most SHUTDOWN_TIMEOUT, and a last receive (0.2 seconds);
+    - the linger, in which subscribers receive what is queued: what the loop has left of its time,
+      or MIN_LINGER, if that is longer. It ends sooner if they have received all;
+    - the log: at most 0.1 seconds.
     """
 
     def __init__(self) -> None:
@@ -312,19 +307,16 @@ class Shutdown:
         return self.deadline < math.inf
 
     def time_left(self) -> float:
-        """Return the seconds until the deadline."""
-        return max(0, self.deadline - time.monotonic())  # libzmq takes a negative one as infinite
+        """Return the seconds until the deadline, but not less than 0."""
+        return max(0, self.deadline - time.monotonic())
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the deadline, and block further signals in this thread: each would restart its wait.
+        """Set the deadline, unless it is set already.
 
         Do not raise an exception, as Python's own handler for Ctrl-C does. It could strike between
         receiving a line and publishing it, and lose the line.
         """
-        if not self.requested:
-            self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-            if hasattr(signal, "pthread_sigmask"):  # not on Windows, which does not need it
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
 
 
 def handle_signals(shutdown: Shutdown) -> None:
@@ -401,13 +393,13 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
-    pull.set(zmq.RCVTIMEO, int(1_000 * RECEIVE_TIMEOUT))
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
     # Clients send subscriptions to PUB. A send first processes those that are queued. Since a flood
     # of them would delay the chat, queue only one for each client. Others wait in the network.
     pub.set(zmq.RCVHWM, 1)
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
+    pub.set(zmq.SNDTIMEO, 10)  # milliseconds; pyzmq starts a wait again if a signal interrupts it
     # The kernel reports room in its buffer only when a good part of the buffer is free. In a large
     # buffer, a slow subscriber frees this part so rarely that it would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
@@ -420,7 +412,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, * means all addresses, IPv4 as well. But eth0 would mean only its IPv6 address.
+    # With IPv6 on, * means all addresses, IPv4 as well. But eth0 means only its IPv6 address then.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
@@ -484,5 +476,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Not sys.exit, which could hang on a stderr that nobody reads, or, after a failed start, on the
-    # open sockets. A signal in the meantime would also change the status.
+    # open sockets. A signal during its cleanup could also change the status.
     os._exit(main())

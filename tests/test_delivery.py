@@ -166,7 +166,7 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
 
 # README, Delivery in detail: There is no history. A client receives what is published while it is
 # connected.
-# README, Delivery: If the client exits with status 0, the server has published every line you sent.
+# README, Delivery: If the client exits with status 0, the server has published every line you sent
 # README, More differences: the client waits for the last echo
 # README, Delivery in detail: An echo does not prove that other clients received the message.
 @pytest.mark.parametrize("numbers", [range(15_000), [1] * 3_000], ids=["different", "equal"])
@@ -185,9 +185,9 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: A missed echo does no harm if a later line is echoed in time.
-# README, Delivery in detail: So if no echo comes for five seconds then, the client resends its
-# newest line as a probe, whose echo acknowledges all lines. It sends only one probe until the next
-# echo.
+# README, Delivery in detail: So in that state, if no echo comes for five seconds, the client
+# resends its newest line as a probe, whose echo acknowledges all lines. It sends only one probe
+# until the next echo.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
 # for long
 def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: StartClient) -> None:
@@ -431,7 +431,7 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
     assert 8 < time.monotonic() - began < 15
 
 
-# README, Delivery in detail: up now, or earlier | 30 seconds | exits with status 1
+# README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: open | down | until the server is up
 # README, Delivery: With status 1, the client reports how many lines may not have been delivered.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
@@ -469,9 +469,9 @@ def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartCli
 # README, Delivery in detail: gives up on the lines in flight, goes on, and in the end exits with
 # status 1
 # README, Delivery in detail: Lines that the client has given up on are never sent again.
-# README, Delivery in detail: While the input is open, there is no probe, because the next line has
-# the same effect. If no line is echoed within 30 seconds, those in flight count as possibly
-# undelivered.
+# README, Delivery in detail: While the client is connected and reads input, there is no probe,
+# because the next line has the same effect. If no echo comes for 30 seconds, the client gives up on
+# the lines in flight.
 @slow
 @POSIX
 def test_another_server_gets_each_line_once(context: Context, start_client: StartClient) -> None:

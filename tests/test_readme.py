@@ -245,7 +245,8 @@ def test_without_input(page: Page) -> None:
     assert page.run("python client.py HOST & wait $!").process.wait(TIMEOUT) == 0
 
 
-# README, The talk's loops: This is the server's, first from slide 3, then from `server.py`
+# README, The talk's loops: This is the loop of the server, first from slide 3, then from
+# `server.py`
 def test_the_loop_on_the_page_is_the_servers() -> None:
     [both] = blocks("The talk's loops")
     loop = both.partition("end\n")[2].replace(" # Python", "").strip()
