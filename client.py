@@ -52,7 +52,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import colorama
 import zmq
@@ -266,11 +266,8 @@ class Connection:
 # Push it.
 
 
-class Line(NamedTuple):
-    """A line that waits for its echo."""
-
-    frame: bytes
-    echo_hash: int | None  # to save memory, only a hash; None if our server drops the line
+# A frame, and the hash of its echo (only a hash, to save memory), or None if our server drops it.
+Line = tuple[bytes, int | None]
 
 
 class Outbox:
@@ -320,17 +317,17 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.lines.append(Line(frame, echo_hash))
+        self.lines.append((frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
             while self.pushed < min(WINDOW, len(self.lines)):
-                line = self.lines[self.pushed]
-                push.send(line.frame, zmq.NOBLOCK)
+                frame, echo_hash = self.lines[self.pushed]
+                push.send(frame, zmq.NOBLOCK)
                 self.idle = 0.0
-                if line.echo_hash is None:
+                if echo_hash is None:
                     del self.lines[self.pushed]
                     self.undelivered += 1
                 else:
@@ -338,7 +335,7 @@ class Outbox:
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
-        waiting = [line.echo_hash for line in self.lines[: self.pushed]]
+        waiting = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
         for plain, _ in messages:
             echo_hash = hash(plain)
             is_echo = echo_hash in waiting
@@ -353,7 +350,7 @@ class Outbox:
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.resent.update(line.echo_hash for line in self.lines[: self.pushed])
+        self.resent.update(echo_hash for _, echo_hash in self.lines[: self.pushed])
         self.pushed = 0
 
     def probe(self, push: Sock) -> None:
@@ -367,7 +364,7 @@ class Outbox:
         """
         if self.pushed and self.idle >= ECHO_TIMEOUT:
             with contextlib.suppress(zmq.Again):
-                push.send(self.lines[self.pushed - 1].frame, zmq.NOBLOCK)
+                push.send(self.lines[self.pushed - 1][0], zmq.NOBLOCK)
                 self.idle = -math.inf  # not again, until an echo or a push resets it
 
     def give_up(self) -> None:
@@ -394,8 +391,8 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = excerpt(self.lines[0].frame)
-        return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {first}"
+        frame, _ = self.lines[0]
+        return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {excerpt(frame)}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
