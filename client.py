@@ -323,7 +323,7 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):
-            while self.pushed < min(WINDOW, len(self.lines)):
+            while self.pushed < len(self.lines) and self.pushed < WINDOW:
                 frame, echo_hash = self.lines[self.pushed]
                 push.send(frame, zmq.NOBLOCK)
                 self.idle = 0.0
