@@ -214,9 +214,9 @@ class Publisher:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:
                 self.wait_and_send(message)
-        # During any call on PUB, libzmq frees the queues of departed subscribers. Without messages,
-        # this is the only call.
-        self.pub.get(zmq.EVENTS)
+        if not messages:
+            # libzmq frees the queues of departed subscribers only during calls on PUB, so make one.
+            self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send once no queue is full, or without the stalled subscribers after the timeout."""
