@@ -59,10 +59,11 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
 
     Without a signal, this loops forever: the time left is infinite. After a signal, it goes on with
-    what still arrives, until receive returns nothing, or no time is left.
+    what still arrives, until receive returns nothing, or little time is left: the last messages may
+    have to wait for a subscriber.
     """
     publisher = Publisher(pub, shutdown, log)
-    while shutdown.time_left():
+    while shutdown.time_left() > RECEIVE_TIMEOUT:
         lines = receive(pull)
         if shutdown.requested and not lines:
             break
@@ -284,7 +285,7 @@ class Log:
 
 # Start and shut down.
 
-SHUTDOWN_TIMEOUT = 2.0  # seconds for the loop after a signal
+SHUTDOWN_TIMEOUT = 2.3  # seconds for the loop after a signal
 MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
 
 
@@ -292,7 +293,7 @@ class Shutdown:
     """The deadline for the loop: infinite, until a signal requests a shutdown.
 
     A shutdown takes less than 3 seconds:
-    - the loop, until the chat is idle: at most SHUTDOWN_TIMEOUT, and a last receive (0.2 seconds);
+    - the loop, until the chat is idle: at most SHUTDOWN_TIMEOUT;
     - the linger, in which subscribers receive what is queued: what the loop has left of its time,
       or MIN_LINGER, if that is longer. It ends sooner if they have received all;
     - the log: at most 0.1 seconds.
