@@ -140,10 +140,12 @@ TOO_LONG = "too long once its control characters are escaped"
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`.
 
-    Raises ValueError if it becomes much too long. (This is a cheap check before the slow escaping:
-    an escape adds three characters, or more. chat_messages checks the exact size.)
+    Raises ValueError if it becomes much too long. (This is a cheap check before the slow escaping.
+    chat_messages checks the exact size.)
     """
-    if len(text) + 3 * sum(map(len, UNSAFE_PART.findall(text))) > MAX_SIZE:
+    most = (MAX_SIZE - len(text)) // 3  # characters to escape: each adds three, or more
+    unsafe = len(text) - len(UNSAFE_PART.sub("", text, most + 1))
+    if unsafe > most:
         raise ValueError(TOO_LONG)
     return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
 
