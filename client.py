@@ -335,6 +335,9 @@ class Outbox:
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
+        if not self.lines:
+            self.resent.clear()
+            return
         waiting = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
         for plain, _ in messages:
             echo_hash = hash(plain)
@@ -345,8 +348,6 @@ class Outbox:
                 self.since_echo, self.idle, self.overdue = 0.0, 0.0, False
         del self.lines[: self.pushed - len(waiting)]
         self.pushed = len(waiting)
-        if not self.lines:
-            self.resent.clear()
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
