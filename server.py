@@ -457,8 +457,8 @@ def main() -> int:
     options = parse_options()
     raise_file_limit()
     log = Log()
-    context = zmq.Context()
     try:
+        context = zmq.Context()
         key = None if options.key is None else load_key(options.key)
         pull, pub = make_sockets(context, key)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
