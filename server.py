@@ -3,29 +3,25 @@
 # requires-python = ">=3.11"
 # dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
-"""The chat server: clients PUSH lines, and the server PUBlishes each to all clients that SUBscribe.
+"""The chat server: clients PUSH lines, and the server PUBlishes each to all clients.
 
-A line is what a client pushes. (The client on the slides pushes what is typed, so one has to type
-JSON there.) A message is what the server makes of a line, and publishes.
+A line is what a client pushes; a message is what the server makes of it, and publishes:
 
 In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
-thread of libzmq moves them between these queues and the network. PULL's recv waits for a line. When
-the queue of a subscriber is full, PUB's send would drop the message for that subscriber. With the
-option NODROP, send waits instead. So a slow subscriber slows down the chat: while the server waits,
-PULL's queues fill, and then the clients wait, too.
+background thread of libzmq moves them between these queues and the network.
 
-main, at the end, makes the two sockets (slide 3). serve is the talk's loop. The code around it
-guarantees:
-- while the server runs, a subscriber loses messages only if its connection breaks, or if it stalls:
-  its queue is full, and it takes longer than 2 seconds (less, after recent stalls) to read half of
-  the queue, 1,000 messages. Then it is skipped until it has read that half;
-- a shutdown takes less than 3 seconds. What cannot be published and received by then is lost;
-- characters that could control a terminal are escaped.
+The function serve is the loop of the talk (slide 3). The code around it guarantees:
+- The chat waits for slow subscribers, so that they lose nothing, but not for long: see Publisher.
+- Characters that could control a terminal are escaped.
+- The server forwards some 500,000 lines a second, in any language. The code that is only for speed
+  has a part of its own.
+- A shutdown takes less than 3 seconds. Lines that are not published by then are lost, and so are
+  messages that are not delivered.
 
-The code of the chat ends with the class Publisher. What follows is the log, start and shutdown.
+The chat itself ends with the class Publisher. The log, startup and shutdown follow.
 """
 
 from __future__ import annotations
@@ -47,44 +43,41 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more) and of a message
-PULL_HWM = 256  # lines queued from each client: 4 MB at most
-PUB_HWM = 2_000  # messages queued for each subscriber: 33 MB at most
-BATCH = 300  # the most lines, of all clients, to receive before publishing; more is no faster
-RECEIVE_TIMEOUT = 0.2  # seconds that receive waits for a line, so that the loop sees a shutdown
+MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send more
+PULL_HWM = 256  # lines queued for each client: at most 4 MB each
+PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
+MAX_BATCH = 300  # lines, from all clients, to receive before publishing them; more is no faster
+RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line before the loop checks for a shutdown
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
-    """Wait for input, and forward it to all subscribers (slide 3), until shutdown.
+    """Wait for input, and forward it to all subscribers (slide 3).
 
-    Without a signal, this loops forever: the time left is infinite. After a signal, it goes on with
-    what still arrives, until receive returns nothing, or little time is left: the last messages may
-    have to wait for a subscriber.
+    After a signal, go on until no line comes within RECEIVE_TIMEOUT, or until the time is up.
     """
     publisher = Publisher(pub, shutdown, log)
-    while shutdown.time_left() > RECEIVE_TIMEOUT:
-        lines = receive(pull)
-        if shutdown.requested and not lines:
-            break
+    while (lines := receive(pull, shutdown)) or not shutdown.requested:
         publisher.publish(chat_messages(lines, log))
 
 
 # Receive.
 
 
-def receive(pull: Sock) -> list[bytes]:
-    """Wait for a line. Return it, and those that have arrived as well, at most BATCH.
+def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
+    """Wait for a line. Return it, and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if none comes in time. Receiving many lines, then sending them all, makes
-    the server several times as fast. If receiving and sending took turns, libzmq's thread would
-    run out of work after each send and fall asleep, and waking it costs more than the send.
+    Return an empty list if none comes within RECEIVE_TIMEOUT, or if the shutdown leaves less time.
+
+    Receiving many lines, then sending them all, makes the server several times as fast as receiving
+    one, sending it, receiving the next. With that, libzmq's thread would fall asleep after each
+    send, and waking it costs more than the send itself.
     """
-    recv = pull.recv  # looked up once, which saves a third of the time of each call
+    recv = pull.recv  # looked up once: a lookup takes a third of the time of a call
     lines: list[bytes] = []
-    if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
-        with contextlib.suppress(zmq.Again):  # when no more are there
-            while len(lines) < BATCH:
+    if shutdown.time_left() > RECEIVE_TIMEOUT and pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
+        with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
+            while len(lines) < MAX_BATCH:
                 lines.append(recv(zmq.NOBLOCK))
     return lines
 
@@ -93,7 +86,7 @@ def receive(pull: Sock) -> list[bytes]:
 
 
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
-    """Return the message of each line (slide 3): `user> text`, the text in cyan.
+    """Return the message of each line (slide 3): `user> text`, with the text in cyan.
 
     parse_simple reads lines of the usual form, fast. parse reads all others. Invalid lines are
     dropped, and reported.
@@ -101,11 +94,11 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # The line is not simple. (Or its user is empty: parse finds the same.)
-                user, text = map(sanitize, parse(line))
+            if not user:  # not a simple line, or one with an empty user, which parse reads as well
+                user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
-                raise ValueError(TOO_LONG)
+                raise ValueError("too long once its control characters are escaped")
             messages.append(message)
         except ValueError as error:
             log.report("dropped a line", f"{error}: {line[:60]!r}")
@@ -117,122 +110,116 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
 def parse(line: bytes) -> tuple[str, str]:
-    """Return the user and the text of a line.
+    """Return the user and the text of a line, sanitized.
 
     Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object with a
     user and a message that are strings or numbers.
     """
-    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
-        payload = parse_json(line.decode("utf-8-sig"))  # -sig: drop a byte order mark
-        user, text = payload["user"], payload["message"]  # a TypeError if it is no object
-        if isinstance(user, str) and isinstance(text, str):
-            return user, text
-    raise ValueError('not a JSON object with "user" and "message", in UTF-8')
+    try:
+        payload = parse_json(line.decode("utf-8-sig"))  # -sig: without a byte order mark
+        return sanitize(payload["user"]), sanitize(payload["message"])
+    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: no object, or no string
+        raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
 # Control characters (TAB is safe), line separators and direction overrides, which could control a
-# terminal, and lone surrogates, which UTF-8 cannot encode.
+# terminal, and lone surrogates, which UTF-8 cannot encode. No character above U+FFFF is unsafe.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
-TOO_LONG = "too long once its control characters are escaped"
+UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
+ESCAPES = {  # for str.translate
+    code: chr(code).encode("unicode_escape").decode()
+    for code in range(0x10000)
+    if UNSAFE_CHAR.match(chr(code))
+}
 
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`.
 
-    Raises ValueError if it becomes much too long. (This is a cheap check before the slow escaping.
-    chat_messages checks the exact size.)
+    Raises TypeError if it is not a string.
     """
-    most = (MAX_SIZE - len(text)) // 3  # characters to escape: each adds three, or more
-    unsafe = len(text) - len(UNSAFE_PART.sub("", text, most + 1))
-    if unsafe > most:
-        raise ValueError(TOO_LONG)
-    return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
+    # translate alone would do, but it takes ten times as long as search.
+    return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
 
 
-# A simple line is as json.dumps or JSON.stringify writes it, {"user": "ann", "message": "hi"}, and
-# its strings need no unescaping and no escaping. findall gives one pair for each line: the user and
-# the text if the line is simple. Any other line matches .* instead, and its pair is ("", "").
-STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # no raw TAB: JSON forbids it; *+ does not backtrack
-LINE = re.compile(
-    r'^(?:\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}|.*)$", re.MULTILINE
-)
+# Turn most lines into messages faster.
+
+# A simple line is as json.dumps or JSON.stringify writes it: {"user": "ann", "message": "hi"}. Its
+# strings contain no backslash, nothing unsafe, and no TAB (which JSON forbids).
+STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
+SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
+LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 
 
 def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    This is only for speed. One search in all lines is five times as fast as to parse each line, and
-    triples the rate of the server.
+    One search over all lines triples the rate of the server.
     """
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
-    pairs = LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # JSON may hold "\n" between its tokens. Then a line gives more than one pair, and parse has to
-    # read all lines. (If there are no lines, findall gives one pair, and the result is empty.)
+    joined = b"\n".join(lines).decode(errors="surrogateescape")
+    # LINE has two groups, the STRINGs, so findall returns a pair for each line.
+    pairs = LINE.findall(joined)
+    # A line may contain "\n" between its JSON tokens. Then the pairs do not fit the lines, so leave
+    # all lines to parse.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
 
-# send without pyzmq's wrapper in Python, which doubles its cost (recv has no wrapper)
+# pyzmq wraps send (not recv) in Python code that takes as long as the send itself: skip it.
 compiled_send = zmq.backend.Socket.send
 
-SUBSCRIBER_TIMEOUT = 2.0  # seconds to wait for a subscriber whose queue is full
-MIN_TIMEOUT = 0.05  # seconds, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall, after which it is SUBSCRIBER_TIMEOUT again
+MAX_TIMEOUT = 2.0  # seconds to wait for a subscriber whose queue is full, if none has stalled
+MIN_TIMEOUT = 0.05  # seconds to wait after many stalls
+RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    When the queue of a subscriber is full, send waits (with the option NODROP) until the subscriber
-    has read half of it, 1,000 messages. Until then, nobody gets the message. So a slow subscriber
-    sets the pace of the chat.
+    While the queue of any subscriber is full, send with the option NODROP sends to nobody. It waits
+    until the subscriber has read half of its queue, 1,000 messages. So the slowest subscriber sets
+    the pace of the chat.
 
-    If this takes longer than a timeout, the subscriber has stalled. Then one send without NODROP
-    drops the message for all subscribers whose queue is full. From then on, libzmq skips them, even
-    with NODROP, until they have read that half. (On Linux, TCP_MAXRT disconnects them if they read
-    nothing for 20 seconds.)
+    If that takes longer than a timeout, the subscriber has stalled. This class turns NODROP off for
+    one send. libzmq then drops the message for each subscriber whose queue is full, and skips these
+    subscribers from then on, even with NODROP on again, until they have read half of their queue.
+    (On Linux, TCP_MAXRT disconnects those that read nothing for 20 seconds.)
 
-    There is one timeout for all subscribers, and each stall halves it. Thus the first stall delays
-    the chat by 2 seconds, the next by 1, then 0.5, and so on down to MIN_TIMEOUT. RECOVERY_TIME
-    after the last stall, the timeout is 2 seconds again. So neither subscribers that stall one
-    after another, nor one that stalls again and again, can hold up the chat. The price: while the
-    timeout is short, a subscriber that is merely slow can count as stalled, too.
+    There is one timeout for all subscribers. Each stall halves it, so that a series of stalls
+    delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_TIMEOUT each. The
+    price: while the timeout is short, a subscriber that is merely slow can count as stalled.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.timeout = SUBSCRIBER_TIMEOUT
+        self.timeout = MAX_TIMEOUT
         self.stalled_at = 0.0  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
-        """Send messages (slide 3), waiting if the queue of a subscriber is full.
-
-        Usually, no queue is full. Only if one is, send raises zmq.Again, having sent the message to
-        nobody.
-        """
+        """Send messages (slide 3), waiting if the queue of a subscriber is full."""
         for message in messages:
             try:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
-            except zmq.Again:
+            except zmq.Again:  # A queue is full, and nobody got the message.
                 self.wait_and_send(message)
         if not messages:
-            # libzmq frees the queues of departed subscribers only during calls on PUB, so make one.
+            # libzmq frees the queues of departed subscribers only during a call on PUB: make one.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send once no queue is full, or without the stalled subscribers after the timeout."""
-        if time.monotonic() > self.stalled_at + RECOVERY_TIME:
-            self.timeout = SUBSCRIBER_TIMEOUT
-        deadline = time.monotonic() + min(self.timeout, self.shutdown.time_left())
-        while time.monotonic() < deadline:
-            with contextlib.suppress(zmq.Again):  # after SNDTIMEO: a signal may have come
+        """Wait until no queue is full, and send. After the timeout, skip stalled subscribers."""
+        started = time.monotonic()
+        if started > self.stalled_at + RECOVERY_TIME:
+            self.timeout = MAX_TIMEOUT
+        while time.monotonic() < started + self.timeout and self.shutdown.time_left():
+            with contextlib.suppress(zmq.Again):  # raised after 10 ms (SNDTIMEO): check the time
                 self.pub.send(message)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)
         self.pub.send(message)
-        self.pub.set(zmq.XPUB_NODROP, 1)  # libzmq skips the stalled ones nevertheless.
+        self.pub.set(zmq.XPUB_NODROP, 1)
         self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled: the chat goes on without it")
@@ -277,32 +264,23 @@ class Log:
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
                 suffix = f": {detail}" if detail else ""
-                entry = f"server.py: {text}{times}{suffix}{os.linesep}"
-                if sys.stderr:  # else it was closed before the start
+                if sys.stderr:  # It is None if it was closed before the start.
                     with contextlib.suppress(OSError):
-                        # in UTF-8, whatever the locale is
-                        sys.stderr.buffer.write(entry.encode(errors="backslashreplace"))
-                        sys.stderr.buffer.flush()
+                        print(f"server.py: {text}{times}{suffix}", file=sys.stderr, flush=True)
 
 
 # Start and shut down.
 
-SHUTDOWN_TIMEOUT = 2.3  # seconds for the loop after a signal
-MIN_LINGER = 0.5  # seconds that subscribers get, at least, to receive what is queued
+# seconds; with 0.1 for the log, they make less than 3
+SHUTDOWN_TIMEOUT = 2.3  # for the loop, after a signal
+MIN_LINGER = 0.5  # for subscribers, after that, to receive what is queued
 
 
 class Shutdown:
-    """The deadline for the loop: infinite, until a signal requests a shutdown.
-
-    A shutdown takes less than 3 seconds:
-    - the loop, until the chat is idle: at most SHUTDOWN_TIMEOUT;
-    - the linger, in which subscribers receive what is queued: what the loop has left of its time,
-      or MIN_LINGER, if that is longer. It ends sooner if they have received all;
-    - the log: at most 0.1 seconds.
-    """
+    """Whether a signal has requested a shutdown, and how long the loop may go on then."""
 
     def __init__(self) -> None:
-        self.deadline = math.inf
+        self.deadline = math.inf  # until a signal comes
 
     @property
     def requested(self) -> bool:
@@ -316,7 +294,7 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the deadline, unless it is set already.
 
-        Do not raise an exception, as Python's own handler for Ctrl-C does. It could strike between
+        Do not raise an exception, as Python's own handler for Ctrl-C does. It could come between
         receiving a line and publishing it, and lose the line.
         """
         self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
@@ -335,11 +313,11 @@ def handle_signals(shutdown: Shutdown) -> None:
 
 
 def raise_file_limit() -> None:
-    """Raise the limit of open files to the hard limit. Each connection takes a file.
+    """Raise the limit on open files to the hard limit. Each connection takes a file descriptor.
 
-    When none are left, libzmq tries again and again to accept a connection, without a pause.
+    When none is left, libzmq tries to accept connections in a busy loop.
     """
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit.
+    with contextlib.suppress(ImportError, OSError, ValueError):  # On Windows, or if refused, go on.
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -349,9 +327,10 @@ def raise_file_limit() -> None:
 
 
 def load_key(name: str) -> bytes:
-    """Return the key in NAME.key_secret. Make it and NAME.key, the public key, if neither exists.
+    """Return the secret key in the file NAME.key_secret.
 
-    Raises ValueError, with the reason, if they cannot be used.
+    NAME.key holds the public key. If neither file exists, make both. Raises ValueError, with the
+    reason, if they cannot be used.
     """
     import zmq.auth  # slow to import, and only needed here
 
@@ -375,14 +354,13 @@ def load_key(name: str) -> bytes:
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With a secret key, they encrypt (CURVE, RFC 26).
 
-    The server admits any client that has its public key. So despite its name, that key is a shared
-    password.
+    The server admits any client that has its public key. So the public key works as a password.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
         if key:
-            sock.curve_server = 1
-            sock.curve_secretkey = key
+            sock.set(zmq.CURVE_SERVER, 1)
+            sock.set(zmq.CURVE_SECRETKEY, key)
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
         # Disconnect a peer that has vanished: after 10 idle seconds and 5 probes, 2 seconds apart.
         sock.set(zmq.TCP_KEEPALIVE, 1)
@@ -396,15 +374,15 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
-    # Clients send subscriptions to PUB. A send first processes those that are queued. Since a flood
-    # of them would delay the chat, queue only one for each client. Others wait in the network.
+    # PUB receives, too: subscriptions. Each send first processes those that are queued, so a flood
+    # of them would delay the chat. So queue only one per client; the rest wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
     pub.set(zmq.SNDHWM, PUB_HWM)
-    pub.set(zmq.XPUB_NODROP, 1)  # A full queue makes send wait, rather than drop the message.
-    pub.set(zmq.SNDTIMEO, 10)  # milliseconds; pyzmq starts a wait again if a signal interrupts it
-    # The kernel reports room in its buffer only when a good part of the buffer is free. In a large
-    # buffer, a slow subscriber frees this part so rarely that it would look stalled.
+    pub.set(zmq.XPUB_NODROP, 1)  # (of PUB, too) A full queue makes send wait: see Publisher.
+    pub.set(zmq.SNDTIMEO, 10)  # milliseconds that it waits
+    # With a large kernel buffer, a slow subscriber takes data in rare large parts, and looks
+    # stalled between them.
     pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
 
@@ -415,7 +393,8 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, * means all addresses, IPv4 as well. But eth0 means only its IPv6 address then.
+    # With IPv6 on, * means all addresses, IPv4 as well. An interface such as eth0 would mean only
+    # its IPv6 address, so IPv6 is off for it.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
@@ -424,11 +403,12 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     except zmq.ZMQError as error:
         raise ValueError(f"cannot bind: {error}; see --help") from None
     bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
-    return f"tcp://*:{bound.rpartition(':')[2]}" if address == "*" else bound
+    # libzmq returns [::] for *, which looks like IPv6 only.
+    return bound.replace("[::]", "*") if address == "*" else bound
 
 
 def port(text: str) -> int:
-    """Return the port that an option names. Raises ValueError if it is not a port."""
+    """Return the port that an option names. Raises ValueError, which argparse reports."""
     number = int(text)
     if not 0 <= number <= 65_535:
         raise ValueError
@@ -471,13 +451,14 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    linger = max(MIN_LINGER, shutdown.time_left())  # finite, as serve ends only after a signal
+    # Let subscribers receive what is queued: for MIN_LINGER, and what the loop left of its time.
+    linger = shutdown.time_left() + MIN_LINGER
     context.destroy(linger=int(1_000 * linger))
     log.close()
     return 0
 
 
 if __name__ == "__main__":
-    # Not sys.exit, which could hang on a stderr that nobody reads, or, after a failed start, on the
-    # open sockets. A signal during its cleanup could also change the status.
+    # Not sys.exit: its cleanup could hang, on a stderr that nobody reads, or on open sockets after
+    # a failed start. A signal during the cleanup could change the status.
     os._exit(main())

@@ -35,6 +35,7 @@ PUBLISHED = {  # the line, and whose message it becomes
     "the longest": (COMPACT % (b"x" * 16_359), "k", "x" * 16_359),
     "the longest beyond ASCII": (COMPACT % (b"\xc3\xa9" * 8_179), "k", "é" * 8_179),
     "the longest once escaped": (COMPACT % (b"\x7f" * 4_093), "k", r"\x7f" * 4_093),
+    "the most escapes": (COMPACT % (rb"\n" * 8_179), "k", r"\n" * 8_179),
 }
 
 NOT_JSON = 'not a JSON object with "user" and "message", in UTF-8'
