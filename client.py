@@ -5,29 +5,25 @@
 # ///
 """The chat client: it PUSHes each line of stdin to the server, and prints what SUB receives.
 
-A line comes from stdin. The client pushes one frame for it. A message is what the server makes of
-this frame, and publishes.
+A line comes from stdin. Its frame is what the client pushes. A message is what the server makes of
+a frame, and publishes to everybody.
 
-Out: the frame of a line is the line, as it was typed; with --user, JSON: {"user": NAME, "message":
-     line}.
-In:  a message is one frame, UTF-8. This client escapes control characters, except colours and TABs.
+Out: the frame is the line as it was typed, which should be JSON for our server. With --user, the
+     client makes the JSON: {"user": NAME, "message": line}.
+In:  a message is one frame in UTF-8. The client escapes control characters, except colours and TAB.
 
-The loop is the talk's, slides 8 to 14, but messages appear without pressing Enter.
+The function chat is the talk's loop, slides 8 to 14, but messages appear without pressing Enter.
 
-The server publishes a line to everybody, its sender included. The sender's copy is the echo of the
-line. It acknowledges this line and all lines before it. Lines that are not acknowledged are sent
-again over the next connection. The client cannot know whether a line was lost, or only its echo. So
-a line may appear twice.
+The sender of a line receives its message, too: the echo of the line. It acknowledges this line and
+all lines before it. Lines that are not acknowledged are pushed again over the next connection. The
+client cannot know whether a line was lost, or only its echo. So a line may appear twice. What the
+client does if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. While 1,000 lines wait for their echoes, a pipe is read no further.
-
-If no echo comes for 30 seconds while input is read, the client forgets the lines that it pushed,
-goes on, and reports their number in the end. If its input has ended, or is not read because 1,000
-lines wait, the client ends (after 8 seconds, if there never was a connection).
+a file. A pipe is read no further while 1,000 lines wait for their echoes.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -51,7 +47,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
 import colorama
@@ -64,12 +60,12 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
-Message = tuple[str, str]  # without colours and with them; control characters are escaped
+Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most; the server's queue has room for 2,000 echoes
-SUB_HWM = 200  # messages that wait in SUB (its high-water mark); the rest wait in the server
+WINDOW = 1_000  # lines in flight, at most: each may be echoed twice, and the server queues 2,000
+SUB_HWM = 200  # messages queued here (SUB's high-water mark), to save memory; the server has more
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait for something to happen
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
@@ -91,19 +87,18 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
     Raises OSError if stdout fails.
     """
     while outbox.lines or not stdin.ended:
-        # wait for some input, but read none while the outbox is full: wait for echoes then
-        # (a terminal is always read, as the line editor has to show the keys)
+        # wait for some input, but while the outbox is full, wait only for echoes
+        # (a terminal is always read: an editor has to show the keys)
         outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
                 screen.print_problem(problem)
             if not connection.up or outbox.overdue:
-                screen.print_typed(line)  # It has left the editor, and its echo may take a while.
+                screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
 
         # push it
-        came_up = connection.update()
-        if came_up:
+        if connection.update():  # It came up just now.
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
@@ -130,7 +125,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
 
 def wait(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
-    fd = stdin.receiver.fileno()  # not the socket itself, since zmq.select returns numbers
+    fd = stdin.receiver.fileno()  # zmq.select returns a plain socket as this number
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
         sources.append(fd)
@@ -146,7 +141,7 @@ class Stdin:
     """
 
     def __init__(self, feed: Callable[[bytes], tuple[list[bytes], bool]]) -> None:
-        self.feed = feed  # Splitter.feed or Editor.feed: makes lines of what the thread passes on
+        self.feed = feed  # Splitter.feed or Editor.feed
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
         self.failed = False  # True if reading failed; what was read before may still be to come
@@ -165,7 +160,7 @@ class Stdin:
         data = self.receiver.recv(READ_SIZE)  # nothing, at the end of stdin
         lines, self.ended = self.feed(data)
         if self.failed and not data:
-            return []  # What is left may be half a line.
+            return []  # feed has completed what may be half a line: do not send it.
         return [line for line in lines if line]
 
 
@@ -178,9 +173,9 @@ class Splitter:
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that data completes, and whether stdin has ended: no data means so."""
-        # The end of stdin ends the last line, too. (If that is empty, read_lines drops it.)
-        *lines, partial = (self.partial + (data or b"\n")).split(b"\n")
-        self.partial = partial[:MAX_KEPT]
+        new = data or b"\n"  # The end of stdin ends the last line, too.
+        *lines, partial = (self.partial + new).split(b"\n")
+        self.partial = partial[:MAX_KEPT]  # A longer line is not sent anyway: see Outbox.add.
         if lines:
             lines[0] = lines[0].removeprefix(self.bom)
             self.bom = b""
@@ -193,8 +188,8 @@ class Splitter:
 class Connection:
     """PUSH and SUB. It is up while both are connected and the subscription is in effect.
 
-    libzmq connects and reconnects by itself, and reports it on another socket, the monitor. Make
-    this before the sockets connect: a monitor that is made later may miss the first event.
+    libzmq connects and reconnects by itself, and reports it on other sockets, the monitors. Create
+    a Connection before its sockets connect: later, a monitor may miss the first event.
     """
 
     def __init__(self, push: Sock, sub: Sock, host: str, interactive: bool) -> None:
@@ -205,7 +200,7 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # when the subscription is in effect: see update
-        self.waiting_since = now  # when it was up last, or reconnect was called last
+        self.down_since = now  # the last time when it was up, or when reconnect was called
         # What the last notice said: up, or not. None: there was no notice yet. A pipe begins with
         # True, so that it gets no notice of its first connection.
         self.announced_up = None if interactive else True
@@ -213,8 +208,8 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So no loss is overlooked: even if
-        one call reads both a loss and the next handshake, up is False for a while.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So even if one call reads both a
+        loss and the next handshake, it is down for a while, and then comes up.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -229,16 +224,16 @@ class Connection:
                     self.missing.add(sock)
         self.up = not self.missing and now >= self.ready_at
         if self.up:
-            self.ever_up, self.waiting_since = True, now
-        elif now >= self.waiting_since + RETRY_INTERVAL:
-            self.waiting_since = now
+            self.ever_up, self.down_since = True, now
+        elif now >= self.down_since + RETRY_INTERVAL:
+            self.down_since = now
             self.reconnect()
         return self.up and not was_up
 
     def reconnect(self) -> None:
         """Reconnect the sockets that are not connected, since libzmq may have given up.
 
-        It gives up after a protocol error: a message that is too long, or a key on one side only.
+        It gives up after a protocol error: a message is too long, or only one side uses --key.
         """
         for sock in self.missing:
             endpoint = sock.get_string(zmq.LAST_ENDPOINT)
@@ -246,13 +241,13 @@ class Connection:
             sock.connect(endpoint)
 
     def take_notice(self) -> str:
-        """Return a notice if the connection has come up, or has been down for NOTICE_DELAY."""
+        """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
         if self.up == self.announced_up:
             return ""
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.waiting_since + NOTICE_DELAY:
+        if not self.missing or time.monotonic() < self.down_since + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
@@ -266,8 +261,9 @@ class Connection:
 # Push it.
 
 
-# A frame, and the hash of its echo (only a hash, to save memory), or None if our server drops it.
-Line = tuple[bytes, int | None]
+# A line that waits for its echo: its frame, and the hash of its echo, or None if our server drops
+# it. (The echoes themselves could take 30 MB. A class with names would take time.)
+Pending = tuple[bytes, int | None]
 
 
 class Outbox:
@@ -275,30 +271,30 @@ class Outbox:
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. But an echo over a new connection must not acknowledge lines that were lost with the old
-    one. So each connection begins with the oldest line. An echo is recognized by its text, so a
-    message of the same text is mistaken for it.
+    one. So over each new connection, all lines are pushed again, the oldest first. An echo is
+    recognized by its text, so a message of the same text is mistaken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.lines: list[Line] = []
+        self.lines: list[Pending] = []
         self.pushed = 0  # The next line to push is lines[pushed].
-        # Hashes of lines that were pushed again. Their echoes may come twice. The second ones
-        # acknowledge nothing, but show that the server still publishes lines. So they reset the
-        # clocks: over a slow link, 1,000 of them may come before the echo of a new line.
+        # Hashes of the echoes of lines that were pushed again. Each may come twice. The second one
+        # acknowledges nothing, but proves that the server is there, and resets the clocks. (Over a
+        # slow link, 1,000 of these can come before the next first echo.)
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds: see handle_silence.
         self.since_echo = 0.0  # since the last echo, or since lines began to wait
         self.idle = 0.0  # since the last echo or push
-        self.last_turn = time.monotonic()  # when they were updated
+        self.last_turn = time.monotonic()  # when they were updated, in each turn of the loop
         self.overdue = False  # set after ECHO_TIMEOUT without an echo, reset by an echo
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
 
-        The problem reads "kind: details": for a pipe, only the first of a kind is printed. A line
-        that our server would drop is added as well: another server may publish it.
+        The problem reads "kind: details", for Screen.print_problem. A line that our server would
+        drop is added as well: another server may publish it.
         """
         frame, problem = line, ""
         if self.user is not None:
@@ -306,7 +302,7 @@ class Outbox:
             if text.encode() != line:
                 problem = "not UTF-8: invalid bytes are sent as \ufffd"
             payload = {"user": self.user, "message": text}
-            # NAME may be invalid, too: bytes of the command line that are not UTF-8.
+            # In NAME, bytes of the command line that are not UTF-8 are lone surrogates.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
@@ -322,7 +318,7 @@ class Outbox:
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
-        with contextlib.suppress(zmq.Again):
+        with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.pushed < len(self.lines) and self.pushed < WINDOW:
                 frame, echo_hash = self.lines[self.pushed]
                 push.send(frame, zmq.NOBLOCK)
@@ -346,8 +342,9 @@ class Outbox:
                 del waiting[: waiting.index(echo_hash) + 1]
             if is_echo or echo_hash in self.resent:
                 self.since_echo, self.idle, self.overdue = 0.0, 0.0, False
-        del self.lines[: self.pushed - len(waiting)]
-        self.pushed = len(waiting)
+        acknowledged = self.pushed - len(waiting)
+        del self.lines[:acknowledged]
+        self.pushed -= acknowledged
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
@@ -355,18 +352,17 @@ class Outbox:
         self.pushed = 0
 
     def probe(self, push: Sock) -> None:
-        """Push the newest line in flight again, if idle for ECHO_TIMEOUT.
+        """Push the newest line in flight again, once, if idle for ECHO_TIMEOUT.
 
-        Its echo acknowledges all lines in flight.
-
-        This is for echoes that were missed: the subscription took effect late, or stdout was
-        blocked for so long that the server dropped messages for this client. It is TCP's tail loss
-        probe (RFC 8985). While input is read, the next line does the same, so there is no probe.
+        Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
+        subscription took effect late, or stdout was blocked for so long that the server dropped
+        messages for this client. It is TCP's tail loss probe (RFC 8985). While input is read, it is
+        not called, because the next line does the same.
         """
         if self.pushed and self.idle >= ECHO_TIMEOUT:
             with contextlib.suppress(zmq.Again):
                 push.send(self.lines[self.pushed - 1][0], zmq.NOBLOCK)
-                self.idle = -math.inf  # not again, until an echo or a push resets it
+                self.idle = -math.inf  # no probe again, until an echo or a push sets it to 0
 
     def give_up(self) -> None:
         """Forget the lines in flight, but leave overdue set.
@@ -379,9 +375,9 @@ class Outbox:
         self.since_echo = 0.0
 
     def pass_time(self, running: bool) -> None:
-        """Update the clocks, if they are running."""
+        """Update the clocks, if they are running. The loop calls this once in each turn."""
         now = time.monotonic()
-        # A longer turn means that this process was suspended, or that stdout was blocked.
+        # In a longer turn, this process was suspended, or stdout was blocked: do not count that.
         seconds = min(now - self.last_turn, 2 * TICK)
         self.last_turn = now
         if not self.lines:
@@ -447,9 +443,9 @@ def excerpt(frame: bytes) -> str:
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 
-# A line as json.dumps and JSON.stringify write it, without anything to unescape or to escape.
-# Finding its two strings takes a third of the time of parsing it. (A raw TAB is not valid JSON.)
-STRING = rf'"([^"\\\t{UNSAFE}]*+)"'
+# Only for speed: a line as json.dumps or JSON.stringify writes it, whose two strings contain no
+# backslash, nothing unsafe, and no TAB (which JSON forbids). Most lines are like that.
+STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
 # A user or a text may be a JSON number. It is shown as it was written.
@@ -464,7 +460,7 @@ def echo_of(frame: bytes) -> str:
     try:
         text = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(text):
-            return f"{simple[1]}> {simple[2]}"  # shorter than the JSON, so not too long
+            return f"{simple[1]}> {simple[2]}"  # With colours, it is shorter than the line.
         payload = parse_json(text.removeprefix("\ufeff"))  # The server allows a BOM in each line.
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -504,13 +500,18 @@ def sanitize_message(frame: bytes) -> Message:
     text = frame.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "", 1)
     if plain.isprintable() and text.endswith(RESET):
-        return plain, text  # This is our server's form. What follows does the same, but slowly.
+        # This is our server's form: nothing but CYAN and RESET was unsafe. What follows finds the
+        # same, but slowly.
+        return plain, text
     parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
     plain, colored = "".join(parts[::2]), "".join(parts)
     if len(parts) > 1 and not text.endswith(RESET):
         colored += RESET  # Colours must not leak into what follows.
     return plain, colored
+
+
+# The screen.
 
 
 class Screen:
@@ -556,7 +557,7 @@ class Screen:
 
         Nobody may be reading stderr, and Ctrl-S may have stopped the terminal.
         """
-        run_for(0.3, self.print_report, report)
+        call_with_timeout(0.3, self.print_report, report)
 
     def print_report(self, report: str) -> None:
         """Print a last notice, if there is one."""
@@ -576,8 +577,8 @@ def is_terminal(file: int) -> bool:
     return os.isatty(file)
 
 
-def run_for(seconds: float, function: Callable[..., object], *args: object) -> None:
-    """Call a function in a thread, and wait for it no longer than that."""
+def call_with_timeout(seconds: float, function: Callable[..., object], *args: object) -> None:
+    """Call a function in a thread. Stop waiting for it after some seconds."""
     thread = threading.Thread(target=function, args=args, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -585,11 +586,14 @@ def run_for(seconds: float, function: Callable[..., object], *args: object) -> N
 
 # The line editor: keys in, lines out.
 
+# Editor.feed takes the bytes of keys, edits the line being typed, and returns the lines that Enter
+# completes. In each turn of the loop, EditorScreen.refresh draws the row.
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt.
 
-# A control sequence without its last character (ECMA-48). F1 on the Linux console is ESC [ [ A.
+# What ESC and the last character of a control sequence enclose (ECMA-48), for re.VERBOSE. F1 on the
+# Linux console is ESC [ [ A.
 CONTROL_SEQUENCE = r"\[ \[? [0-?]* [ -/]*"
 KEY = re.compile(
     rf"""
@@ -598,8 +602,8 @@ KEY = re.compile(
     | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to a query of an earlier program
     | \x1b+ .                       # a key with Alt
-    | [^\x00-\x08\x0a-\x1f\x7f]+    # text
-    | .                             # any other control character
+    | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
+    | .                             # a control character, such as Enter, Backspace or Ctrl-A
     """,
     re.DOTALL | re.VERBOSE,
 )
@@ -610,14 +614,14 @@ KEYS: dict[tuple[str, ...], Callable[[Editor], object]] = {
     ("\x1b[C", "\x1bOC", "\x06"): lambda e: e.move(e.cursor + 1),  # Right/Ctrl-F
     ("\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~", "\x01"): lambda e: e.move(0),  # Home/Ctrl-A
     ("\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~", "\x05"): lambda e: e.move(len(e.line)),  # End/Ctrl-E
-    ("\x1b[1;5D", "\x1bOd", "\x1bb"): lambda e: e.move(e.word(-1)),  # Ctrl-Left/Alt-B
-    ("\x1b[1;5C", "\x1bOc", "\x1bf"): lambda e: e.move(e.word(1)),  # Ctrl-Right/Alt-F
+    ("\x1b[1;5D", "\x1bOd", "\x1bb"): lambda e: e.move(e.word_edge(-1)),  # Ctrl-Left/Alt-B
+    ("\x1b[1;5C", "\x1bOc", "\x1bf"): lambda e: e.move(e.word_edge(1)),  # Ctrl-Right/Alt-F
     ("\x7f", "\x08"): lambda e: e.delete(e.cursor - 1),  # Backspace/Ctrl-H
     ("\x1b[3~", CTRL_D): lambda e: e.delete(e.cursor + 1),  # Delete/Ctrl-D
     ("\x15",): lambda e: e.kill(0),  # Ctrl-U
     ("\x0b",): lambda e: e.kill(len(e.line)),  # Ctrl-K
-    ("\x17",): lambda e: e.kill(e.word(-1, r"\s*\S*")),  # Ctrl-W
-    ("\x1bd",): lambda e: e.kill(e.word(1)),  # Alt-D
+    ("\x17",): lambda e: e.kill(e.word_edge(-1, r"\s*\S*")),  # Ctrl-W
+    ("\x1bd",): lambda e: e.kill(e.word_edge(1)),  # Alt-D
     ("\x19",): lambda e: e.insert(e.killed),  # Ctrl-Y
     ("\x1b[A", "\x1bOA", "\x10"): lambda e: e.recall(-1),  # Up/Ctrl-P
     ("\x1b[B", "\x1bOB", "\x0e"): lambda e: e.recall(1),  # Down/Ctrl-N
@@ -664,8 +668,8 @@ class Editor:
                 return lines, True
             elif edit := EDITS.get(key):
                 edit(self)
-            elif key[0] == "\t" or key[0] >= " ":  # a run of text; other keys do nothing
-                self.insert(key)
+            elif match["text"]:
+                self.insert(key)  # Other keys do nothing.
         return lines, not data
 
     def enter(self) -> bytes:
@@ -711,14 +715,15 @@ class Editor:
             self.line = characters([*self.history, self.draft][self.history_index])
             self.cursor = len(self.line)
 
-    def word(self, step: int, pattern: str = r"\W*\w*") -> int:
+    def word_edge(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without accents
-        # Both patterns match at the start, if only "".
-        return self.cursor + step * len(re.findall(pattern, letters)[0])
+        match = re.match(pattern, letters)
+        assert match  # Either pattern matches any text, if only an empty part of it.
+        return self.cursor + step * match.end()
 
-    def row(self, columns: int) -> str:
+    def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         If the line is too long, show as much before the cursor as fits, but reserve a quarter of
@@ -726,8 +731,7 @@ class Editor:
         itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
-        # A quarter is for what follows, or less if that is shorter, and a column for the cursor.
-        reserved = sum(map(width, fit(after, columns // 4))) + 1
+        reserved = 1 + sum(map(width, fit(after, columns // 4)))  # 1 for the cursor
         before = fit(before[::-1], columns - reserved)[::-1]  # its last characters
         after = fit(after, columns - sum(map(width, before)))  # all that is left
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
@@ -824,17 +828,24 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends the process only with its default handler. After bg, instead of fg,
-            # the kernel suspends it once more, in the middle of set_up. There, no handler in Python
-            # could run, and kill would do nothing. So set the default handlers for all signals.
-            every = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
-            handlers = {signum: handler for signum, handler in every.items() if callable(handler)}
-            for signum in handlers:
-                signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTSTP)
-            self.set_up()
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
+            # The default action of SIGTSTP suspends. After bg, instead of fg, tcsetattr in set_up
+            # suspends again, until fg: in the background, it raises SIGTTOU. Python runs no
+            # handlers during that call, so without default actions, the shell's kill would do
+            # nothing.
+            with default_actions():
+                signal.raise_signal(signal.SIGTSTP)
+                self.set_up()
+
+    @contextlib.contextmanager
+    def default_actions() -> Iterator[None]:
+        """Give all signals that have a handler in Python their default action."""
+        handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+        handlers = {signum: handler for signum, handler in handlers.items() if callable(handler)}
+        for signum in handlers:
+            signal.signal(signum, signal.SIG_DFL)
+        yield
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 else:
     # The second character of a special key, and what other terminals send for the key.
@@ -857,7 +868,7 @@ else:
             """Restore nothing."""
 
         def suspend(self) -> None:
-            """Do nothing: this is never called."""
+            """Do nothing: nothing requests it."""
 
         def read(self) -> bytes:
             """Wait for keys, which the console does not echo, and return them."""
@@ -867,7 +878,8 @@ else:
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
                     # A special key comes in two calls: NUL or 0xE0, and a second character. But
-                    # 0xE0 is also the letter à. ungetwch fails if a second one is waiting.
+                    # 0xE0 is also the letter à. Find out by trying to put it back: this fails if a
+                    # second character is waiting.
                     try:
                         msvcrt.ungetwch(char)
                     except OSError:
@@ -896,7 +908,7 @@ class EditorScreen(Screen):
     def row(self) -> tuple[str, int]:
         """Return what draws the row, and the width of the window, in columns."""
         columns = os.get_terminal_size(1).columns or 80
-        return self.editor.row(columns), columns
+        return self.editor.draw(columns), columns
 
     def write(self, texts: list[str], stream: TextIO) -> None:
         """Write texts, above the row if the stream is a terminal. Raises OSError."""
@@ -982,16 +994,17 @@ def open_stream(file: int) -> TextIO:
 
 
 def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
-    """Return PUSH and SUB: with ipv6, for IPv6 addresses, else for IPv4 addresses and names.
+    """Return PUSH and SUB.
 
-    The key is the file of the server's public key, or None. Raises OSError if it cannot be used.
+    ipv6 is whether the host is an IPv6 address. The key is the file of the server's public key, or
+    None. Raises OSError if it cannot be used.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))  # With it, names would become IPv6 addresses.
-        sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds, from 100 upwards
+        sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
         sock.set(zmq.TCP_KEEPALIVE, 1)  # detects a vanished server when idle
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds; with 5 probes, 20 in all
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds, and then 5 probes, 2 seconds apart
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds; detects it when sending
@@ -1081,9 +1094,9 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     push.connect(f"tcp://{options.host}:{options.push_port}")
     stdin = start_reading(screen)
     chat(stdin, connection, outbox, screen)
-    # Give libzmq a second to send lines that were pushed, but get no echo. Do so in a thread, as a
-    # name lookup may hang.
-    run_for(1, context.destroy, 1_000)
+    # Give libzmq a second to send the lines that our server drops: chat did not wait for them. Do
+    # so in a thread, since a name lookup may hang.
+    call_with_timeout(1, context.destroy, 1_000)
     return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
 
 

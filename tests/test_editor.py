@@ -147,7 +147,7 @@ def test_any_bytes_however_they_are_cut(data: bytes, size: int) -> None:
     parts = [data[start : start + size] for start in range(0, len(data), size)]
     assert [line for part in parts for line in cut.feed(part)[0]] == lines
     assert (cut.line, cut.cursor) == (whole.line, whole.cursor)
-    drawn = re.fullmatch(r"\x1b\[\?7l(.*)\x1b7(.*)\x1b8\x1b\[\?7h", whole.row(30))
+    drawn = re.fullmatch(r"\x1b\[\?7l(.*)\x1b7(.*)\x1b8\x1b\[\?7h", whole.draw(30))
     assert drawn and not UNSAFE_PART.search("".join(drawn.groups()))
 
 
@@ -156,7 +156,7 @@ def draw(editor: Editor, columns: int) -> tuple[str, str]:
     """Return the typed row, before the cursor and behind it. The row above it stays as it is."""
     screen = pyte.Screen(columns, 2)
     stream = pyte.Stream(screen)
-    stream.feed("m" * columns + "\r\n" + 2 * (CLEAR + editor.row(columns)))
+    stream.feed("m" * columns + "\r\n" + 2 * (CLEAR + editor.draw(columns)))
     assert screen.display[0] == "m" * columns
     assert screen.cursor.y == 1
     assert pyte.modes.DECAWM in screen.mode

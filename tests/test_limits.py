@@ -149,17 +149,20 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
 
 
 # README, Limits: A [key](#keys) or [ssh](#ssh) keeps strangers out
-# README, Limits: Floods of invalid data or subscriptions do not delay the chat.
-@pytest.mark.parametrize("text", ["\x7f" * 16_000, "a\x7f" * 8_000], ids=["escaped", "half"])
-def test_a_flood_of_lines_that_get_too_long_does_not_delay_the_chat(
+# README, Limits: Floods of invalid data, subscriptions or control characters hardly delay the chat
+@pytest.mark.parametrize("text", ["\x7f" * 16_000, "aa\x7f" * 2_700], ids=["too long", "valid"])
+def test_a_flood_of_control_characters_hardly_delays_the_chat(
     server: Script, join: Join, text: str
 ) -> None:
     line = b'{"user": "k", "message": "%s"}' % text.encode()
     peer = join(server.ports)
+    peer.sub.set(zmq.SUBSCRIBE, b"k> \x1b[36mround trip")
+    peer.sub.set(zmq.UNSUBSCRIBE, b"")
     with zmtp.flood(server.ports[0], line), zmtp.flood(server.ports[0], line):
-        server.wait_stderr("too long")
-        for _ in range(3):
-            assert peer.round_trip() < 1
+        peer.round_trip()
+        # The machine may be busy. Without the table of escapes, this takes 2 seconds on an idle
+        # one.
+        assert min(peer.round_trip() for _ in range(3)) < 1
 
 
 STRANGERS = [
