@@ -20,7 +20,7 @@ client cannot know whether a line was lost, or only its echo. So a line may appe
 client does if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same.
+are sent to it all the same (of a long pipe, only the first 1,000).
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. A pipe is read no further while 1,000 lines wait for their echoes.
@@ -38,7 +38,6 @@ import contextlib
 import errno
 import functools
 import json
-import math
 import os
 import re
 import signal
@@ -47,6 +46,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
@@ -64,8 +64,8 @@ Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, withou
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: each may be echoed twice, and the server queues 2,000
-SUB_HWM = 200  # messages queued here (SUB's high-water mark), to save memory; the server has more
+WINDOW = 1_000  # lines in flight, at most: the server queues 2,000 echoes, and each may come twice
+SUB_HWM = 200  # messages queued in SUB (its high-water mark): few, as the server queues the rest
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait for something to happen
 SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
@@ -73,7 +73,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -86,10 +86,10 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
     End when the input has ended and no line waits for its echo, or when handle_silence says so.
     Raises OSError if stdout fails.
     """
-    while outbox.lines or not stdin.ended:
+    while outbox.waiting or not stdin.ended:
         # wait for some input, but while the outbox is full, wait only for echoes
         # (a terminal is always read: an editor has to show the keys)
-        outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
+        outbox_full = outbox.waiting >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
@@ -107,12 +107,8 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
         # dump buffered messages
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
-        try:
-            screen.print_messages(messages)
-        except OSError as error:
-            if error.errno not in READER_LEFT:
-                raise
-            stdin.ended = True  # After `| head -1`, read no more, as if this were the end.
+        if not screen.print_messages(messages):
+            stdin.ended = True  # Nobody reads stdout any more, as after `| head -1`: read no more.
 
         # act if no echo comes
         if handle_silence(outbox, connection, screen, reading):
@@ -200,21 +196,23 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # when the subscription is in effect: see update
-        self.down_since = now  # the last time when it was up, or when reconnect was called
-        # What the last notice said: up, or not. None: there was no notice yet. A pipe begins with
-        # True, so that it gets no notice of its first connection.
+        self.last_up = now  # when it was up last
+        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
+        # Whether the last notice said that it is up; None before the first. For a pipe, begin with
+        # True: its first connection is not worth a notice.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So even if one call reads both a
-        loss and the next handshake, it is down for a while, and then comes up.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So a loss and the next handshake
+        count as a new connection even if one call reads both: it returns False, and a later call
+        returns True.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
-                # The first frame begins with the event, in 16 bits: see zmq_socket_monitor(3).
+                # The first part begins with the event, in 16 bits: see zmq_socket_monitor(3).
                 # zmq.utils.monitor would import asyncio, which takes as long as all other imports.
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -224,9 +222,9 @@ class Connection:
                     self.missing.add(sock)
         self.up = not self.missing and now >= self.ready_at
         if self.up:
-            self.ever_up, self.down_since = True, now
-        elif now >= self.down_since + RETRY_INTERVAL:
-            self.down_since = now
+            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
+        elif now >= self.retry_at:
+            self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
         return self.up and not was_up
 
@@ -247,7 +245,7 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.down_since + NOTICE_DELAY:
+        if not self.missing or time.monotonic() < self.last_up + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
@@ -261,34 +259,43 @@ class Connection:
 # Push it.
 
 
-# A line that waits for its echo: its frame, and the hash of its echo, or None if our server drops
-# it. (The echoes themselves could take 30 MB. A class with names would take time.)
-Pending = tuple[bytes, int | None]
+# A line that waits for its echo: its frame, and the hash of its echo. (A hash, as the texts could
+# take 60 MB. A tuple, as it is the fastest to make.)
+Pending = tuple[bytes, int]
 
 
 class Outbox:
-    """The lines that are not acknowledged, in the order of the input. lines[:pushed] are in flight.
+    """The lines that wait for their echoes: those in flight, and after them those not pushed yet.
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
-    order. But an echo over a new connection must not acknowledge lines that were lost with the old
-    one. So over each new connection, all lines are pushed again, the oldest first. An echo is
-    recognized by its text, so a message of the same text is mistaken for it.
+    order. A connection that breaks may lose lines. If only new lines were pushed over the next one,
+    their echoes would acknowledge the lost ones as well. So all lines are pushed again, in order.
+    (TCP calls this a cumulative acknowledgement, with a window of WINDOW.)
+
+    An echo is recognized by its text, so a message of the same text is mistaken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.lines: list[Pending] = []
-        self.pushed = 0  # The next line to push is lines[pushed].
+        self.in_flight: list[Pending] = []
+        # Lines that are not pushed yet. The hash is None if our server will drop the line.
+        self.unsent: deque[tuple[bytes, int | None]] = deque()
         # Hashes of the echoes of lines that were pushed again. Each may come twice. The second one
         # acknowledges nothing, but proves that the server is there, and resets the clocks. (Over a
-        # slow link, 1,000 of these can come before the next first echo.)
-        self.resent: set[int | None] = set()
+        # slow link, 1,000 of them can come in a row. That must not count as silence.)
+        self.resent: set[int] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        # Two clocks, in seconds: see handle_silence.
-        self.since_echo = 0.0  # since the last echo, or since lines began to wait
+        # Two clocks, in seconds, that count while lines wait: see handle_silence.
+        self.since_echo = 0.0  # since the last echo
         self.idle = 0.0  # since the last echo or push
         self.last_turn = time.monotonic()  # when they were updated, in each turn of the loop
-        self.overdue = False  # set after ECHO_TIMEOUT without an echo, reset by an echo
+        self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
+        self.probed = False  # whether there was a probe since the last echo or push
+
+    @property
+    def waiting(self) -> int:
+        """How many lines wait for their echoes."""
+        return len(self.in_flight) + len(self.unsent)
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -313,74 +320,73 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.lines.append((frame, echo_hash))
+        self.unsent.append((frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while self.pushed < len(self.lines) and self.pushed < WINDOW:
-                frame, echo_hash = self.lines[self.pushed]
+            while self.unsent and len(self.in_flight) < WINDOW:
+                frame, echo_hash = self.unsent[0]
                 push.send(frame, zmq.NOBLOCK)
-                self.idle = 0.0
+                self.unsent.popleft()
+                self.idle, self.probed = 0.0, False
                 if echo_hash is None:
-                    del self.lines[self.pushed]
                     self.undelivered += 1
                 else:
-                    self.pushed += 1
+                    self.in_flight.append((frame, echo_hash))
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
-        if not self.lines:
+        if not self.waiting:
             self.resent.clear()
             return
-        waiting = [echo_hash for _, echo_hash in self.lines[: self.pushed]]
+        expected = [echo_hash for _, echo_hash in self.in_flight]
         for plain, _ in messages:
             echo_hash = hash(plain)
-            is_echo = echo_hash in waiting
+            is_echo = echo_hash in expected
             if is_echo:
-                del waiting[: waiting.index(echo_hash) + 1]
+                del expected[: expected.index(echo_hash) + 1]
             if is_echo or echo_hash in self.resent:
-                self.since_echo, self.idle, self.overdue = 0.0, 0.0, False
-        acknowledged = self.pushed - len(waiting)
-        del self.lines[:acknowledged]
-        self.pushed -= acknowledged
+                self.since_echo, self.idle = 0.0, 0.0
+                self.overdue, self.probed = False, False
+        del self.in_flight[: len(self.in_flight) - len(expected)]
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
-        self.resent.update(echo_hash for _, echo_hash in self.lines[: self.pushed])
-        self.pushed = 0
+        self.resent.update(echo_hash for _, echo_hash in self.in_flight)
+        self.unsent.extendleft(reversed(self.in_flight))
+        self.in_flight.clear()
 
     def probe(self, push: Sock) -> None:
         """Push the newest line in flight again, once, if idle for ECHO_TIMEOUT.
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
-        messages for this client. It is TCP's tail loss probe (RFC 8985). While input is read, it is
-        not called, because the next line does the same.
+        messages for this client. (TCP has this as tail loss probe, RFC 8985.) handle_silence does
+        not call this while input is read, because the next line does the same.
         """
-        if self.pushed and self.idle >= ECHO_TIMEOUT:
+        if self.in_flight and self.idle >= ECHO_TIMEOUT and not self.probed:
             with contextlib.suppress(zmq.Again):
-                push.send(self.lines[self.pushed - 1][0], zmq.NOBLOCK)
-                self.idle = -math.inf  # no probe again, until an echo or a push sets it to 0
+                push.send(self.in_flight[-1][0], zmq.NOBLOCK)
+                self.probed = True
 
     def give_up(self) -> None:
         """Forget the lines in flight, but leave overdue set.
 
         The next lines may get no echo either. So chat prints them as they were typed.
         """
-        self.undelivered += self.pushed
-        del self.lines[: self.pushed]
-        self.pushed = 0
+        self.undelivered += len(self.in_flight)
+        self.in_flight.clear()
         self.since_echo = 0.0
 
     def pass_time(self, running: bool) -> None:
-        """Update the clocks, if they are running. The loop calls this once in each turn."""
+        """Let the clocks go on, if they are running. The loop calls this once in each turn."""
         now = time.monotonic()
         # In a longer turn, this process was suspended, or stdout was blocked: do not count that.
         seconds = min(now - self.last_turn, 2 * TICK)
         self.last_turn = now
-        if not self.lines:
+        if not self.waiting:
             self.since_echo = 0.0
         elif running:
             self.since_echo += seconds
@@ -388,12 +394,12 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        frame, _ = self.lines[0]
-        return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {excerpt(frame)}"
+        frame, _ = [*self.in_flight, *self.unsent][0]
+        return f"no echo yet for {lines_in_words(self.waiting)}; the first: {excerpt(frame)}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
-        count = self.undelivered + len(self.lines)
+        count = self.undelivered + self.waiting
         return f"{lines_in_words(count)} may not have been delivered" if count else ""
 
 
@@ -403,14 +409,16 @@ class Outbox:
 def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return True if the chat should end.
 
-    Time counts while lines wait. While input is read, it counts only while the connection is up.
+    Time counts while lines wait, but not while input is read and the connection is down.
 
-    After 5 seconds without an echo, print a notice, if interactive. While input is read:
-    - after 30 seconds, give up the lines in flight, and go on. This may be a server that publishes
-      lines in another form.
-    When the input has ended, or the outbox is full:
-    - after 5 seconds without an echo or a push, probe, if the connection is up;
-    - after 30 seconds without an echo (8, if there never was a connection), end.
+    In any case:
+    - After 5 seconds without an echo, print a notice, if interactive.
+    While input is read:
+    - After 30 seconds without an echo, give up the lines in flight, and go on: the server may
+      publish lines in another form.
+    While it is not, because it has ended, or the outbox is full:
+    - After 5 seconds without an echo or a push, probe, if the connection is up.
+    - After 30 seconds without an echo, end (after 8, if there never was a connection).
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
@@ -460,7 +468,7 @@ def echo_of(frame: bytes) -> str:
     try:
         text = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(text):
-            return f"{simple[1]}> {simple[2]}"  # With colours, it is shorter than the line.
+            return f"{simple[1]}> {simple[2]}"  # not too long: with colours, shorter than its frame
         payload = parse_json(text.removeprefix("\ufeff"))  # The server allows a BOM in each line.
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -495,13 +503,13 @@ def receive(sub: Sock) -> list[Message]:
     return messages
 
 
-def sanitize_message(frame: bytes) -> Message:
-    """Return a message from a frame, which may come from any server."""
-    text = frame.decode(errors="replace")
+def sanitize_message(data: bytes) -> Message:
+    """Return a message from what was received, which may come from any server."""
+    text = data.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "", 1)
     if plain.isprintable() and text.endswith(RESET):
-        # This is our server's form: nothing but CYAN and RESET was unsafe. What follows finds the
-        # same, but slowly.
+        # Only for speed: what is printable contains nothing unsafe. So this is our server's form,
+        # and what follows would return the same.
         return plain, text
     parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
@@ -522,11 +530,20 @@ class Screen:
         self.interactive = is_terminal(0)
         self.problems: set[str] = set()  # the kinds that were printed
 
-    def print_messages(self, messages: list[Message]) -> None:
-        """Print messages (slide 8). Raises OSError."""
-        if messages:
-            texts = [colored if self.color else plain for plain, colored in messages]
-            self.write(texts, sys.stdout)
+    def print_messages(self, messages: list[Message]) -> bool:
+        """Print messages (slide 8). Return False if the reader of stdout has left.
+
+        Raises OSError if stdout fails otherwise.
+        """
+        texts = [colored if self.color else plain for plain, colored in messages]
+        try:
+            if texts:
+                self.write(texts, sys.stdout)
+        except OSError as error:
+            if error.errno not in READER_LEFT:
+                raise
+            return False
+        return True
 
     def print_problem(self, problem: str) -> None:
         """Print the problem with a line. For a pipe, print only the first one of a kind."""
@@ -966,7 +983,7 @@ def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoRetu
 
 
 def handle_signals(screen: Screen, outbox: Outbox) -> None:
-    """Leave on any signal that terminates, except those that are ignored at startup."""
+    """Leave on the signals that end programs, except those that are ignored at startup."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):  # SIGBREAK: Windows
         signum = getattr(signal, name, None)
         if signum and signal.getsignal(signum) != signal.SIG_IGN:
@@ -1001,13 +1018,13 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
-        sock.set(zmq.IPV6, int(ipv6))  # With it, names would become IPv6 addresses.
+        sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names become IPv6 addresses.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
         sock.set(zmq.TCP_KEEPALIVE, 1)  # detects a vanished server when idle
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds, and then 5 probes, 2 seconds apart
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds; detects it when sending
+        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds; detects that when sending
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
@@ -1018,7 +1035,10 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
 
 
 def encrypt(push: Sock, sub: Sock, key: str) -> None:
-    """Encrypt for the server whose public key is in a file (CURVE, RFC 26). Raises OSError."""
+    """Encrypt for the server whose public key is in a file (CURVE, ZeroMQ's RFC 26).
+
+    Raises OSError.
+    """
     import zmq.auth  # This takes 14 ms, and is only needed here.
 
     try:
@@ -1101,7 +1121,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
 
 
 def main() -> int:
-    """Read the options, chat, and return the exit status."""
+    """Read the options, chat, and return the exit status: 1 if there is anything to report."""
     prepare_streams()
     options = parse_options()
     screen, outbox = make_screen(options.color), Outbox(options.user)
