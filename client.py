@@ -603,30 +603,31 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 
 # The line editor: keys in, lines out.
 
-# Editor.feed takes the bytes of keys, edits the line being typed, and returns the lines that Enter
-# completes. In each turn of the loop, EditorScreen.refresh draws the row.
+# The bytes of keys -> Editor.feed: KEY_PATTERN splits them into keys, and BINDINGS says what a key
+# does to the line and the cursor -> the lines that Enter completes.
+# The line and the cursor -> Editor.draw -> EditorScreen.write puts them below the messages.
 
 # A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
 # a lone ESC waits for the next key, and makes it a key with Alt.
 
-# What ESC and the last character of a control sequence enclose (ECMA-48), for re.VERBOSE. F1 on the
-# Linux console is ESC [ [ A.
-CONTROL_SEQUENCE = r"\[ \[? [0-?]* [ -/]*"
-KEY = re.compile(
+# A control sequence (ECMA-48) without its ESC and its last character. The second [ is for the Linux
+# console, where F1 is ESC [ [ A.
+SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
+KEY_PATTERN = re.compile(
     rf"""
-    (?P<partial> \x1b+ (?: {CONTROL_SEQUENCE} | O[0-9;]* )? \Z )  # its rest has not come yet
-    | \x1b+ {CONTROL_SEQUENCE} [@-~]?  # Delete, ...; the last character is missing if it broke off
-    | \x1b+ O[0-9;]*.               # the same in the terminal's application mode
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to a query of an earlier program
-    | \x1b+ .                       # a key with Alt
+    (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # the rest has not come yet
+    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (the last one is missing if it broke off)
+    | \x1b+ O[0-9;]*.                 # Up: ESC O A, if an earlier program left this mode on
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to an earlier program's query
+    | \x1b+ .                         # Alt-B: ESC b
     | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
-    | .                             # a control character, such as Enter, Backspace or Ctrl-A
+    | .                               # Enter, Backspace, Ctrl-A: a control character
     """,
     re.DOTALL | re.VERBOSE,
 )
 ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
 CTRL_D = "\x04"
-KEYS: dict[tuple[str, ...], Callable[[Editor], object]] = {
+BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
     ("\x1b[D", "\x1bOD", "\x02"): lambda e: e.move(e.cursor - 1),  # Left/Ctrl-B
     ("\x1b[C", "\x1bOC", "\x06"): lambda e: e.move(e.cursor + 1),  # Right/Ctrl-F
     ("\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~", "\x01"): lambda e: e.move(0),  # Home/Ctrl-A
@@ -637,13 +638,13 @@ KEYS: dict[tuple[str, ...], Callable[[Editor], object]] = {
     ("\x1b[3~", CTRL_D): lambda e: e.delete(e.cursor + 1),  # Delete/Ctrl-D
     ("\x15",): lambda e: e.kill(0),  # Ctrl-U
     ("\x0b",): lambda e: e.kill(len(e.line)),  # Ctrl-K
-    ("\x17",): lambda e: e.kill(e.word_edge(-1, r"\s*\S*")),  # Ctrl-W
+    ("\x17",): lambda e: e.kill(e.word_edge(-1, r"\s*\S*")),  # Ctrl-W: up to white space
     ("\x1bd",): lambda e: e.kill(e.word_edge(1)),  # Alt-D
     ("\x19",): lambda e: e.insert(e.killed),  # Ctrl-Y
     ("\x1b[A", "\x1bOA", "\x10"): lambda e: e.recall(-1),  # Up/Ctrl-P
     ("\x1b[B", "\x1bOB", "\x0e"): lambda e: e.recall(1),  # Down/Ctrl-N
 }
-EDITS = {key: edit for keys, edit in KEYS.items() for key in keys}
+EDITS = {key: edit for keys, edit in BINDINGS.items() for key in keys}
 
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text too long for a row is cut off, or wrapped
@@ -672,7 +673,7 @@ class Editor:
         It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is not
         sent.
         """
-        keys = KEY.finditer(self.partial_key + self.decoder.decode(data))
+        keys = KEY_PATTERN.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
         lines = []
         for match in keys:
@@ -686,7 +687,8 @@ class Editor:
             elif edit := EDITS.get(key):
                 edit(self)
             elif match["text"]:
-                self.insert(key)  # Other keys do nothing.
+                self.insert(key)
+            # Any other key does nothing.
         return lines, not data
 
     def enter(self) -> bytes:
@@ -754,15 +756,19 @@ class Editor:
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
 
+JOINER = "\u200d"  # joins two emoji into one
+
+
 def characters(text: str) -> list[str]:
     """Split text into what a person sees as characters.
 
-    Marks, skin tones, joiners (U+200D), and what follows a joiner belong to the character before.
+    Marks, skin tones, joiners, and what follows a joiner belong to the character before.
     """
     found: list[str] = []
     for char in text:  # each code point
-        is_mark = unicodedata.category(char)[0] == "M" or "\U0001f3fb" <= char <= "\U0001f3ff"
-        if found and (is_mark or "\u200d" in (char, found[-1][-1])):
+        is_mark = unicodedata.category(char)[0] == "M"
+        is_skin_tone = "\U0001f3fb" <= char <= "\U0001f3ff"
+        if found and (is_mark or is_skin_tone or JOINER in (char, found[-1][-1])):
             found[-1] += char
         else:
             found.append(char)
@@ -778,7 +784,7 @@ def visible(line: list[str]) -> str:
 def width(character: str) -> int:
     """Return the columns that a character takes. Where terminals differ, return the most."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in character)
-    marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)
+    marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)  # Mc is wide
     emoji = character.count("\ufe0f")  # This mark makes a narrow character a wide emoji.
     return len(character) - marks + wide + emoji
 
@@ -792,6 +798,61 @@ def fit(line: list[str], columns: int) -> list[str]:
     return line
 
 
+NOT_DRAWN = ("", 0)
+
+
+class EditorScreen(Screen):
+    """A screen with a row below the messages, which shows the line being typed.
+
+    Whatever is written to the terminal, the row is written after it, until close.
+    """
+
+    def __init__(self, color: bool) -> None:
+        super().__init__(color)
+        self.editor = Editor()
+        self.terminal = Terminal()
+        self.drawn = NOT_DRAWN  # the row as it was drawn last, and the width of the window then
+
+    def row(self) -> tuple[str, int]:
+        """Return what draws the row, and the width of the window, in columns."""
+        columns = os.get_terminal_size(1).columns or 80
+        return self.editor.draw(columns), columns
+
+    def write(self, texts: list[str], stream: TextIO) -> None:
+        """Write texts, above the row if the stream is a terminal. Raises OSError."""
+        if is_terminal(stream.fileno()):
+            self.drawn = self.row()
+            stream.write(CLEAR + "\n".join([*texts, self.drawn[0]]))
+            stream.flush()
+        else:
+            super().write(texts, stream)
+
+    def print_typed(self, line: bytes) -> None:
+        """Print a line that has left the row, and whose echo may take a while."""
+        self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
+
+    def refresh(self) -> None:
+        """Redraw the row if it or the window has changed. Suspend, if Ctrl-Z was pressed."""
+        if self.terminal.suspend_requested:
+            os.write(1, CLEAR.encode())
+            self.terminal.suspend()
+            self.drawn = NOT_DRAWN
+        if self.drawn != self.row():
+            self.write([], sys.stdout)
+
+    def close(self, report: str) -> None:
+        """Restore the terminal, and print a last notice."""
+        self.terminal.restore()
+        super().close(report)
+
+    def print_report(self, report: str) -> None:
+        """Move below the row, if it has text, and print a last notice, if there is one."""
+        with contextlib.suppress(OSError):
+            # A signal may have interrupted a write, so set the colour and wrapping to normal.
+            os.write(1, (RESET + WRAP + ("\n" if self.editor.line else "")).encode())
+        super().print_report(report)
+
+
 # The terminal.
 
 
@@ -802,7 +863,8 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # This was started with &. Suspend until fg: the settings are another job's now.
+                # Started with &: the settings are another job's now. Suspend until fg, as the
+                # kernel suspends a background job that changes them.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             self.editor_settings = termios.tcgetattr(0)
@@ -845,10 +907,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # The default action of SIGTSTP suspends. After bg, instead of fg, tcsetattr in set_up
-            # suspends again, until fg: in the background, it raises SIGTTOU. Python runs no
-            # handlers during that call, so without default actions, the shell's kill would do
-            # nothing.
+            # SIGTSTP suspends by its default action. If bg continues the process, instead of fg,
+            # the kernel suspends it again, in the middle of set_up, because the terminal is another
+            # job's. There, Python cannot run a handler, so the shell's kill would have no effect.
+            # So give all signals their default action until set_up is done.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -856,8 +918,11 @@ if sys.platform != "win32":
     @contextlib.contextmanager
     def default_actions() -> Iterator[None]:
         """Give all signals that have a handler in Python their default action."""
-        handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
-        handlers = {signum: handler for signum, handler in handlers.items() if callable(handler)}
+        handlers = {
+            signum: handler
+            for signum in signal.valid_signals()
+            if callable(handler := signal.getsignal(signum))
+        }
         for signum in handlers:
             signal.signal(signum, signal.SIG_DFL)
         yield
@@ -908,58 +973,6 @@ else:
                 keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input on Windows
             # Join the halves of emoji.
             return keys.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-
-
-class EditorScreen(Screen):
-    """A screen with a row below the messages, which shows the line being typed.
-
-    Every write to the terminal ends with this row.
-    """
-
-    def __init__(self, color: bool) -> None:
-        super().__init__(color)
-        self.editor = Editor()
-        self.terminal = Terminal()
-        self.drawn = ("", 0)  # the row as it was drawn last, and the width of the window then
-
-    def row(self) -> tuple[str, int]:
-        """Return what draws the row, and the width of the window, in columns."""
-        columns = os.get_terminal_size(1).columns or 80
-        return self.editor.draw(columns), columns
-
-    def write(self, texts: list[str], stream: TextIO) -> None:
-        """Write texts, above the row if the stream is a terminal. Raises OSError."""
-        if is_terminal(stream.fileno()):
-            self.drawn = self.row()
-            stream.write(CLEAR + "\n".join([*texts, self.drawn[0]]))
-            stream.flush()
-        else:
-            super().write(texts, stream)
-
-    def print_typed(self, line: bytes) -> None:
-        """Print a line that has left the row, and whose echo may take a while."""
-        self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
-
-    def refresh(self) -> None:
-        """Redraw the row if it or the window has changed. Suspend, if Ctrl-Z was pressed."""
-        if self.terminal.suspend_requested:
-            os.write(1, CLEAR.encode())
-            self.terminal.suspend()
-            self.drawn = ("", 0)
-        if self.drawn != self.row():
-            self.write([], sys.stdout)
-
-    def close(self, report: str) -> None:
-        """Restore the terminal, and print a last notice."""
-        self.terminal.restore()
-        super().close(report)
-
-    def print_report(self, report: str) -> None:
-        """Move below the row, if it has text, and print a last notice, if there is one."""
-        with contextlib.suppress(OSError):
-            # A signal may have interrupted a write, so set the colour and wrapping to normal.
-            os.write(1, (RESET + WRAP + ("\n" if self.editor.line else "")).encode())
-        super().print_report(report)
 
 
 # Start and end.

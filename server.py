@@ -7,21 +7,22 @@
 
 A line is what a client pushes; a message is what the server makes of it, and publishes:
 
-In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}.
+In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}, two strings or numbers.
 Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
 
-The function serve is the loop of the talk (slide 3). The code around it guarantees:
-- The chat waits for slow subscribers, so that they lose nothing, but not for long: see Publisher.
-- Characters that could control a terminal are escaped.
-- The server forwards some 500,000 lines a second, in any language. The code that is only for speed
-  has a part of its own.
-- A shutdown takes less than 3 seconds. Lines that are not published by then are lost, and so are
+The function serve is the loop of the talk (slide 3). The code around it makes sure that
+- the chat waits for slow subscribers, so that they lose nothing, but goes on without stalled ones
+  (see Publisher, also for the limits of this);
+- characters that could control a terminal are escaped;
+- the server forwards some 500,000 lines a second, in ASCII or not;
+- a shutdown takes less than 3 seconds. Lines that are not published by then are lost, and so are
   messages that are not delivered.
 
-The chat itself ends with the class Publisher. The log, startup and shutdown follow.
+The first half of the file, up to the class Publisher, is the chat. The second half is the log,
+startup and shutdown.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send more
+MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
 PULL_HWM = 256  # lines queued for each client: at most 4 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients, to receive before publishing them; more is no faster
@@ -57,6 +58,7 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     After a signal, go on until no line comes within RECEIVE_TIMEOUT, or until the time is up.
     """
     publisher = Publisher(pub, shutdown, log)
+    # When the chat is idle, lines is empty. Publisher needs that call as well.
     while (lines := receive(pull, shutdown)) or not shutdown.requested:
         publisher.publish(chat_messages(lines, log))
 
@@ -67,11 +69,10 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """Wait for a line. Return it, and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if none comes within RECEIVE_TIMEOUT, or if the shutdown leaves less time.
+    Return an empty list if none comes within RECEIVE_TIMEOUT, or if less time is left for the loop.
 
-    Receiving many lines, then sending them all, makes the server several times as fast as receiving
-    one, sending it, receiving the next. With that, libzmq's thread would fall asleep after each
-    send, and waking it costs more than the send itself.
+    Batches make the server several times as fast. With one line at a time (receive, send, receive,
+    send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
     """
     recv = pull.recv  # looked up once: a lookup takes a third of the time of a call
     lines: list[bytes] = []
@@ -88,13 +89,13 @@ def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message of each line (slide 3): `user> text`, with the text in cyan.
 
-    parse_simple reads lines of the usual form, fast. parse reads all others. Invalid lines are
-    dropped, and reported.
+    parse_simple is a fast path for lines of the usual form. parse reads all others. Invalid lines
+    are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not a simple line, or one with an empty user, which parse reads as well
+            if not user:  # not a simple line (or one with an empty user: parse finds the same)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -105,7 +106,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     return messages
 
 
-# A user or a text may be a JSON number. It is shown as it was written.
+# A user or a text may be a JSON number. It becomes a string, as it was written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -118,17 +119,18 @@ def parse(line: bytes) -> tuple[str, str]:
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: without a byte order mark
         return sanitize(payload["user"]), sanitize(payload["message"])
-    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: no object, or no string
+    except (ValueError, RecursionError, KeyError, TypeError):
+        # TypeError: it is not an object, or a value is neither a string nor a number.
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
 # Control characters (TAB is safe), line separators and direction overrides, which could control a
-# terminal, and lone surrogates, which UTF-8 cannot encode. No character above U+FFFF is unsafe.
+# terminal, and lone surrogates, which UTF-8 cannot encode.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
 ESCAPES = {  # for str.translate
     code: chr(code).encode("unicode_escape").decode()
-    for code in range(0x10000)
+    for code in range(0x10000)  # No character above U+FFFF is unsafe.
     if UNSAFE_CHAR.match(chr(code))
 }
 
@@ -136,7 +138,7 @@ ESCAPES = {  # for str.translate
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped, such as `\x1b`.
 
-    Raises TypeError if it is not a string.
+    Raises TypeError if it is not a string: parse relies on this.
     """
     # translate alone would do, but it takes ten times as long as search.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
@@ -160,32 +162,33 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     # LINE has two groups, the STRINGs, so findall returns a pair for each line.
     pairs = LINE.findall(joined)
-    # A line may contain "\n" between its JSON tokens. Then the pairs do not fit the lines, so leave
-    # all lines to parse.
+    # A line may contain "\n" between its JSON tokens. Then there are more pairs than lines, so
+    # leave all lines to parse.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
 
-# pyzmq wraps send (not recv) in Python code that takes as long as the send itself: skip it.
+# pyzmq's send is a wrapper in Python, which takes as long as the compiled send that it calls. (recv
+# has no wrapper.)
 compiled_send = zmq.backend.Socket.send
 
-MAX_TIMEOUT = 2.0  # seconds to wait for a subscriber whose queue is full, if none has stalled
-MIN_TIMEOUT = 0.05  # seconds to wait after many stalls
+MAX_TIMEOUT = 2.0  # seconds to wait for a full queue, if no subscriber has stalled recently
+MIN_TIMEOUT = 0.05  # seconds to wait for a full queue after many stalls
 RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    While the queue of any subscriber is full, send with the option NODROP sends to nobody. It waits
-    until the subscriber has read half of its queue, 1,000 messages. So the slowest subscriber sets
-    the pace of the chat.
+    With the option NODROP, send fails while the queue of any subscriber is full, and nobody gets
+    the message. The queue counts as full until the subscriber has read half of it, 1,000 messages.
+    Until then, this class tries again. So the slowest subscriber sets the pace of the chat.
 
-    If that takes longer than a timeout, the subscriber has stalled. This class turns NODROP off for
-    one send. libzmq then drops the message for each subscriber whose queue is full, and skips these
-    subscribers from then on, even with NODROP on again, until they have read half of their queue.
-    (On Linux, TCP_MAXRT disconnects those that read nothing for 20 seconds.)
+    If that takes longer than self.timeout, the subscriber has stalled. This class turns NODROP off
+    for one send. libzmq then drops the message for each subscriber whose queue is full, and skips
+    these subscribers from then on, even with NODROP on again, until they have read half of their
+    queue. (On Linux, TCP_MAXRT disconnects those that read nothing for 20 seconds.)
 
     There is one timeout for all subscribers. Each stall halves it, so that a series of stalls
     delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_TIMEOUT each. The
@@ -209,7 +212,7 @@ class Publisher:
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Wait until no queue is full, and send. After the timeout, skip stalled subscribers."""
+        """Send when no queue is full, or after the timeout to those whose queue is not full."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
@@ -222,7 +225,7 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
-        self.log.report("a subscriber stalled: the chat goes on without it")
+        self.log.report("a subscriber stalled, and is skipped until it has read half of its queue")
 
 
 # Log.
@@ -232,8 +235,8 @@ class Log:
     """Reports to the operator, on stderr. The chat never waits for it.
 
     A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. Reports
-    may come in floods, so the thread writes every 0.2 seconds. Reports of the same text in that
-    time become one, with their count and the last detail.
+    may come in floods, so the thread writes every 0.2 seconds, and merges reports of the same text
+    into one, with their count and the last detail.
     """
 
     def __init__(self) -> None:
@@ -264,16 +267,16 @@ class Log:
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
                 suffix = f": {detail}" if detail else ""
-                if sys.stderr:  # It is None if it was closed before the start.
+                if sys.stderr:  # It is None if it was closed when Python started.
                     with contextlib.suppress(OSError):
                         print(f"server.py: {text}{times}{suffix}", file=sys.stderr, flush=True)
 
 
 # Start and shut down.
 
-# seconds; with 0.1 for the log, they make less than 3
-SHUTDOWN_TIMEOUT = 2.3  # for the loop, after a signal
-MIN_LINGER = 0.5  # for subscribers, after that, to receive what is queued
+# A shutdown takes less than 3 seconds: these, and 0.1 in Log.close.
+SHUTDOWN_TIMEOUT = 2.3  # seconds that the loop may go on after a signal
+MIN_LINGER = 0.5  # seconds for subscribers, after the loop, to receive what is queued
 
 
 class Shutdown:
@@ -315,7 +318,7 @@ def handle_signals(shutdown: Shutdown) -> None:
 def raise_file_limit() -> None:
     """Raise the limit on open files to the hard limit. Each connection takes a file descriptor.
 
-    When none is left, libzmq tries to accept connections in a busy loop.
+    When none is left, libzmq keeps trying to accept connections, in a busy loop.
     """
     with contextlib.suppress(ImportError, OSError, ValueError):  # On Windows, or if refused, go on.
         import resource
@@ -374,13 +377,13 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
-    # PUB receives, too: subscriptions. Each send first processes those that are queued, so a flood
-    # of them would delay the chat. So queue only one per client; the rest wait in the network.
+    # PUB receives, too: subscriptions. Before each send, libzmq processes those that are queued. A
+    # flood of them would delay the chat, so queue one per client. The rest wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
     pub.set(zmq.SNDHWM, PUB_HWM)
-    pub.set(zmq.XPUB_NODROP, 1)  # (of PUB, too) A full queue makes send wait: see Publisher.
-    pub.set(zmq.SNDTIMEO, 10)  # milliseconds that it waits
+    pub.set(zmq.XPUB_NODROP, 1)  # for PUB as well: see Publisher
+    pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
     # With a large kernel buffer, a slow subscriber takes data in rare large parts, and looks
     # stalled between them.
     pub.set(zmq.SNDBUF, 65_536)
@@ -418,7 +421,7 @@ def port(text: str) -> int:
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
-        description="Publish each JSON line that a client pushes to every client that subscribes.",
+        description="Receive JSON lines from clients, and publish each of them to all clients.",
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
     )
     add = parser.add_argument
@@ -451,7 +454,7 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    # Let subscribers receive what is queued: for MIN_LINGER, and what the loop left of its time.
+    # Let subscribers receive what is queued, for MIN_LINGER and the time that the loop did not use.
     linger = shutdown.time_left() + MIN_LINGER
     context.destroy(linger=int(1_000 * linger))
     log.close()

@@ -436,8 +436,8 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 # README, Delivery: With status 1, the client reports how many lines may not have been delivered.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
-# README, Delivery in detail: Time in which the client is suspended, or its stdout is blocked, does
-# not count.
+# README, Delivery in detail: Time during which the client is suspended, or its stdout is blocked,
+# does not count.
 @slow
 @POSIX
 def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartClient) -> None:
@@ -471,7 +471,7 @@ def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartCli
 # README, Delivery in detail: Lines that the client has given up on are never sent again.
 # README, Delivery in detail: While the client is connected and reads input, there is no probe,
 # because the next line has the same effect. If no echo comes for 30 seconds, the client gives up on
-# the lines in flight.
+# the lines in flight
 @slow
 @POSIX
 def test_another_server_gets_each_line_once(context: Context, start_client: StartClient) -> None:

@@ -76,8 +76,8 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
     assert stdin.ended
 
 
-# README, Delivery in detail: If stdout is closed, as by `| head -1`, the client drops the rest of
-# the input, and waits for the last echo.
+# README, Delivery in detail: If stdout is closed, for example by `| head -1`, the client drops the
+# rest of the input, and waits for the last echo.
 def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -> None:
     peer = join(server.ports)
     script = start_client(server.ports)
@@ -147,7 +147,7 @@ def test_a_stdin_without_anything_ends_it(server: Script, start_client: Start) -
     assert (script.wait(), script.stderr) == (0, "")
 
 
-# README, Platforms: the line editor by hand in Wine's console
+# README, Platforms: the keys of the line editor with a stand-in for the console
 class Console:
     """Stands in for msvcrt, with the console of Microsoft's C library.
 

@@ -183,7 +183,7 @@ def test_a_paste(ken: Terminal, bare_server: BareServer) -> None:
     assert bare_server.answer(1) == [line_of("ken", "end")]
 
 
-# README, Terminal: Ctrl-D on an empty line leaves, Ctrl-C ends the client
+# README, Terminal: Ctrl-D on an empty line leaves, and Ctrl-C ends the client.
 
 LEAVES = {  # the keys, if any, and the exit status
     "Ctrl-D": ("\x11\x05\x15\x04", 0),  # after Ctrl-Q, for which it would wait
@@ -255,7 +255,7 @@ def test_leaving_where_no_shell_is(open_terminal: Open, bare_server: BareServer)
     assert ken.settings() == ken.first_settings
 
 
-# README, Terminal: Ctrl-Z suspends it, and `fg` resumes with the line intact.
+# README, Terminal: Ctrl-Z suspends it, and `fg` resumes with the line intact
 def assert_prompt(shell: Terminal) -> None:
     """Assert that a shell has its terminal back as it was, and nothing typed into it."""
     shell.wait_cursor("$", 2)
