@@ -784,7 +784,7 @@ def visible(line: list[str]) -> str:
 def width(character: str) -> int:
     """Return the columns that a character takes. Where terminals differ, return the most."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in character)
-    marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)  # Mc is wide
+    marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)  # Mc takes one
     emoji = character.count("\ufe0f")  # This mark makes a narrow character a wide emoji.
     return len(character) - marks + wide + emoji
 

@@ -5,23 +5,24 @@
 # ///
 """The chat server: clients PUSH lines, and the server PUBlishes each to all clients.
 
-A line is what a client pushes; a message is what the server makes of it, and publishes:
+A line is the frame that a client pushes. A message is what the server makes of it, and publishes:
 
-In:  each line is one frame, UTF-8 JSON: {"user": USER, "message": TEXT}, two strings or numbers.
-Out: each message is one frame, UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
+In:  each line is a JSON object in UTF-8: {"user": USER, "message": TEXT}. Both values are strings
+     or numbers.
+Out: each message is one frame in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
 
-The function serve is the loop of the talk (slide 3). The code around it makes sure that
-- the chat waits for slow subscribers, so that they lose nothing, but goes on without stalled ones
-  (see Publisher, also for the limits of this);
-- characters that could control a terminal are escaped;
-- the server forwards some 500,000 lines a second, in ASCII or not;
-- a shutdown takes less than 3 seconds. Lines that are not published by then are lost, and so are
-  messages that are not delivered.
+The function serve is the loop of the talk (slide 3). The code around it is for this:
+- The chat waits for slow subscribers, so that they normally lose nothing. It does not wait for
+  stalled ones. Publisher explains this, and its limits.
+- Characters that could control a terminal are escaped.
+- The server is fast: it forwards some 500,000 lines a second, in ASCII or not.
+- A shutdown takes less than 3 seconds. Lines that are not published, and messages that are not
+  delivered, by then are lost.
 
-The first half of the file, up to the class Publisher, is the chat. The second half is the log,
+The first half of the file, through the class Publisher, is the chat. The second half is the log,
 startup and shutdown.
 """
 
@@ -58,7 +59,7 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     After a signal, go on until no line comes within RECEIVE_TIMEOUT, or until the time is up.
     """
     publisher = Publisher(pub, shutdown, log)
-    # When the chat is idle, lines is empty. Publisher needs that call as well.
+    # If no line comes for a while, lines is empty. Publisher uses that call to free memory.
     while (lines := receive(pull, shutdown)) or not shutdown.requested:
         publisher.publish(chat_messages(lines, log))
 
@@ -69,12 +70,13 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """Wait for a line. Return it, and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if none comes within RECEIVE_TIMEOUT, or if less time is left for the loop.
+    Return an empty list if none comes within RECEIVE_TIMEOUT, or at once if a shutdown leaves the
+    loop no more time than that.
 
     Batches make the server several times as fast. With one line at a time (receive, send, receive,
     send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
     """
-    recv = pull.recv  # looked up once: a lookup takes a third of the time of a call
+    recv = pull.recv  # looked up once, not for each line, which takes a third longer
     lines: list[bytes] = []
     if shutdown.time_left() > RECEIVE_TIMEOUT and pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
         with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
@@ -87,15 +89,15 @@ def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
 
 
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
-    """Return the message of each line (slide 3): `user> text`, with the text in cyan.
+    """Return the message for each line (slide 3): `user> text`, with the text in cyan.
 
-    parse_simple is a fast path for lines of the usual form. parse reads all others. Invalid lines
+    parse_simple is a fast path for lines of the usual form. parse handles all others. Invalid lines
     are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not a simple line (or one with an empty user: parse finds the same)
+            if not user:  # parse_simple returned ("", ""), or the user is empty
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -113,8 +115,8 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 def parse(line: bytes) -> tuple[str, str]:
     """Return the user and the text of a line, sanitized.
 
-    Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object with a
-    user and a message that are strings or numbers.
+    Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object whose
+    "user" and "message" are strings or numbers.
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: without a byte order mark
@@ -147,48 +149,49 @@ def sanitize(text: str) -> str:
 # Turn most lines into messages faster.
 
 # A simple line is as json.dumps or JSON.stringify writes it: {"user": "ann", "message": "hi"}. Its
-# strings contain no backslash, nothing unsafe, and no TAB (which JSON forbids).
+# strings contain no backslash, nothing unsafe, and no raw TAB (which JSON forbids in strings).
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
+# It matches any line: a simple one with its two strings as groups, another one with empty groups.
 LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 
 
 def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    One search over all lines triples the rate of the server.
+    One search over all lines triples the throughput of the server.
     """
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
-    # LINE has two groups, the STRINGs, so findall returns a pair for each line.
-    pairs = LINE.findall(joined)
-    # A line may contain "\n" between its JSON tokens. Then there are more pairs than lines, so
-    # leave all lines to parse.
+    pairs = LINE.findall(joined)  # a pair for each line, as LINE has two groups
+    # Since a line is a frame, it may contain "\n" (between JSON tokens). Then there are more pairs
+    # than lines, so leave the whole batch to parse.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
 
-# pyzmq's send is a wrapper in Python, which takes as long as the compiled send that it calls. (recv
-# has no wrapper.)
+# pyzmq's send is a wrapper in Python, which takes as long as the compiled send that it calls. So
+# call that directly where it matters. (recv has no wrapper.)
 compiled_send = zmq.backend.Socket.send
 
-MAX_TIMEOUT = 2.0  # seconds to wait for a full queue, if no subscriber has stalled recently
-MIN_TIMEOUT = 0.05  # seconds to wait for a full queue after many stalls
+MAX_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
+MIN_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
 RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    With the option NODROP, send fails while the queue of any subscriber is full, and nobody gets
-    the message. The queue counts as full until the subscriber has read half of it, 1,000 messages.
-    Until then, this class tries again. So the slowest subscriber sets the pace of the chat.
-
-    If that takes longer than self.timeout, the subscriber has stalled. This class turns NODROP off
-    for one send. libzmq then drops the message for each subscriber whose queue is full, and skips
-    these subscribers from then on, even with NODROP on again, until they have read half of their
-    queue. (On Linux, TCP_MAXRT disconnects those that read nothing for 20 seconds.)
+    1. With the option NODROP, send fails while the queue of any subscriber is full, and nobody gets
+       the message. A queue counts as full until the subscriber has read half of it, 1,000 messages.
+    2. While a queue is full, this class keeps trying. So the slowest subscriber sets the pace of
+       the chat.
+    3. If that takes longer than self.timeout, or than a shutdown allows, the subscriber counts as
+       stalled. This class turns NODROP off for one send. libzmq then drops the message for each
+       subscriber whose queue is full, and skips these subscribers from then on, even with NODROP on
+       again, until they have read half of their queue. (On Linux, TCP_MAXRT disconnects those that
+       read nothing for 20 seconds.)
 
     There is one timeout for all subscribers. Each stall halves it, so that a series of stalls
     delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_TIMEOUT each. The
@@ -212,7 +215,7 @@ class Publisher:
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send when no queue is full, or after the timeout to those whose queue is not full."""
+        """Send once no queue is full. After the timeout, send only to subscribers with room."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
@@ -225,7 +228,7 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
-        self.log.report("a subscriber stalled, and is skipped until it has read half of its queue")
+        self.log.report("a subscriber stalled: it misses messages until it has caught up")
 
 
 # Log.
@@ -274,9 +277,9 @@ class Log:
 
 # Start and shut down.
 
-# A shutdown takes less than 3 seconds: these, and 0.1 in Log.close.
+# A shutdown takes less than 3 seconds: at most the sum of these two, and 0.1 in Log.close.
 SHUTDOWN_TIMEOUT = 2.3  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # seconds for subscribers, after the loop, to receive what is queued
+MIN_LINGER = 0.5  # seconds that subscribers get at least, after the loop, to receive what is queued
 
 
 class Shutdown:
@@ -297,8 +300,8 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the deadline, unless it is set already.
 
-        Do not raise an exception, as Python's own handler for Ctrl-C does. It could come between
-        receiving a line and publishing it, and lose the line.
+        Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
+        line and publishing it, an exception would lose the line.
         """
         self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
 
@@ -371,7 +374,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         # Disconnect a peer that takes no data for 20 seconds. On Linux, this includes one that is
-        # there, but does not read.
+        # alive, but does not read.
         sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
@@ -384,7 +387,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # for PUB as well: see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
-    # With a large kernel buffer, a slow subscriber takes data in rare large parts, and looks
+    # With a large kernel buffer, a slow subscriber takes data in rare, large chunks, and looks
     # stalled between them.
     pub.set(zmq.SNDBUF, 65_536)
     return pull, pub
@@ -396,8 +399,8 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, * means all addresses, IPv4 as well. An interface such as eth0 would mean only
-    # its IPv6 address, so IPv6 is off for it.
+    # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
+    # its IPv6 address. So turn it on only for * and for IPv6 addresses.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
@@ -454,7 +457,7 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    # Let subscribers receive what is queued, for MIN_LINGER and the time that the loop did not use.
+    # Let subscribers receive what is queued, for MIN_LINGER plus what the loop left of its time.
     linger = shutdown.time_left() + MIN_LINGER
     context.destroy(linger=int(1_000 * linger))
     log.close()
@@ -463,5 +466,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Not sys.exit: its cleanup could hang, on a stderr that nobody reads, or on open sockets after
-    # a failed start. A signal during the cleanup could change the status.
+    # a failed start. Also, a signal during the cleanup could change the exit status.
     os._exit(main())

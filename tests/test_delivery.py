@@ -264,8 +264,8 @@ def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> N
 
 
 # README, Delivery in detail: An echo acknowledges its line and all lines before it
-# README, Delivery in detail: the same message is published for another line, yours or somebody
-# else's: the client recognizes an echo only by its text, without colors
+# README, Delivery in detail: another line, yours or somebody else's, results in the same message:
+# the client recognizes an echo only by its text, without colors
 def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     """Each case is a message, how many lines are left after it, and whether it was an echo."""
     outbox, _ = outbox_of(context, "k", "90112")
@@ -466,7 +466,7 @@ def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartCli
     assert read_line(patient) == b"k> 1\n"
 
 
-# README, Delivery in detail: gives up on the lines in flight, goes on, and in the end exits with
+# README, Delivery in detail: gives up on the lines in flight and goes on, but eventually exits with
 # status 1
 # README, Delivery in detail: Lines that the client has given up on are never sent again.
 # README, Delivery in detail: While the client is connected and reads input, there is no probe,
@@ -502,8 +502,8 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
     assert typing.stderr.endswith(REPORT.format("3 lines"))
 
 
-# README, What it adds to the original: After a broken connection or a server restart, the client
-# resends the lines that still wait for their echo
+# README, What it adds to the original: When the connection breaks or the server restarts, the
+# client reconnects and resends the lines that still wait for their echo.
 @slow
 @pytest.mark.parametrize("link", [(0, 0.05, 64_000), (0.1, 0.1, math.inf)], ids=["slow", "lossy"])
 def test_the_link_may_be_slow_or_lose_packets(

@@ -86,7 +86,8 @@ def test_the_two_scripts_have_the_requirements_of_the_project(script: str) -> No
     assert block in (ROOT / script).read_text(encoding="utf-8")
 
 
-# README, zmq-talk-chat: copy `client.py` there. It needs only Python 3.11, pyzmq and colorama
+# README, zmq-talk-chat: copy `client.py` there. It needs only Python 3.11 or later, pyzmq and
+# colorama
 # README, Options: | server.py | meaning | default |
 # README, Options: | client.py | meaning | default |
 @pytest.mark.parametrize("module", [server, client])

@@ -17,7 +17,7 @@ from processes import LINUX, TIMEOUT, Script, StartServer, wait_for
 
 slow = pytest.mark.slow
 
-STALLED = "server.py: a subscriber stalled, and is skipped until it has read half of its queue\n"
+STALLED = "server.py: a subscriber stalled: it misses messages until it has caught up\n"
 
 
 def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 << 20) -> bytes:

@@ -143,8 +143,8 @@ def test_a_line_whose_echo_is_late_is_printed(ken: Terminal, bare_server: BareSe
     ken.wait_rows("half a line", "ken> hello", "ken> how are you", "ken> half a line", "half")
 
 
-# README, Terminal: While the server is down, the line stays on the screen, above the next one, and
-# is sent when the server is back.
+# README, Terminal: While the server is down, your line stays on the screen, above the one that you
+# type next, and is sent when the server is back.
 def test_the_server_is_late_and_restarts(open_terminal: Open, start_server: StartServer) -> None:
     ports = free_port(), free_port()
     ken = open_terminal(*command(ports))
