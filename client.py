@@ -10,7 +10,7 @@ a frame, and publishes to everybody.
 
 Out: the frame is the line as it was typed, which should be JSON for our server. With --user, the
      client makes the JSON: {"user": NAME, "message": line}.
-In:  a message is one frame in UTF-8. The client escapes control characters, except colours and TAB.
+In:  a message is in UTF-8. The client escapes control characters, except colours and TAB.
 
 The function chat is the talk's loop, slides 8 to 14, but messages appear without pressing Enter.
 
@@ -20,7 +20,7 @@ client cannot know whether a line was lost, or only its echo. So a line may appe
 client does if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same (of a long pipe, only the first 1,000).
+are sent to it all the same, until handle_silence ends the client.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. A pipe is read no further while 1,000 lines wait for their echoes.
@@ -64,16 +64,16 @@ Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, withou
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: the server queues 2,000 echoes, and each may come twice
+WINDOW = 1_000  # lines in flight, at most: pushed twice, they make the 2,000 echoes of a full queue
 SUB_HWM = 200  # messages queued in SUB (its high-water mark): few, as the server queues the rest
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds: the longest wait for something to happen
-SLOW_JOINER_DELAY = 0.1  # seconds from a connection until its subscription is in effect
+SLOW_JOINER_DELAY = 0.1  # seconds from a handshake until the subscription should be in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
-ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue
+ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue, or until a probe
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # the same, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -121,7 +121,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
 
 def wait(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
     """Wait until something happens. Return the lines of stdin that can be read, if reading."""
-    fd = stdin.receiver.fileno()  # zmq.select returns a plain socket as this number
+    fd = stdin.receiver.fileno()  # zmq.select takes and returns a plain socket as its number
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
         sources.append(fd)
@@ -182,7 +182,7 @@ class Splitter:
 
 
 class Connection:
-    """PUSH and SUB. It is up while both are connected and the subscription is in effect.
+    """PUSH and SUB. It is up while both are connected and the subscription should be in effect.
 
     libzmq connects and reconnects by itself, and reports it on other sockets, the monitors. Create
     a Connection before its sockets connect: later, a monitor may miss the first event.
@@ -205,9 +205,9 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So a loss and the next handshake
-        count as a new connection even if one call reads both: it returns False, and a later call
-        returns True.
+        It comes up SLOW_JOINER_DELAY after the last handshake. If one call reads both a loss and
+        the next handshake, the connection is down for that delay, too. So that call returns False,
+        a later one returns True, and no new connection goes unnoticed.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -265,12 +265,15 @@ Pending = tuple[bytes, int]
 
 
 class Outbox:
-    """The lines that wait for their echoes: those in flight, and after them those not pushed yet.
+    """The lines that wait: those in flight, and after them those not pushed yet.
+
+    A line is unsent, then in flight, and in the end acknowledged, or given up. (A line that our
+    server will drop is never in flight: it is pushed and forgotten.)
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. A connection that breaks may lose lines. If only new lines were pushed over the next one,
     their echoes would acknowledge the lost ones as well. So all lines are pushed again, in order.
-    (TCP calls this a cumulative acknowledgement, with a window of WINDOW.)
+    (This is go-back-N with cumulative acknowledgements.)
 
     An echo is recognized by its text, so a message of the same text is mistaken for it.
     """
@@ -280,13 +283,13 @@ class Outbox:
         self.in_flight: list[Pending] = []
         # Lines that are not pushed yet. The hash is None if our server will drop the line.
         self.unsent: deque[tuple[bytes, int | None]] = deque()
-        # Hashes of the echoes of lines that were pushed again. Each may come twice. The second one
-        # acknowledges nothing, but proves that the server is there, and resets the clocks. (Over a
-        # slow link, 1,000 of them can come in a row. That must not count as silence.)
+        # Hashes of the echoes of lines that were pushed again. If the first copy of a line was not
+        # lost, its echo comes twice. The second one acknowledges nothing. But over a slow link,
+        # 1,000 of them can come in a row, and must not count as silence: they reset the clocks.
         self.resent: set[int] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        # Two clocks, in seconds, that count while lines wait: see handle_silence.
-        self.since_echo = 0.0  # since the last echo
+        # Two clocks, in seconds, that run while lines wait: see handle_silence.
+        self.since_echo = 0.0  # since the last echo, or since lines were given up
         self.idle = 0.0  # since the last echo or push
         self.last_turn = time.monotonic()  # when they were updated, in each turn of the loop
         self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
@@ -294,7 +297,7 @@ class Outbox:
 
     @property
     def waiting(self) -> int:
-        """How many lines wait for their echoes."""
+        """How many lines wait to be pushed, or for their echoes."""
         return len(self.in_flight) + len(self.unsent)
 
     def add(self, line: bytes) -> str:
@@ -309,7 +312,7 @@ class Outbox:
             if text.encode() != line:
                 problem = "not UTF-8: invalid bytes are sent as \ufffd"
             payload = {"user": self.user, "message": text}
-            # In NAME, bytes of the command line that are not UTF-8 are lone surrogates.
+            # Lone surrogates in NAME (bytes that are not UTF-8) become question marks.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_LINE:
             self.undelivered += 1
@@ -363,8 +366,8 @@ class Outbox:
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
-        messages for this client. (TCP has this as tail loss probe, RFC 8985.) handle_silence does
-        not call this while input is read, because the next line does the same.
+        messages for this client. (TCP has this as tail loss probe, RFC 8985.) While input is read,
+        there is no probe: if there is a next line, its echo does the same.
         """
         if self.in_flight and self.idle >= ECHO_TIMEOUT and not self.probed:
             with contextlib.suppress(zmq.Again):
@@ -409,10 +412,11 @@ class Outbox:
 def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return True if the chat should end.
 
-    Time counts while lines wait, but not while input is read and the connection is down.
+    The clocks run while lines wait, but while input is read, they stop if the connection is down.
 
     In any case:
-    - After 5 seconds without an echo, print a notice, if interactive.
+    - After 5 seconds without an echo, lines are overdue until the next echo. Print a notice, if
+      interactive.
     While input is read:
     - After 30 seconds without an echo, give up the lines in flight, and go on: the server may
       publish lines in another form.
@@ -451,8 +455,9 @@ def excerpt(frame: bytes) -> str:
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 
-# Only for speed: a line as json.dumps or JSON.stringify writes it, whose two strings contain no
-# backslash, nothing unsafe, and no TAB (which JSON forbids). Most lines are like that.
+# The usual form of a line, as json.dumps or JSON.stringify writes it, with nothing to unescape (a
+# backslash), to escape (UNSAFE) or to refuse (a TAB). It is only for speed: without it, a pipe
+# would take 1.4 times as long.
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
@@ -461,14 +466,14 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
 def echo_of(frame: bytes) -> str:
-    """Return the message that the server makes of a line (slide 3), without its colour.
+    """Return the message that our server makes of a frame (slide 3), without its colour: its echo.
 
     Raises ValueError, with the reason, if it makes none.
     """
     try:
         text = frame.decode()
         if simple := SIMPLE_LINE.fullmatch(text):
-            return f"{simple[1]}> {simple[2]}"  # not too long: with colours, shorter than its frame
+            return f"{simple[1]}> {simple[2]}"  # Even with colours, it is shorter than the frame.
         payload = parse_json(text.removeprefix("\ufeff"))  # The server allows a BOM in each line.
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -495,7 +500,7 @@ COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
 
 def receive(sub: Sock) -> list[Message]:
-    """Return the messages that SUB holds (slide 8); no more than SUB_HWM, to get on in a flood."""
+    """Return the messages that SUB holds (slide 8), at most SUB_HWM, so that the loop goes on."""
     messages: list[Message] = []
     with contextlib.suppress(zmq.Again):
         while len(messages) < SUB_HWM:
@@ -508,8 +513,8 @@ def sanitize_message(data: bytes) -> Message:
     text = data.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "", 1)
     if plain.isprintable() and text.endswith(RESET):
-        # Only for speed: what is printable contains nothing unsafe. So this is our server's form,
-        # and what follows would return the same.
+        # Our server's form, and nothing printable is unsafe. What follows would return the same,
+        # but a pipe would take 1.4 times as long.
         return plain, text
     parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
@@ -559,7 +564,7 @@ class Screen:
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line whose echo may take a while. Here, the terminal has shown it already."""
+        """Do nothing: without a line editor, what is typed stays on the terminal anyway."""
 
     def write(self, texts: list[str], stream: TextIO) -> None:
         """Write texts, each on a line of its own. Raises OSError."""
@@ -603,30 +608,33 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 
 # The line editor: keys in, lines out.
 
-# The bytes of keys -> Editor.feed: KEY_PATTERN splits them into keys, and BINDINGS says what a key
-# does to the line and the cursor -> the lines that Enter completes.
-# The line and the cursor -> Editor.draw -> EditorScreen.write puts them below the messages.
+# Input: Editor.feed takes bytes, splits them into keys (KEY_PATTERN), lets each key change the line
+# and the cursor (EDITS), and returns the lines that Enter completes.
+# Output: Editor.draw makes a row of the line, and EditorScreen.write puts it below the messages.
 
-# A terminal sends a key as one character, or as ESC and more. With Alt, another ESC comes first. So
-# a lone ESC waits for the next key, and makes it a key with Alt.
+# A terminal sends a key as one character, or as ESC and more: for example ESC [ 3 ~ for Delete (a
+# control sequence, see ECMA-48), ESC O A for Up (in application mode, which an earlier program may
+# have left on), or ESC b for Alt-B. With Alt, such keys begin with two ESC. So a lone ESC waits for
+# the next key, and makes it a key with Alt.
 
-# A control sequence (ECMA-48) without its ESC and its last character. The second [ is for the Linux
-# console, where F1 is ESC [ [ A.
+# A control sequence without its ESC and its last character. The second [ is for the Linux console,
+# where F1 is ESC [ [ A.
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(
     rf"""
-    (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # the rest has not come yet
-    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (the last one is missing if it broke off)
-    | \x1b+ O[0-9;]*.                 # Up: ESC O A, if an earlier program left this mode on
+    (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
+    | \x1b+ {SEQUENCE_BODY} [@-~]?     # a control sequence, or the start of one that broke off
+    | \x1b+ O[0-9;]*.                 # a key in application mode
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to an earlier program's query
-    | \x1b+ .                         # Alt-B: ESC b
+    | \x1b+ .                         # a key with Alt
     | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
-    | .                               # Enter, Backspace, Ctrl-A: a control character
+    | .                               # a control character, such as Enter, Backspace or Ctrl-A
     """,
     re.DOTALL | re.VERBOSE,
 )
 ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
 CTRL_D = "\x04"
+# Terminals differ in the codes of some keys.
 BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
     ("\x1b[D", "\x1bOD", "\x02"): lambda e: e.move(e.cursor - 1),  # Left/Ctrl-B
     ("\x1b[C", "\x1bOC", "\x06"): lambda e: e.move(e.cursor + 1),  # Right/Ctrl-F
@@ -662,8 +670,8 @@ class Editor:
         self.cursor: int = 0
         self.killed: str = ""  # what Ctrl-Y inserts
         self.history: list[str] = []
-        self.history_index = 0  # of the line shown; len(history) if it is new
-        self.draft = ""  # the new line, while an older one is shown
+        self.history_index: int = 0  # of the line shown; len(history) if it is new
+        self.draft: str = ""  # the new line, while an older one is shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
 
@@ -745,9 +753,9 @@ class Editor:
     def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        If the line is too long, show as much before the cursor as fits, but reserve a quarter of
-        the row for what follows. Terminals differ in the width of some characters, so the terminal
-        itself remembers where the cursor belongs.
+        If the line is too long, show as much before the cursor as fits, but reserve a column for
+        the cursor, and up to a quarter of the row for what follows. Terminals differ in the width
+        of some characters, so the terminal itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
         reserved = 1 + sum(map(width, fit(after, columns // 4)))  # 1 for the cursor
@@ -878,7 +886,7 @@ if sys.platform != "win32":
                 signal.signal(signal.SIGTSTP, self.request_suspend)
 
         def in_background(self) -> bool:
-            """Return whether the shell, or another job of it, has the terminal."""
+            """Return whether the terminal belongs to the shell, or to another job."""
             try:
                 return os.tcgetpgrp(0) != os.getpgrp()
             except OSError:  # Under setsid, no shell shares the terminal.
@@ -907,10 +915,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends by its default action. If bg continues the process, instead of fg,
-            # the kernel suspends it again, in the middle of set_up, because the terminal is another
-            # job's. There, Python cannot run a handler, so the shell's kill would have no effect.
-            # So give all signals their default action until set_up is done.
+            # SIGTSTP suspends by its default action. After bg, instead of fg, the terminal belongs
+            # to the shell. Then set_up is suspended inside tcsetattr, by the kernel, until fg. No
+            # handler in Python can run there, so kill could not end the process. So until set_up is
+            # done, all signals have their default action.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -925,9 +933,11 @@ if sys.platform != "win32":
         }
         for signum in handlers:
             signal.signal(signum, signal.SIG_DFL)
-        yield
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        try:
+            yield
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
 
 else:
     # The second character of a special key, and what other terminals send for the key.
@@ -979,7 +989,7 @@ else:
 
 
 def make_screen(color: str) -> Screen:
-    """Return a screen, with a line editor if stdin and stdout are terminals."""
+    """Return a screen: with a line editor, if stdin and stdout are terminals with escape codes."""
     stdout = sys.stdout
     colorama.just_fix_windows_console()
     wrapped = sys.stdout is not stdout  # by colorama, for a console without escape codes
@@ -1031,13 +1041,13 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
-        sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names become IPv6 addresses.
+        sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names would become IPv6 addresses.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
         sock.set(zmq.TCP_KEEPALIVE, 1)  # detects a vanished server when idle
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds, and then 5 probes, 2 seconds apart
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds; detects that when sending
+        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds; detects a vanished server when sending
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
@@ -1070,14 +1080,14 @@ def host(text: str) -> str:
         name = text.rpartition(":")[0] or "HOST"
         raise argparse.ArgumentTypeError(f"write {name} --push-port PORT --sub-port PORT")
     name_or_ipv4 = r"[a-zA-Z0-9][\w.-]*"
-    ipv6 = r"\[?(?=.*:.*:)[0-9a-fA-F:.]+(%[\w.-]+)?\]?"  # two colons or more
-    if not re.fullmatch(f"{name_or_ipv4}|{ipv6}", text, re.ASCII):
+    ipv6 = r"(?=.*:.*:)[0-9a-fA-F:.]+(%[\w.-]+)?"  # two colons or more
+    if not re.fullmatch(rf"{name_or_ipv4}|{ipv6}|\[{ipv6}\]", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not a host name or an address")
     return text
 
 
 def port(text: str) -> int:
-    """Return the port that an option names. Raises ValueError if it is not a port."""
+    """Return the port that an option names. Raises ValueError, which argparse reports."""
     number = int(text)
     if not 1 <= number <= 65_535:
         raise ValueError

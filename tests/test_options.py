@@ -116,7 +116,7 @@ WRONG = {  # what is given, and what is on stderr
     "client.py [::1]:1337": INSTEAD.format("[::1]"),
 } | {
     f"client.py {shlex.quote(host)}": f"HOST: {host!r} is not a host name or an address\n"
-    for host in ("", "a b", "tcp://h", "a:b", "::x", "café", "h\x1b[2J", "h\n")
+    for host in ("", "a b", "tcp://h", "a:b", "::x", "[::1", "café", "h\x1b[2J", "h\n")
 }  # fmt: skip
 
 
