@@ -3,27 +3,36 @@
 # requires-python = ">=3.11"
 # dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
-"""The chat client: it PUSHes each line of stdin to the server, and prints what SUB receives.
+"""The chat client of the talk "Ømq & Services @ Chartboost" (slides 8 to 14), in Python.
 
-A line comes from stdin. Its frame is what the client pushes. A message is what the server makes of
-a frame, and publishes to everybody.
+It PUSHes each line of stdin to the server, and prints what SUB receives. A line comes from stdin.
+Its frame is what the client pushes. A message is what the server makes of a frame, and publishes to
+everybody.
 
 Out: the frame is the line as it was typed, which should be JSON for our server. With --user, the
      client makes the JSON: {"user": NAME, "message": line}.
-In:  a message is in UTF-8. The client escapes control characters, except colours and TAB.
+In:  a message should be UTF-8. It is printed with its control characters escaped, except colours
+     and TABs.
 
-The function chat is the talk's loop, slides 8 to 14, but messages appear without pressing Enter.
+The function chat is the talk's loop, but messages appear without pressing Enter.
 
-The sender of a line receives its message, too: the echo of the line. It acknowledges this line and
-all lines before it. Lines that are not acknowledged are pushed again over the next connection. The
-client cannot know whether a line was lost, or only its echo. So a line may appear twice. What the
-client does if no echo comes is in handle_silence.
+What the slides do not say about ZeroMQ:
+- libzmq connects and reconnects by itself. What was on its way at a break may be lost.
+- PUSH does not report what arrives.
+- SUB's subscription takes effect some time after the connection. PUB does not confirm it, and
+  nobody gets what was published before. (ZeroMQ calls this a slow joiner.)
+- The server queues 2,000 messages for each subscriber. One that stalls loses messages.
+
+So the client waits for echoes. The sender of a line receives its message, too: the echo of the
+line. It acknowledges this line and all lines before it. Lines that are not acknowledged are pushed
+again over the next connection. The client cannot know whether a line was lost, or only its echo. So
+a line may appear twice. What the client does if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same, until handle_silence ends the client.
+are sent to it all the same.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. A pipe is read no further while 1,000 lines wait for their echoes.
+a file. A pipe is read no further while 1,000 lines wait.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -38,6 +47,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import re
 import signal
@@ -64,16 +74,16 @@ Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, withou
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: pushed twice, they make the 2,000 echoes of a full queue
-SUB_HWM = 200  # messages queued in SUB (its high-water mark): few, as the server queues the rest
+WINDOW = 1_000  # lines in flight, at most: each may be echoed twice, and the server queues 2,000
+SUB_HWM = 200  # messages queued in SUB (its high-water mark), and read in one turn of the loop
 READ_SIZE = 16_384  # bytes read from stdin in one go
-TICK = 0.1  # seconds: the longest wait for something to happen
+TICK = 0.1  # seconds after which the loop looks at its clocks and the window, if nothing comes
 SLOW_JOINER_DELAY = 0.1  # seconds from a handshake until the subscription should be in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
-ECHO_TIMEOUT = 5.0  # seconds without an echo until it is overdue, or until a probe
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, or until the newest line goes again
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds until the client ends instead, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -259,16 +269,17 @@ class Connection:
 # Push it.
 
 
-# A line that waits for its echo: its frame, and the hash of its echo. (A hash, as the texts could
-# take 60 MB. A tuple, as it is the fastest to make.)
-Pending = tuple[bytes, int]
+# A line that waits: its frame, and the hash of its echo, or None if our server will drop it. (The
+# texts of echoes could take 60 MB.)
+Pending = tuple[bytes, int | None]
 
 
 class Outbox:
-    """The lines that wait: those in flight, and after them those not pushed yet.
+    """The lines that wait: those in flight, and after them those that are unsent.
 
-    A line is unsent, then in flight, and in the end acknowledged, or given up. (A line that our
-    server will drop is never in flight: it is pushed and forgotten.)
+    A line is unsent, then in flight, and in the end acknowledged, or given up. A new connection
+    makes the lines in flight unsent again. (A line that our server will drop is never in flight: it
+    is pushed and forgotten.)
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. A connection that breaks may lose lines. If only new lines were pushed over the next one,
@@ -281,19 +292,18 @@ class Outbox:
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.in_flight: list[Pending] = []
-        # Lines that are not pushed yet. The hash is None if our server will drop the line.
-        self.unsent: deque[tuple[bytes, int | None]] = deque()
+        self.unsent: deque[Pending] = deque()  # lines to push over this connection
         # Hashes of the echoes of lines that were pushed again. If the first copy of a line was not
         # lost, its echo comes twice. The second one acknowledges nothing. But over a slow link,
-        # 1,000 of them can come in a row, and must not count as silence: they reset the clocks.
-        self.resent: set[int] = set()
+        # 1,000 such echoes can come in a row. They prove that the server is there, so they reset
+        # the clocks.
+        self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        # Two clocks, in seconds, that run while lines wait: see handle_silence.
-        self.since_echo = 0.0  # since the last echo, or since lines were given up
-        self.idle = 0.0  # since the last echo or push
-        self.last_turn = time.monotonic()  # when they were updated, in each turn of the loop
+        # Clocks, in seconds, that run while lines wait: see handle_silence.
+        self.since_echo = 0.0  # since the last echo, or since lines began to wait or were given up
+        self.probe_in = ECHO_TIMEOUT  # until a probe; set again by an echo or a push
+        self.last_turn = time.monotonic()  # when pass_time was called last
         self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
-        self.probed = False  # whether there was a probe since the last echo or push
 
     @property
     def waiting(self) -> int:
@@ -332,12 +342,12 @@ class Outbox:
             while self.unsent and len(self.in_flight) < WINDOW:
                 frame, echo_hash = self.unsent[0]
                 push.send(frame, zmq.NOBLOCK)
-                self.unsent.popleft()
-                self.idle, self.probed = 0.0, False
+                line = self.unsent.popleft()
+                self.probe_in = ECHO_TIMEOUT
                 if echo_hash is None:
                     self.undelivered += 1
                 else:
-                    self.in_flight.append((frame, echo_hash))
+                    self.in_flight.append(line)
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
@@ -351,9 +361,9 @@ class Outbox:
             if is_echo:
                 del expected[: expected.index(echo_hash) + 1]
             if is_echo or echo_hash in self.resent:
-                self.since_echo, self.idle = 0.0, 0.0
-                self.overdue, self.probed = False, False
-        del self.in_flight[: len(self.in_flight) - len(expected)]
+                self.since_echo, self.probe_in, self.overdue = 0.0, ECHO_TIMEOUT, False
+        acknowledged = len(self.in_flight) - len(expected)
+        del self.in_flight[:acknowledged]
 
     def start_over(self) -> None:
         """Let all lines be pushed again, because the connection is new."""
@@ -362,17 +372,17 @@ class Outbox:
         self.in_flight.clear()
 
     def probe(self, push: Sock) -> None:
-        """Push the newest line in flight again, once, if idle for ECHO_TIMEOUT.
+        """Push the newest line in flight again, once, after ECHO_TIMEOUT without an echo or a push.
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
         messages for this client. (TCP has this as tail loss probe, RFC 8985.) While input is read,
         there is no probe: if there is a next line, its echo does the same.
         """
-        if self.in_flight and self.idle >= ECHO_TIMEOUT and not self.probed:
+        if self.in_flight and self.probe_in <= 0:
             with contextlib.suppress(zmq.Again):
                 push.send(self.in_flight[-1][0], zmq.NOBLOCK)
-                self.probed = True
+                self.probe_in = math.inf
 
     def give_up(self) -> None:
         """Forget the lines in flight, but leave overdue set.
@@ -393,11 +403,11 @@ class Outbox:
             self.since_echo = 0.0
         elif running:
             self.since_echo += seconds
-            self.idle += seconds
+            self.probe_in -= seconds
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        frame, _ = [*self.in_flight, *self.unsent][0]
+        frame, _ = (self.in_flight or self.unsent)[0]
         return f"no echo yet for {lines_in_words(self.waiting)}; the first: {excerpt(frame)}"
 
     def report(self) -> str:
@@ -412,7 +422,8 @@ class Outbox:
 def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return True if the chat should end.
 
-    The clocks run while lines wait, but while input is read, they stop if the connection is down.
+    The clocks run while lines wait. They stop while the connection is down, unless input is no
+    longer read. ("Read" means that the loop would take more, even if none comes.)
 
     In any case:
     - After 5 seconds without an echo, lines are overdue until the next echo. Print a notice, if
@@ -455,13 +466,13 @@ def excerpt(frame: bytes) -> str:
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 
-# The usual form of a line, as json.dumps or JSON.stringify writes it, with nothing to unescape (a
-# backslash), to escape (UNSAFE) or to refuse (a TAB). It is only for speed: without it, a pipe
-# would take 1.4 times as long.
+# The usual form of a line, as json.dumps or JSON.stringify writes it if there is nothing to escape:
+# no backslash, nothing unsafe, and no TAB (which JSON forbids in strings). It is only for speed:
+# without it, a pipe would take 1.4 times as long.
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
-# A user or a text may be a JSON number. It is shown as it was written.
+# "user" and "message" may be JSON numbers. They are shown as they were written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -471,16 +482,16 @@ def echo_of(frame: bytes) -> str:
     Raises ValueError, with the reason, if it makes none.
     """
     try:
-        text = frame.decode()
+        text = frame.decode("utf-8-sig")  # -sig: skip a byte order mark, as the server does
         if simple := SIMPLE_LINE.fullmatch(text):
-            return f"{simple[1]}> {simple[2]}"  # Even with colours, it is shorter than the frame.
-        payload = parse_json(text.removeprefix("\ufeff"))  # The server allows a BOM in each line.
+            return f"{simple[1]}> {simple[2]}"  # With colours, it is still shorter than the frame.
+        payload = parse_json(text)
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: something is not text
         hint = "to just type text, use --user NAME"
-        if text.startswith("{"):
+        if text.startswith("{") and not text.endswith("}"):
             hint = "write the whole object on one line"
         raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
     if len(echo.encode()) + len(CYAN + RESET) > MAX_LINE:
@@ -614,8 +625,8 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 
 # A terminal sends a key as one character, or as ESC and more: for example ESC [ 3 ~ for Delete (a
 # control sequence, see ECMA-48), ESC O A for Up (in application mode, which an earlier program may
-# have left on), or ESC b for Alt-B. With Alt, such keys begin with two ESC. So a lone ESC waits for
-# the next key, and makes it a key with Alt.
+# have left on), or ESC b for Alt-B. With Alt, such keys begin with two ESC. Since a key may begin
+# with ESC, an ESC that comes alone waits for what follows, and becomes part of that key.
 
 # A control sequence without its ESC and its last character. The second [ is for the Linux console,
 # where F1 is ESC [ [ A.
@@ -623,16 +634,16 @@ SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?     # a control sequence, or the start of one that broke off
-    | \x1b+ O[0-9;]*.                 # a key in application mode
+    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (or the start of one that broke off)
+    | \x1b+ O[0-9;]*.                 # Up, in application mode: ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to an earlier program's query
-    | \x1b+ .                         # a key with Alt
+    | \x1b+ .                         # Alt-B: ESC b
     | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
-    | .                               # a control character, such as Enter, Backspace or Ctrl-A
+    | .                               # Enter, Backspace, Ctrl-A
     """,
     re.DOTALL | re.VERBOSE,
 )
-ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter, Ctrl-J, Alt-Enter
+ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter or Ctrl-J, with Alt or without
 CTRL_D = "\x04"
 # Terminals differ in the codes of some keys.
 BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
@@ -812,7 +823,8 @@ NOT_DRAWN = ("", 0)
 class EditorScreen(Screen):
     """A screen with a row below the messages, which shows the line being typed.
 
-    Whatever is written to the terminal, the row is written after it, until close.
+    The cursor is always in this row, and the row is never wrapped. So CLEAR erases just the row.
+    What is written next takes its place, and the row is written again below it.
     """
 
     def __init__(self, color: bool) -> None:
@@ -863,6 +875,9 @@ class EditorScreen(Screen):
 
 # The terminal.
 
+# Ctrl-Z calls request_suspend. In this turn of the loop, refresh clears the row and calls suspend:
+# this restores the shell's settings, stops the process until fg, and sets the editor's settings.
+
 
 if sys.platform != "win32":
 
@@ -908,17 +923,17 @@ if sys.platform != "win32":
                     termios.tcsetattr(0, termios.TCSANOW, self.shell_settings)
 
         def request_suspend(self, _signum: int, _frame: object) -> None:
-            """Handle SIGTSTP. The loop will suspend the process, which may be printing now."""
+            """Handle SIGTSTP: only note it, as the process may be printing now."""
             self.suspend_requested = True
 
         def suspend(self) -> None:
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends by its default action. After bg, instead of fg, the terminal belongs
-            # to the shell. Then set_up is suspended inside tcsetattr, by the kernel, until fg. No
-            # handler in Python can run there, so kill could not end the process. So until set_up is
-            # done, all signals have their default action.
+            # SIGTSTP suspends by its default action. If bg continues the process, instead of fg,
+            # set_up runs in the background. There, the kernel stops it inside tcsetattr (SIGTTOU)
+            # until fg. Meanwhile, no handler in Python can run, so kill would have no effect. Hence
+            # all signals have their default action until set_up is done.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -1042,12 +1057,13 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names would become IPv6 addresses.
+        # Detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
-        sock.set(zmq.TCP_KEEPALIVE, 1)  # detects a vanished server when idle
+        sock.set(zmq.TCP_KEEPALIVE, 1)  # when idle
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds, and then 5 probes, 2 seconds apart
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds; detects a vanished server when sending
+        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds, when sending
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.

@@ -3,27 +3,27 @@
 # requires-python = ">=3.11"
 # dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
-"""The chat server: clients PUSH lines, and the server PUBlishes each to all clients.
+"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-A line is the frame that a client pushes. A message is what the server makes of it, and publishes:
+Clients PUSH lines. From each line, the server makes a message, and PUBlishes it to all clients:
 
-In:  each line is a JSON object in UTF-8: {"user": USER, "message": TEXT}. Both values are strings
-     or numbers.
-Out: each message is one frame in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
+In:  a line is one frame, a JSON object in UTF-8: {"user": USER, "message": TEXT}. Both values are
+     strings or numbers.
+Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
 
-The function serve is the loop of the talk (slide 3). The code around it is for this:
-- The chat waits for slow subscribers, so that they normally lose nothing. It does not wait for
-  stalled ones. Publisher explains this, and its limits.
-- Characters that could control a terminal are escaped.
-- The server is fast: it forwards some 500,000 lines a second, in ASCII or not.
-- A shutdown takes less than 3 seconds. Lines that are not published, and messages that are not
-  delivered, by then are lost.
+The function serve is the talk's loop. The rest of the code is there for these reasons:
+- The chat waits for slow subscribers, so that they normally lose nothing. Meanwhile, PULL's queues
+  fill, and then the senders wait, too. But nobody waits for stalled subscribers: see Publisher.
+- Characters that could control a terminal or mislead its reader are escaped.
+- The server is fast: it forwards some 500,000 lines a second, if they have the usual form.
+- A shutdown takes less than 3 seconds. Lines that are not published by then, and messages that are
+  not delivered, are lost.
 
-The first half of the file, through the class Publisher, is the chat. The second half is the log,
-startup and shutdown.
+The first half of the file, up to and including the class Publisher, is the chat. The second half is
+the log, startup and shutdown.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
-PULL_HWM = 256  # lines queued for each client: at most 4 MB each
+PULL_HWM = 256  # lines queued for each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients, to receive before publishing them; more is no faster
 RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line before the loop checks for a shutdown
@@ -59,7 +59,7 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     After a signal, go on until no line comes within RECEIVE_TIMEOUT, or until the time is up.
     """
     publisher = Publisher(pub, shutdown, log)
-    # If no line comes for a while, lines is empty. Publisher uses that call to free memory.
+    # If no line comes for a while, lines is empty. publish is called even then, to free memory.
     while (lines := receive(pull, shutdown)) or not shutdown.requested:
         publisher.publish(chat_messages(lines, log))
 
@@ -70,13 +70,13 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """Wait for a line. Return it, and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if none comes within RECEIVE_TIMEOUT, or at once if a shutdown leaves the
-    loop no more time than that.
+    Return an empty list if none comes within RECEIVE_TIMEOUT. During a shutdown, return one at once
+    when the loop has no more time left than that.
 
     Batches make the server several times as fast. With one line at a time (receive, send, receive,
     send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
     """
-    recv = pull.recv  # looked up once, not for each line, which takes a third longer
+    recv = pull.recv  # To look it up for each line would take a third longer.
     lines: list[bytes] = []
     if shutdown.time_left() > RECEIVE_TIMEOUT and pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
         with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
@@ -85,7 +85,7 @@ def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     return lines
 
 
-# Turn lines into messages.
+# Parse lines, and make messages.
 
 
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
@@ -119,15 +119,15 @@ def parse(line: bytes) -> tuple[str, str]:
     "user" and "message" are strings or numbers.
     """
     try:
-        payload = parse_json(line.decode("utf-8-sig"))  # -sig: without a byte order mark
+        payload = parse_json(line.decode("utf-8-sig"))  # -sig: skip a byte order mark
         return sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, KeyError, TypeError):
         # TypeError: it is not an object, or a value is neither a string nor a number.
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
-# Control characters (TAB is safe), line separators and direction overrides, which could control a
-# terminal, and lone surrogates, which UTF-8 cannot encode.
+# Control characters (TAB is safe) and line separators, which could control a terminal, direction
+# overrides, which could mislead, and lone surrogates, which UTF-8 cannot encode.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
 ESCAPES = {  # for str.translate
@@ -146,13 +146,15 @@ def sanitize(text: str) -> str:
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
 
 
-# Turn most lines into messages faster.
+# Parse most lines faster.
 
-# A simple line is as json.dumps or JSON.stringify writes it: {"user": "ann", "message": "hi"}. Its
-# strings contain no backslash, nothing unsafe, and no raw TAB (which JSON forbids in strings).
+# A simple line is what json.dumps or JSON.stringify writes if there is nothing to escape:
+# {"user": "ann", "message": "hi"}. Its strings contain no backslash, nothing unsafe, and no raw TAB
+# (which JSON forbids in strings).
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
-# It matches any line: a simple one with its two strings as groups, another one with empty groups.
+# LINE matches each line. In a simple line, its two groups are the user and the text. In any other
+# line, both are empty.
 LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 
 
@@ -175,32 +177,34 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
 # call that directly where it matters. (recv has no wrapper.)
 compiled_send = zmq.backend.Socket.send
 
-MAX_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
-MIN_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_TIMEOUT again
+MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
+MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
+RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_TIMEOUT again
 
 
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for stalled ones.
 
-    1. With the option NODROP, send fails while the queue of any subscriber is full, and nobody gets
-       the message. A queue counts as full until the subscriber has read half of it, 1,000 messages.
+    1. By default, PUB drops a message for each subscriber whose queue is full. With the option
+       NODROP, send fails instead, and nobody gets the message. Once full, a queue counts as full
+       until the subscriber has read half of it, 1,000 messages.
     2. While a queue is full, this class keeps trying. So the slowest subscriber sets the pace of
        the chat.
-    3. If that takes longer than self.timeout, or than a shutdown allows, the subscriber counts as
-       stalled. This class turns NODROP off for one send. libzmq then drops the message for each
-       subscriber whose queue is full, and skips these subscribers from then on, even with NODROP on
-       again, until they have read half of their queue. (On Linux, TCP_MAXRT disconnects those that
-       read nothing for 20 seconds.)
+    3. If that takes longer than self.stall_timeout, or than a shutdown allows, each subscriber
+       whose queue is full has stalled. This class turns NODROP off for one send. From then on,
+       libzmq skips these subscribers until they have read half of their queue: even with NODROP on
+       again, send does not fail because of them. (On Linux, TCP_MAXRT disconnects those that read
+       nothing for 20 seconds.)
 
     There is one timeout for all subscribers. Each stall halves it, so that a series of stalls
-    delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_TIMEOUT each. The
-    price: while the timeout is short, a subscriber that is merely slow can count as stalled.
+    delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_STALL_TIMEOUT
+    each. The price: while the timeout is short, a subscriber that is merely slow can count as
+    stalled.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.timeout = MAX_TIMEOUT
+        self.stall_timeout = MAX_STALL_TIMEOUT
         self.stalled_at = 0.0  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
@@ -218,17 +222,19 @@ class Publisher:
         """Send once no queue is full. After the timeout, send only to subscribers with room."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
-            self.timeout = MAX_TIMEOUT
-        while time.monotonic() < started + self.timeout and self.shutdown.time_left():
-            with contextlib.suppress(zmq.Again):  # raised after 10 ms (SNDTIMEO): check the time
-                self.pub.send(message)
-                return
+            self.stall_timeout = MAX_STALL_TIMEOUT
+        while time.monotonic() < started + self.stall_timeout and self.shutdown.time_left():
+            try:
+                self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
+            except zmq.Again:
+                continue  # A queue is still full: check the time, and try again.
+            return
         self.pub.set(zmq.XPUB_NODROP, 0)
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
-        self.log.report("a subscriber stalled: it misses messages until it has caught up")
+        self.log.report("a subscriber stalled: it misses messages until half of its queue is read")
 
 
 # Log.
@@ -277,9 +283,9 @@ class Log:
 
 # Start and shut down.
 
-# A shutdown takes less than 3 seconds: at most the sum of these two, and 0.1 in Log.close.
+# A shutdown takes less than 3 seconds: at most the sum of these two, plus 0.1 in Log.close.
 SHUTDOWN_TIMEOUT = 2.3  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # seconds that subscribers get at least, after the loop, to receive what is queued
+MIN_LINGER = 0.5  # the least seconds, after the loop, for subscribers to receive what is queued
 
 
 class Shutdown:
@@ -307,7 +313,7 @@ class Shutdown:
 
 
 def handle_signals(shutdown: Shutdown) -> None:
-    """Shut down on these signals, except those that are ignored at startup.
+    """Let signals request a shutdown, except those that are ignored at startup.
 
     In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
     the foreground, such as a client, and must not end the server.
@@ -327,7 +333,7 @@ def raise_file_limit() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # macOS says that it has no limit, but refuses more than this.
+        # macOS says that it has no limit, but refuses more than 10,240.
         most = max(soft, 10_240) if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
@@ -358,7 +364,7 @@ def load_key(name: str) -> bytes:
 
 
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With a secret key, they encrypt (CURVE, RFC 26).
+    """Return PULL and PUB. With a secret key, they encrypt (CURVE, ZeroMQ's RFC 26).
 
     The server admits any client that has its public key. So the public key works as a password.
     """
@@ -385,7 +391,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
     pub.set(zmq.SNDHWM, PUB_HWM)
-    pub.set(zmq.XPUB_NODROP, 1)  # for PUB as well: see Publisher
+    pub.set(zmq.XPUB_NODROP, 1)  # Despite its name, it works for PUB: see Publisher.
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
     # With a large kernel buffer, a slow subscriber takes data in rare, large chunks, and looks
     # stalled between them.
@@ -414,7 +420,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
 
 
 def port(text: str) -> int:
-    """Return the port that an option names. Raises ValueError, which argparse reports."""
+    """Convert an option to a port number. Raises ValueError, which argparse reports."""
     number = int(text)
     if not 0 <= number <= 65_535:
         raise ValueError

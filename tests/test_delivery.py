@@ -235,7 +235,7 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
             outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())])
         outbox.push_to(push)
         outbox.probe(push)
-        outbox.idle += client.ECHO_TIMEOUT
+        outbox.probe_in -= client.ECHO_TIMEOUT
         outbox.probe(push)
         for text in pushed:
             assert pull.recv(zmq.NOBLOCK) == line_of("k", text)
