@@ -142,7 +142,7 @@ def test_everybody_sees_each_message(server: Script, start_client: StartClient, 
     assert read_line(ann) == read_line(other) == f"{name}> 你好 👨‍👩‍👧\n".encode()
 
 
-# README, zmq-talk-chat: a faithful port of the chat service from slides 3 to 14
+# README, zmq-talk-chat: a faithful port of the Ruby chat service from slides 3 to 14
 def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClient) -> None:
     ports = (free_port(), free_port())
     start("tests/reference.py", "server", *ports)
@@ -189,7 +189,7 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 # resends its newest line as a probe, whose echo acknowledges all lines. It sends only one probe
 # until the next echo.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
-# for long
+# for a long time
 def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: StartClient) -> None:
     """The second client has missed the echo of its newest line."""
     script = start_client(bare_server.ports)
@@ -466,12 +466,12 @@ def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartCli
     assert read_line(patient) == b"k> 1\n"
 
 
-# README, Delivery in detail: gives up on the lines in flight and goes on, but eventually exits with
-# status 1
+# README, Delivery in detail: gives up on the lines in flight and goes on; when it ends, its status
+# is 1
 # README, Delivery in detail: Lines that the client has given up on are never sent again.
-# README, Delivery in detail: While the client is connected and reads input, there is no probe,
-# because the next line has the same effect. If no echo comes for 30 seconds, the client gives up on
-# the lines in flight
+# README, Delivery in detail: While the client is connected and its input is open, there is no
+# probe, because the next line has the same effect. If no echo comes for 30 seconds, the client
+# gives up on the lines in flight
 @slow
 @POSIX
 def test_another_server_gets_each_line_once(context: Context, start_client: StartClient) -> None:
