@@ -244,7 +244,8 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
 
 
 # README, More differences: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: The client *pauses* its input while 1,000 lines are not acknowledged
+# README, Delivery in detail: While 1,000 lines are unacknowledged, sent or not, the client *pauses*
+# its input: it reads no more from a pipe or a file.
 # README, Delivery in detail: The client keeps up to 1,000 lines *in flight*: sent, but not yet
 # acknowledged.
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:

@@ -70,7 +70,7 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
     return chat_messages(list(lines), log), reports
 
 
-# README, The wire: Any ZeroMQ program, in any language, can talk to either script.
+# README, The wire: Any ZeroMQ program, in any language, can take the place of either script.
 # README, The wire: A line is one frame of at most 16,384 bytes: a JSON object in UTF-8 with `user`
 # and `message`, which are strings or numbers. Other keys are ignored.
 # README, The wire: A message is one frame in UTF-8: `{user}> ESC[36m{message}ESC[0m`, where
@@ -96,8 +96,9 @@ def test_a_line_is_published_or_dropped_whatever_comes_with_it(lines: list[bytes
     assert reports == [report for line in lines for report in messages_of(line)[1]]
 
 
-# README, Differences from the original: If `user` is a string or a whole number and `message` is a
-# string, this server publishes the same bytes as the original, unless it has to escape something
+# README, Differences from the original: If a line is valid JSON in UTF-8, its `user` is a string or
+# a whole number, and its `message` is a string, this server publishes the same bytes as the
+# original, unless it has to escape something
 @given(TEXT | st.integers(), TEXT)
 def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -> None:
     payload = {"user": user, "message": message}
