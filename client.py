@@ -495,7 +495,7 @@ def echo_of(frame: bytes) -> str:
             hint = "write the whole object on one line"
         raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
     if len(echo.encode()) + len(CYAN + RESET) > MAX_LINE:
-        raise ValueError("too long once its control characters are escaped")
+        raise ValueError("too long once escaped")
     return echo
 
 

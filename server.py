@@ -5,7 +5,7 @@
 # ///
 """The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-Clients PUSH lines. From each line, the server makes a message, and PUBlishes it to all clients:
+Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
 In:  a line is one frame, a JSON object in UTF-8: {"user": USER, "message": TEXT}. Both values are
      strings or numbers.
@@ -15,12 +15,13 @@ ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-
 background thread of libzmq moves them between these queues and the network.
 
 The function serve is the talk's loop. The rest of the code is there for these reasons:
-- The chat waits for slow subscribers, so that they normally lose nothing. Meanwhile, PULL's queues
-  fill, and then the senders wait, too. But nobody waits for stalled subscribers: see Publisher.
+- The chat waits for a slow subscriber, so that it normally loses nothing. Meanwhile, PULL's queues
+  fill, and then the senders wait, too. A subscriber that takes too long has stalled: it is skipped
+  and misses messages. See Publisher.
 - Characters that could control a terminal or mislead its reader are escaped.
 - The server is fast: it forwards some 500,000 lines a second, if they have the usual form.
-- A shutdown takes less than 3 seconds. Lines that are not published by then, and messages that are
-  not delivered, are lost.
+- A shutdown takes less than 3 seconds. Lines that the loop has not received by then, and messages
+  that are not delivered, are lost.
 
 The first half of the file, up to and including the class Publisher, is the chat. The second half is
 the log, startup and shutdown.
@@ -46,17 +47,18 @@ from colorama import Fore, Style
 Sock = zmq.Socket[bytes]
 
 MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
-PULL_HWM = 256  # lines queued for each client: at most 4.2 MB each
+PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients, to receive before publishing them; more is no faster
-RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line before the loop checks for a shutdown
+RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line; if none comes, a shutdown ends the loop
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
-    """Wait for input, and forward it to all subscribers (slide 3).
+    """Wait for input and forward it to all subscribers (slide 3).
 
-    After a signal, go on until no line comes within RECEIVE_TIMEOUT, or until the time is up.
+    After a signal, go on until no line comes within RECEIVE_TIMEOUT, or for SHUTDOWN_TIMEOUT at
+    most.
     """
     publisher = Publisher(pub, shutdown, log)
     # If no line comes for a while, lines is empty. publish is called even then, to free memory.
@@ -68,15 +70,15 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 
 
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
-    """Wait for a line. Return it, and any others that have already arrived, up to MAX_BATCH in all.
+    """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if none comes within RECEIVE_TIMEOUT. During a shutdown, return one at once
-    when the loop has no more time left than that.
+    Return an empty list if no line comes within RECEIVE_TIMEOUT or, during a shutdown, at once if
+    less time than that is left.
 
     Batches make the server several times as fast. With one line at a time (receive, send, receive,
     send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
     """
-    recv = pull.recv  # To look it up for each line would take a third longer.
+    recv = pull.recv  # Looking it up for each line would make this loop a third slower.
     lines: list[bytes] = []
     if shutdown.time_left() > RECEIVE_TIMEOUT and pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
         with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
@@ -85,7 +87,7 @@ def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     return lines
 
 
-# Parse lines, and make messages.
+# Parse lines and make messages.
 
 
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
@@ -97,18 +99,18 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # parse_simple returned ("", ""), or the user is empty
+            if not user:  # not a simple line (or one with an empty user: parse reads it, too)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
-                raise ValueError("too long once its control characters are escaped")
+                raise ValueError("too long once escaped")
             messages.append(message)
         except ValueError as error:
             log.report("dropped a line", f"{error}: {line[:60]!r}")
     return messages
 
 
-# A user or a text may be a JSON number. It becomes a string, as it was written.
+# A user or a text may be a JSON number. It is kept as a string, exactly as written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -126,8 +128,10 @@ def parse(line: bytes) -> tuple[str, str]:
         raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
 
 
-# Control characters (TAB is safe) and line separators, which could control a terminal, direction
-# overrides, which could mislead, and lone surrogates, which UTF-8 cannot encode.
+# These characters are unsafe:
+# - control characters (except TAB) and line separators: they could control a terminal;
+# - direction overrides: they could mislead its reader;
+# - lone surrogates: UTF-8 cannot encode them.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
 ESCAPES = {  # for str.translate
@@ -148,13 +152,13 @@ def sanitize(text: str) -> str:
 
 # Parse most lines faster.
 
-# A simple line is what json.dumps or JSON.stringify writes if there is nothing to escape:
-# {"user": "ann", "message": "hi"}. Its strings contain no backslash, nothing unsafe, and no raw TAB
-# (which JSON forbids in strings).
+# A simple line is what json.dumps or JSON.stringify writes for these two keys, in this order, if
+# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash,
+# nothing unsafe and no raw TAB (which JSON forbids in strings).
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
-# LINE matches each line. In a simple line, its two groups are the user and the text. In any other
-# line, both are empty.
+# Applied to lines that are joined by "\n", it gives one match for each. The two groups are the user
+# and the text of a simple line, and empty for any other line.
 LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 
 
@@ -165,16 +169,16 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
-    pairs = LINE.findall(joined)  # a pair for each line, as LINE has two groups
-    # Since a line is a frame, it may contain "\n" (between JSON tokens). Then there are more pairs
-    # than lines, so leave the whole batch to parse.
+    pairs = LINE.findall(joined)
+    # A client may send a line with "\n" inside, between JSON tokens. Then there are more pairs than
+    # lines, so leave the whole batch to parse. (An empty batch gives one pair and ends here, too.)
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
 
-# pyzmq's send is a wrapper in Python, which takes as long as the compiled send that it calls. So
-# call that directly where it matters. (recv has no wrapper.)
+# pyzmq's send is a wrapper in Python, which doubles the time of the compiled send inside. (recv has
+# none.) Where speed matters, call the compiled one directly.
 compiled_send = zmq.backend.Socket.send
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
@@ -183,23 +187,26 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 
 
 class Publisher:
-    """Publishes messages. Waits for slow subscribers, but not for stalled ones.
+    """Publishes messages. Waits for slow subscribers, but not for long.
 
-    1. By default, PUB drops a message for each subscriber whose queue is full. With the option
-       NODROP, send fails instead, and nobody gets the message. Once full, a queue counts as full
-       until the subscriber has read half of it, 1,000 messages.
-    2. While a queue is full, this class keeps trying. So the slowest subscriber sets the pace of
-       the chat.
-    3. If that takes longer than self.stall_timeout, or than a shutdown allows, each subscriber
-       whose queue is full has stalled. This class turns NODROP off for one send. From then on,
-       libzmq skips these subscribers until they have read half of their queue: even with NODROP on
-       again, send does not fail because of them. (On Linux, TCP_MAXRT disconnects those that read
-       nothing for 20 seconds.)
+    A subscriber whose queue is full holds up the chat until it has read half of its queue, 1,000
+    messages. If this takes longer than a timeout, it has stalled: it is skipped, and misses
+    messages, until it has read that half. How this works:
+
+    1. PUB has the option NODROP. (Without it, a message would be dropped for each subscriber whose
+       queue is full.) Send fails while a queue is full, and nobody gets the message. Once full, a
+       queue counts as full until half of it is read.
+    2. While a queue is full, this class keeps trying. So the slowest subscriber sets the pace.
+    3. After the timeout, or if a shutdown leaves no more time, this class turns NODROP off for one
+       send. This send drops the message for the stalled subscribers, and makes libzmq skip them
+       until they have read half of their queues. Skipped subscribers no longer make send fail, even
+       with NODROP on again. (On Linux, TCP_MAXRT disconnects those that read nothing for 20
+       seconds.)
 
     There is one timeout for all subscribers. Each stall halves it, so that a series of stalls
     delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_STALL_TIMEOUT
-    each. The price: while the timeout is short, a subscriber that is merely slow can count as
-    stalled.
+    each. The price: while the timeout is short, a subscriber that is merely slow counts as stalled,
+    too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -244,7 +251,7 @@ class Log:
     """Reports to the operator, on stderr. The chat never waits for it.
 
     A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. Reports
-    may come in floods, so the thread writes every 0.2 seconds, and merges reports of the same text
+    may come in floods, so the thread writes every 0.2 seconds and merges reports with the same text
     into one, with their count and the last detail.
     """
 
@@ -256,7 +263,7 @@ class Log:
         self.thread.start()
 
     def report(self, text: str, detail: str = "") -> None:
-        """Queue a report. If one of the same text is queued, only count this one."""
+        """Queue a report. If one with the same text is queued, only count this one."""
         with self.lock:
             count, _ = self.reports.get(text, (0, ""))
             self.reports[text] = count + 1, detail
@@ -285,7 +292,7 @@ class Log:
 
 # A shutdown takes less than 3 seconds: at most the sum of these two, plus 0.1 in Log.close.
 SHUTDOWN_TIMEOUT = 2.3  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # the least seconds, after the loop, for subscribers to receive what is queued
+MIN_LINGER = 0.5  # seconds, at least, for subscribers to receive what is queued after the loop
 
 
 class Shutdown:
@@ -329,13 +336,13 @@ def raise_file_limit() -> None:
 
     When none is left, libzmq keeps trying to accept connections, in a busy loop.
     """
-    with contextlib.suppress(ImportError, OSError, ValueError):  # On Windows, or if refused, go on.
+    with contextlib.suppress(ImportError, OSError, ValueError):  # On Windows or if refused, go on.
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         # macOS says that it has no limit, but refuses more than 10,240.
-        most = max(soft, 10_240) if hard == resource.RLIM_INFINITY else hard
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        limit = max(soft, 10_240) if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def load_key(name: str) -> bytes:
@@ -344,7 +351,7 @@ def load_key(name: str) -> bytes:
     NAME.key holds the public key. If neither file exists, make both. Raises ValueError, with the
     reason, if they cannot be used.
     """
-    import zmq.auth  # slow to import, and only needed here
+    import zmq.auth  # slow to import and only needed here
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     folder, base = os.path.split(name)
@@ -430,11 +437,16 @@ def port(text: str) -> int:
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
-        description="Receive JSON lines from clients, and publish each of them to all clients.",
+        description="Receive JSON lines from clients and publish each of them to all clients.",
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
     )
     add = parser.add_argument
-    add("--bind", metavar="ADDRESS", default="*", help="an address or interface (%(default)s: all)")
+    add(
+        "--bind",
+        metavar="ADDRESS",
+        default="*",
+        help="an address or interface (%(default)s: all)",
+    )
     add("--pull-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
     add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),
@@ -443,7 +455,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Make the sockets, serve until a signal, and return the exit status."""
+    """Make the sockets, serve until a signal comes, and return the exit status."""
     shutdown = Shutdown()
     handle_signals(shutdown)
     options = parse_options()
@@ -463,7 +475,8 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    # Let subscribers receive what is queued, for MIN_LINGER plus what the loop left of its time.
+    # Let subscribers receive what is queued: for MIN_LINGER plus the time that the loop did not
+    # use.
     linger = shutdown.time_left() + MIN_LINGER
     context.destroy(linger=int(1_000 * linger))
     log.close()

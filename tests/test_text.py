@@ -88,7 +88,7 @@ def test_with_a_name_a_line_is_sent_as_json(name: str, typed: bytes) -> None:
 # README, More differences: the client prints a notice instead of sending it
 
 DELETES = LONGEST.replace(b"x", b"\x7f")
-ESCAPED = f"{WILL_BE_DROPPED}too long once its control characters are escaped: "
+ESCAPED = f"{WILL_BE_DROPPED}too long once escaped: "
 PROBLEMS = {  # the user, the line, and the notice
     "text": (None, b"hello", f"{TO_TYPE}hello"),
     "an array": (None, b"[1]", f"{TO_TYPE}[1]"),

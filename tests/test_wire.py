@@ -39,7 +39,7 @@ PUBLISHED = {  # the line, and whose message it becomes
 }
 
 NOT_JSON = 'not a JSON object with "user" and "message", in UTF-8'
-TOO_LONG = "too long once its control characters are escaped"
+TOO_LONG = "too long once escaped"
 DROPPED = {
     "empty": b"",
     "cut short": b'{"user": "ken", "mess',
