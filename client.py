@@ -20,16 +20,16 @@ What the slides do not say about ZeroMQ:
 - libzmq connects and reconnects by itself. What was on its way at a break may be lost.
 - PUSH does not report what arrives.
 - SUB's subscription takes effect some time after the connection. PUB does not confirm it, and
-  nobody gets what was published before. (ZeroMQ calls this a slow joiner.)
-- The server queues 2,000 messages for each subscriber. One that stalls loses messages.
+  the new subscriber gets nothing that was published before. (ZeroMQ calls this a slow joiner.)
+- PUB queues messages for each subscriber (our server: 2,000). One that stalls loses messages.
 
 So the client waits for echoes. The sender of a line receives its message, too: the echo of the
 line. It acknowledges this line and all lines before it. Lines that are not acknowledged are pushed
 again over the next connection. The client cannot know whether a line was lost, or only its echo. So
-a line may appear twice. What the client does if no echo comes is in handle_silence.
+a line may appear more than once. What the client does if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same.
+are sent to it all the same. But without echoes, only 1,000 lines of a pipe: see handle_silence.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. A pipe is read no further while 1,000 lines wait.
@@ -77,13 +77,13 @@ MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
 WINDOW = 1_000  # lines in flight, at most: each may be echoed twice, and the server queues 2,000
 SUB_HWM = 200  # messages queued in SUB (its high-water mark), and read in one turn of the loop
 READ_SIZE = 16_384  # bytes read from stdin in one go
-TICK = 0.1  # seconds after which the loop looks at its clocks and the window, if nothing comes
+TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
 SLOW_JOINER_DELAY = 0.1  # seconds from a handshake until the subscription should be in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
-ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, or until the newest line goes again
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Outbox.probe)
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until the client ends instead, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -98,7 +98,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
     """
     while outbox.waiting or not stdin.ended:
         # wait for some input, but while the outbox is full, wait only for echoes
-        # (a terminal is always read: an editor has to show the keys)
+        # (a terminal is always read: what a person types must not hang)
         outbox_full = outbox.waiting >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
@@ -112,18 +112,20 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
+            if not reading:  # else, the echo of the next line does the same
+                outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
         # dump buffered messages
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
         if not screen.print_messages(messages):
-            stdin.ended = True  # Nobody reads stdout any more, as after `| head -1`: read no more.
+            stdin.ended = True  # The reader of stdout has left, as `| head -1` does.
 
         # act if no echo comes
         if handle_silence(outbox, connection, screen, reading):
             break
-        screen.refresh()
+        screen.refresh()  # or suspend, after Ctrl-Z
 
 
 # Wait for some input.
@@ -215,9 +217,8 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. If one call reads both a loss and
-        the next handshake, the connection is down for that delay, too. So that call returns False,
-        a later one returns True, and no new connection goes unnoticed.
+        It comes up SLOW_JOINER_DELAY after the last handshake. Even if one call reads both a loss
+        and the next handshake, it is down for that delay. So True is returned for each connection.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -269,8 +270,8 @@ class Connection:
 # Push it.
 
 
-# A line that waits: its frame, and the hash of its echo, or None if our server will drop it. (The
-# texts of echoes could take 60 MB.)
+# A line that waits: its frame, and the hash of its echo, or None if our server will drop it. (Not
+# the echo itself: Python may take 4 bytes for a character, and 60 MB for 1,000 echoes.)
 Pending = tuple[bytes, int | None]
 
 
@@ -293,10 +294,10 @@ class Outbox:
         self.user = user
         self.in_flight: list[Pending] = []
         self.unsent: deque[Pending] = deque()  # lines to push over this connection
-        # Hashes of the echoes of lines that were pushed again. If the first copy of a line was not
-        # lost, its echo comes twice. The second one acknowledges nothing. But over a slow link,
-        # 1,000 such echoes can come in a row. They prove that the server is there, so they reset
-        # the clocks.
+        # Hashes of the echoes of lines that were pushed again. Their first copies may have arrived
+        # as well. Then each echo comes twice. A second echo acknowledges nothing, but proves that
+        # the server is there, so it resets the clocks. (Over a slow link, second echoes alone could
+        # take longer than DELIVERY_TIMEOUT.) None is never in here, as in in_flight.
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Clocks, in seconds, that run while lines wait: see handle_silence.
@@ -340,28 +341,30 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.unsent and len(self.in_flight) < WINDOW:
-                frame, echo_hash = self.unsent[0]
+                frame, echo_hash = line = self.unsent[0]
                 push.send(frame, zmq.NOBLOCK)
-                line = self.unsent.popleft()
                 self.probe_in = ECHO_TIMEOUT
                 if echo_hash is None:
                     self.undelivered += 1
                 else:
                     self.in_flight.append(line)
+                self.unsent.popleft()  # last, since a signal may report the lines at any moment
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
         if not self.waiting:
-            self.resent.clear()
+            self.resent.clear()  # No clock runs that a second echo would have to reset.
             return
         expected = [echo_hash for _, echo_hash in self.in_flight]
         for plain, _ in messages:
             echo_hash = hash(plain)
-            is_echo = echo_hash in expected
-            if is_echo:
+            if echo_hash in expected:
                 del expected[: expected.index(echo_hash) + 1]
-            if is_echo or echo_hash in self.resent:
-                self.since_echo, self.probe_in, self.overdue = 0.0, ECHO_TIMEOUT, False
+            elif echo_hash in self.resent:
+                self.resent.remove(echo_hash)
+            else:
+                continue  # It is no echo of a line that waits.
+            self.since_echo, self.probe_in, self.overdue = 0.0, ECHO_TIMEOUT, False
         acknowledged = len(self.in_flight) - len(expected)
         del self.in_flight[:acknowledged]
 
@@ -376,8 +379,10 @@ class Outbox:
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
-        messages for this client. (TCP has this as tail loss probe, RFC 8985.) While input is read,
-        there is no probe: if there is a next line, its echo does the same.
+        messages for this client. (TCP has this as tail loss probe, RFC 8985.)
+
+        Call this right after Connection.update. If the connection were new, the echo would
+        acknowledge lines that were lost with the old one.
         """
         if self.in_flight and self.probe_in <= 0:
             with contextlib.suppress(zmq.Again):
@@ -422,18 +427,15 @@ class Outbox:
 def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return True if the chat should end.
 
-    The clocks run while lines wait. They stop while the connection is down, unless input is no
-    longer read. ("Read" means that the loop would take more, even if none comes.)
+    While the loop reads input, be patient: more may come, and no line is lost yet. Time counts only
+    while the connection is up. After 30 seconds without an echo, give up the lines in flight, and
+    go on: the server may publish lines in another form.
 
-    In any case:
-    - After 5 seconds without an echo, lines are overdue until the next echo. Print a notice, if
-      interactive.
-    While input is read:
-    - After 30 seconds without an echo, give up the lines in flight, and go on: the server may
-      publish lines in another form.
-    While it is not, because it has ended, or the outbox is full:
-    - After 5 seconds without an echo or a push, probe, if the connection is up.
-    - After 30 seconds without an echo, end (after 8, if there never was a connection).
+    When it reads no more, since the input has ended or the outbox is full, come to an end: after 30
+    seconds without an echo, or after 8, if there never was a connection.
+
+    In both cases, lines are overdue after 5 seconds without an echo, until the next echo. Print a
+    notice, if interactive.
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
@@ -444,8 +446,6 @@ def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, readi
         if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
         return False
-    if connection.up:
-        outbox.probe(connection.push)
     return outbox.since_echo >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
@@ -461,8 +461,9 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# Characters that may control a terminal: controls except TAB, line separators, direction overrides,
-# and lone surrogates. Joiners, which emoji and Persian need, and no-break spaces are text.
+# Characters that may control a terminal: control characters (but not TAB), line separators,
+# direction overrides, and lone surrogates. Joiners, which emoji and Persian need, and no-break
+# spaces are text.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 
@@ -484,7 +485,7 @@ def echo_of(frame: bytes) -> str:
     try:
         text = frame.decode("utf-8-sig")  # -sig: skip a byte order mark, as the server does
         if simple := SIMPLE_LINE.fullmatch(text):
-            return f"{simple[1]}> {simple[2]}"  # With colours, it is still shorter than the frame.
+            return f"{simple[1]}> {simple[2]}"  # It is shorter than the frame, so not too long.
         payload = parse_json(text)
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
@@ -513,7 +514,7 @@ COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 def receive(sub: Sock) -> list[Message]:
     """Return the messages that SUB holds (slide 8), at most SUB_HWM, so that the loop goes on."""
     messages: list[Message] = []
-    with contextlib.suppress(zmq.Again):
+    with contextlib.suppress(zmq.Again):  # SUB holds no more.
         while len(messages) < SUB_HWM:
             messages.append(sanitize_message(sub.recv(zmq.NOBLOCK)))
     return messages
@@ -588,7 +589,7 @@ class Screen:
     def close(self, report: str) -> None:
         """Print a last notice, if that is possible within 0.3 seconds.
 
-        Nobody may be reading stderr, and Ctrl-S may have stopped the terminal.
+        Perhaps nobody reads stderr, or Ctrl-S has stopped the terminal.
         """
         call_with_timeout(0.3, self.print_report, report)
 
@@ -666,7 +667,7 @@ BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
 EDITS = {key: edit for keys, edit in BINDINGS.items() for key in keys}
 
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
-NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # text too long for a row is cut off, or wrapped
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut off or wrap what is too long, if the window narrows
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 
 
@@ -756,7 +757,7 @@ class Editor:
     def word_edge(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        letters = "".join(character[0] for character in ahead)  # without accents
+        letters = "".join(character[0] for character in ahead)  # without marks
         match = re.match(pattern, letters)
         assert match  # Either pattern matches any text, if only an empty part of it.
         return self.cursor + step * match.end()
@@ -769,9 +770,9 @@ class Editor:
         of some characters, so the terminal itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
-        reserved = 1 + sum(map(width, fit(after, columns // 4)))  # 1 for the cursor
+        reserved = 1 + sum(map(width, fit(after, columns // 4)))  # 1: the cursor, at the end
         before = fit(before[::-1], columns - reserved)[::-1]  # its last characters
-        after = fit(after, columns - sum(map(width, before)))  # all that is left
+        after = fit(after, columns - sum(map(width, before)))  # what before leaves
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
 
@@ -835,7 +836,7 @@ class EditorScreen(Screen):
 
     def row(self) -> tuple[str, int]:
         """Return what draws the row, and the width of the window, in columns."""
-        columns = os.get_terminal_size(1).columns or 80
+        columns = os.get_terminal_size(1).columns or 80  # 0 if the terminal does not know
         return self.editor.draw(columns), columns
 
     def write(self, texts: list[str], stream: TextIO) -> None:
@@ -1052,18 +1053,18 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     """Return PUSH and SUB.
 
     ipv6 is whether the host is an IPv6 address. The key is the file of the server's public key, or
-    None. Raises OSError if it cannot be used.
+    None. Raises OSError if that file cannot be used.
     """
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names would become IPv6 addresses.
-        # Detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
+        # Detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
         sock.set(zmq.TCP_KEEPALIVE, 1)  # when idle
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)  # seconds, and then 5 probes, 2 seconds apart
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
-        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds, when sending
+        sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds, if sent data is not acknowledged
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
@@ -1123,7 +1124,7 @@ def parse_options() -> argparse.Namespace:
     add("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal")
     add("--push-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
     add("--sub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
-    add("--key", metavar="FILE", help="the server's public key, if it has one: NAME.key")
+    add("--key", metavar="FILE", help="the server's file NAME.key, if it has one")
     return parser.parse_args()
 
 
@@ -1153,8 +1154,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     push.connect(f"tcp://{options.host}:{options.push_port}")
     stdin = start_reading(screen)
     chat(stdin, connection, outbox, screen)
-    # Give libzmq a second to send the lines that our server drops: chat did not wait for them. Do
-    # so in a thread, since a name lookup may hang.
+    # Lines for which chat expected no echo may still be in libzmq. Give it a second to send them.
+    # Do so in a thread, since a name lookup may hang.
     call_with_timeout(1, context.destroy, 1_000)
     return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
 

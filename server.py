@@ -291,7 +291,7 @@ class Log:
 # Start and shut down.
 
 # A shutdown takes less than 3 seconds: at most the sum of these two, plus 0.1 in Log.close.
-SHUTDOWN_TIMEOUT = 2.3  # seconds that the loop may go on after a signal
+SHUTDOWN_TIMEOUT = 2.2  # seconds that the loop may go on after a signal
 MIN_LINGER = 0.5  # seconds, at least, for subscribers to receive what is queued after the loop
 
 
@@ -311,12 +311,17 @@ class Shutdown:
         return max(0, self.deadline - time.monotonic())
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the deadline, unless it is set already.
+        """Set the deadline at the first signal, and block all that follow.
+
+        They would interrupt the sends and the linger again and again.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
         """
-        self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_TIMEOUT)
+        if not self.requested:
+            self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+            if hasattr(signal, "pthread_sigmask"):  # not on Windows
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def handle_signals(shutdown: Shutdown) -> None:

@@ -4,6 +4,7 @@ import math
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from processes import (
     LINUX,
     POSIX,
     REBINDS,
+    TIMEOUT,
     RunClient,
     Script,
     Start,
@@ -243,6 +245,41 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
     assert outbox.waiting == 0
 
 
+# README, Delivery in detail: it resends all lines in flight.
+def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareServer) -> None:
+    """A probe is due, but PUSH has been reconnected while stdout was blocked."""
+    printing, unblocked = threading.Event(), threading.Event()
+    unblocked.set()
+
+    class BlockedScreen(client.Screen):
+        def print_messages(self, _messages: list[client.Message]) -> bool:
+            printing.set()
+            return unblocked.wait(TIMEOUT)
+
+    push, sub = client.make_sockets(context, ipv6=False, key=None)
+    connection = client.Connection(push, sub, "localhost", interactive=False)
+    for sock, port in zip((push, sub), bare_server.ports, strict=True):
+        sock.connect(f"tcp://127.0.0.1:{port}")
+    stdin, outbox = client.Stdin(client.Splitter().feed), client.Outbox("k")
+    stdin.sender.sendall(typed(1, 2, 3))
+    stdin.sender.close()
+    arguments = stdin, connection, outbox, BlockedScreen(color=False)
+    chat = threading.Thread(target=client.chat, args=arguments, daemon=True)
+    chat.start()
+    bare_server.expect(lines(1, 2, 3))
+    unblocked.clear()
+    printing.clear()
+    assert printing.wait(TIMEOUT)
+    bare_server.close("pull")
+    bare_server.open("pull")
+    assert bare_server.pull.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED).poll(1_000 * TIMEOUT)
+    outbox.probe_in = 0.0
+    unblocked.set()
+    assert bare_server.answer(3) == lines(1, 2, 3)
+    chat.join(TIMEOUT)
+    assert not chat.is_alive()
+
+
 # README, More differences: the client sends at most 1,000 lines ahead of their echoes
 # README, Delivery in detail: While 1,000 lines are unacknowledged, sent or not, the client *pauses*
 # its input: it reads no more from a pipe or a file.
@@ -290,10 +327,12 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     outbox, push = outbox_of(context, "k", "12")
     outbox.start_over()
     outbox.push_to(push)
-    for _ in range(2):  # The second echo, of a line that was sent twice, ends the wait, too.
+    # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
+    # is of somebody else's line.
+    for since_echo in (0.0, 0.0, 9.0):
         outbox.since_echo = 9.0
         outbox.acknowledge([client.sanitize_message(b"k> 1")])
-        assert (outbox.waiting, outbox.since_echo) == (1, 0.0)
+        assert (outbox.waiting, outbox.since_echo) == (1, since_echo)
     outbox, _ = outbox_of(context, "k", "12")
     outbox.give_up()
     outbox.add(b"3")
