@@ -166,11 +166,12 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
     assert time.monotonic() - connected_at >= 0.1
 
 
-# README, Delivery in detail: There is no history. A client receives what is published while it is
-# connected.
+# README, What status 0 does not prove: There is no history. A client receives what is published
+# while it is connected.
 # README, Delivery: If the client exits with status 0, the server has published every line you sent
 # README, More differences: the client waits for the last echo
-# README, Delivery in detail: An echo does not prove that other clients received the message.
+# README, What status 0 does not prove: An echo does not prove that other clients received the
+# message.
 @pytest.mark.parametrize("numbers", [range(15_000), [1] * 3_000], ids=["different", "equal"])
 def test_it_prints_the_echo_of_each_line_once_and_nothing_else(
     server: Script, join: Join, run_client: RunClient, numbers: Sequence[int]
@@ -302,8 +303,8 @@ def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> N
 
 
 # README, Delivery in detail: An echo acknowledges its line and all lines before it
-# README, Delivery in detail: another line, yours or somebody else's, results in the same message:
-# the client recognizes an echo only by its text, without colors
+# README, What status 0 does not prove: another line, yours or somebody else's, results in the same
+# message: the client recognizes an echo only by its text, without colors
 def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     """Each case is a message, how many lines are left after it, and whether it was an echo."""
     outbox, _ = outbox_of(context, "k", "90112")
@@ -340,8 +341,8 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     assert outbox.waiting == 1
 
 
-# README, Delivery in detail: When it reconnects, that is, when both of its sockets are connected
-# again, it resends all lines in flight.
+# README, Delivery in detail: When the client reconnects, that is, when both of its sockets are
+# connected again, it resends all lines in flight.
 # README, More differences: a notice; lines wait until the server is up
 @pytest.mark.parametrize("closed", [("pull",), ("pub",), ("pull", "pub")])
 def test_lines_in_flight_go_again_over_a_new_connection(
@@ -417,7 +418,7 @@ def test_a_server_may_restart_while_nobody_reads_stdout(
 
 
 # README, Delivery in detail: How long the client waits for an echo depends on its input and on the
-# connection.
+# connection
 # README, Delivery in detail: never up | 8 seconds | exits with status 1
 @slow
 @LINUX

@@ -76,8 +76,8 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
     assert stdin.ended
 
 
-# README, Delivery in detail: If stdout is closed, for example by `| head -1`, the client drops the
-# rest of the input, and waits for the last echo.
+# README, What status 0 does not prove: If stdout is closed, for example by `| head -1`, the client
+# drops the rest of the input, and waits for the last echo.
 def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -> None:
     peer = join(server.ports)
     script = start_client(server.ports)
