@@ -8,20 +8,20 @@
 Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
 In:  a line is one frame, a JSON object in UTF-8: {"user": USER, "message": TEXT}. Both values are
-     strings or numbers.
+     strings or numbers. (On the slides, one types this JSON into the client.)
 Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
 
-The function serve is the talk's loop. The rest of the code is there for these reasons:
+The function serve is the talk's loop. The rest of the code is mainly there for these reasons:
 - The chat waits for a slow subscriber, so that it normally loses nothing. Meanwhile, PULL's queues
   fill, and then the senders wait, too. A subscriber that takes too long has stalled: it is skipped
   and misses messages. See Publisher.
-- Characters that could control a terminal or mislead its reader are escaped.
+- Characters that could control a terminal, or mislead the person reading it, are escaped.
 - The server is fast: it forwards some 500,000 lines a second, if they have the usual form.
-- A shutdown takes less than 3 seconds. Lines that the loop has not received by then, and messages
-  that are not delivered, are lost.
+- A shutdown takes less than 3 seconds. Lines that the loop has not received when it ends, and
+  messages that are not delivered when the process exits, are lost.
 
 The first half of the file, up to and including the class Publisher, is the chat. The second half is
 the log, startup and shutdown.
@@ -49,8 +49,8 @@ Sock = zmq.Socket[bytes]
 MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
 PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
-MAX_BATCH = 300  # lines, from all clients, to receive before publishing them; more is no faster
-RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line; if none comes, a shutdown ends the loop
+MAX_BATCH = 300  # lines, from all clients, to receive before publishing; larger is no faster
+RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line; in a shutdown, the loop ends if none comes
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
@@ -61,7 +61,8 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     most.
     """
     publisher = Publisher(pub, shutdown, log)
-    # If no line comes for a while, lines is empty. publish is called even then, to free memory.
+    # While no line comes, receive returns [] every 0.2 seconds. Publishing [] lets libzmq free the
+    # queues of departed subscribers: see publish.
     while (lines := receive(pull, shutdown)) or not shutdown.requested:
         publisher.publish(chat_messages(lines, log))
 
@@ -72,8 +73,8 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within RECEIVE_TIMEOUT or, during a shutdown, at once if
-    less time than that is left.
+    Return an empty list if no line comes within RECEIVE_TIMEOUT. During a shutdown, if less than
+    RECEIVE_TIMEOUT is left, return one without waiting. (The time left is infinite before.)
 
     Batches make the server several times as fast. With one line at a time (receive, send, receive,
     send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
@@ -99,7 +100,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not a simple line (or one with an empty user: parse reads it, too)
+            if not user:  # not a simple line, or one with an empty user, which parse reads again
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -130,7 +131,7 @@ def parse(line: bytes) -> tuple[str, str]:
 
 # These characters are unsafe:
 # - control characters (except TAB) and line separators: they could control a terminal;
-# - direction overrides: they could mislead its reader;
+# - direction controls: they could mislead the reader;
 # - lone surrogates: UTF-8 cannot encode them.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
@@ -142,7 +143,7 @@ ESCAPES = {  # for str.translate
 
 
 def sanitize(text: str) -> str:
-    r"""Return text with its unsafe characters escaped, such as `\x1b`.
+    r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`.
 
     Raises TypeError if it is not a string: parse relies on this.
     """
@@ -177,8 +178,8 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
 
 # Publish.
 
-# pyzmq's send is a wrapper in Python, which doubles the time of the compiled send inside. (recv has
-# none.) Where speed matters, call the compiled one directly.
+# pyzmq wraps the compiled send in a Python method, which takes as long again. (recv is not
+# wrapped.) Where speed matters, call the compiled send directly.
 compiled_send = zmq.backend.Socket.send
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
@@ -189,24 +190,26 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 class Publisher:
     """Publishes messages. Waits for slow subscribers, but not for long.
 
-    A subscriber whose queue is full holds up the chat until it has read half of its queue, 1,000
-    messages. If this takes longer than a timeout, it has stalled: it is skipped, and misses
-    messages, until it has read that half. How this works:
+    A subscriber whose queue is full holds up the chat until half of its queue, 1,000 messages, is
+    read. ("Read" means that libzmq has moved messages from the queue to the network, which it can
+    do only as fast as the subscriber reads.) If this takes longer than a timeout, the subscriber
+    has stalled: it is skipped, and misses messages, until that half is read. How this works:
 
     1. PUB has the option NODROP. (Without it, a message would be dropped for each subscriber whose
        queue is full.) Send fails while a queue is full, and nobody gets the message. Once full, a
        queue counts as full until half of it is read.
     2. While a queue is full, this class keeps trying. So the slowest subscriber sets the pace.
-    3. After the timeout, or if a shutdown leaves no more time, this class turns NODROP off for one
-       send. This send drops the message for the stalled subscribers, and makes libzmq skip them
-       until they have read half of their queues. Skipped subscribers no longer make send fail, even
-       with NODROP on again. (On Linux, TCP_MAXRT disconnects those that read nothing for 20
-       seconds.)
+    3. After the timeout, or if a shutdown leaves no more time, this class sends this one message
+       with NODROP off. libzmq then drops it for each subscriber whose queue is full. It skips these
+       subscribers until half of their queues is read. Although NODROP is on again, skipped
+       subscribers do not make send fail.
+
+    On Linux, TCP_MAXRT disconnects a subscriber that reads nothing for 20 seconds.
 
     There is one timeout for all subscribers. Each stall halves it, so that a series of stalls
     delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_STALL_TIMEOUT
-    each. The price: while the timeout is short, a subscriber that is merely slow counts as stalled,
-    too.
+    each. The drawback: while the timeout is short, a subscriber that is merely slow counts as
+    stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -236,12 +239,14 @@ class Publisher:
             except zmq.Again:
                 continue  # A queue is still full: check the time, and try again.
             return
-        self.pub.set(zmq.XPUB_NODROP, 0)
+        self.pub.set(zmq.XPUB_NODROP, 0)  # step 3 above
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
-        self.log.report("a subscriber stalled: it misses messages until half of its queue is read")
+        self.log.report(
+            "a subscriber stalled", "it misses messages until half of its queue is read"
+        )
 
 
 # Log.
@@ -292,7 +297,7 @@ class Log:
 
 # A shutdown takes less than 3 seconds: at most the sum of these two, plus 0.1 in Log.close.
 SHUTDOWN_TIMEOUT = 2.2  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # seconds, at least, for subscribers to receive what is queued after the loop
+MIN_LINGER = 0.5  # seconds, at least, for subscribers to receive what is queued when it ends
 
 
 class Shutdown:
@@ -311,9 +316,9 @@ class Shutdown:
         return max(0, self.deadline - time.monotonic())
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the deadline at the first signal, and block all that follow.
+        """Set the deadline at the first signal.
 
-        They would interrupt the sends and the linger again and again.
+        Block later ones, because each would interrupt a send, or the linger.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -378,7 +383,8 @@ def load_key(name: str) -> bytes:
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With a secret key, they encrypt (CURVE, ZeroMQ's RFC 26).
 
-    The server admits any client that has its public key. So the public key works as a password.
+    The server admits any client that has its public key. So, despite its name, keep that key
+    private.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -401,7 +407,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     # PUB receives, too: subscriptions. Before each send, libzmq processes those that are queued. A
     # flood of them would delay the chat, so queue one per client. The rest wait in the network.
     pub.set(zmq.RCVHWM, 1)
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # the longest subscription, in bytes
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # what PUB receives: subscriptions, in bytes
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # Despite its name, it works for PUB: see Publisher.
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full

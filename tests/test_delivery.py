@@ -131,8 +131,8 @@ def pipe(start_client: StartClient, tmp_path: Path) -> Pipe:
     return Pipe(start_client, tmp_path)
 
 
-# README, How it works: The server turns it into a colored *message*, and publishes that on port
-# 1338 to every client, including the sender.
+# README, How it works: The server turns it into a colored *message* and publishes that on port 1338
+# to every client, including the sender.
 # README, Limits: Names are not verified. Two people can use the same one.
 @pytest.mark.parametrize("name", ["ken", "ann"])
 def test_everybody_sees_each_message(server: Script, start_client: StartClient, name: str) -> None:
@@ -189,8 +189,8 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 # README, Delivery in detail: A missed echo does no harm if a later line is echoed in time.
 # README, Delivery in detail: So in that state, if no echo comes for five seconds, the client
-# resends its newest line as a probe, whose echo acknowledges all lines. It sends only one probe
-# until the next echo.
+# resends its newest line as a probe, whose echo acknowledges all lines. It does not send another
+# probe before an echo has come.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
 # for a long time
 def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: StartClient) -> None:
@@ -282,8 +282,8 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
 
 
 # README, More differences: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: While 1,000 lines are unacknowledged, sent or not, the client *pauses*
-# its input: it reads no more from a pipe or a file.
+# README, Delivery in detail: While 1,000 lines are in flight, or wait to be sent because there is
+# no connection, the client *pauses* its input: it reads no more from a pipe or a file.
 # README, Delivery in detail: The client keeps up to 1,000 lines *in flight*: sent, but not yet
 # acknowledged.
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:
@@ -510,9 +510,9 @@ def test_lines_are_given_up_after_30_seconds(context: Context, talking: StartCli
 # README, Delivery in detail: gives up on the lines in flight and goes on; when it ends, its status
 # is 1
 # README, Delivery in detail: Lines that the client has given up on are never sent again.
-# README, Delivery in detail: While the client is connected and its input is open, there is no
-# probe, because the next line has the same effect. If no echo comes for 30 seconds, the client
-# gives up on the lines in flight
+# README, Delivery in detail: While the input is open, there is no probe, because the next line has
+# the same effect. If the client is connected and no echo comes for 30 seconds, it gives up on the
+# lines in flight
 @slow
 @POSIX
 def test_another_server_gets_each_line_once(context: Context, start_client: StartClient) -> None:

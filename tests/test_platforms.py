@@ -77,7 +77,7 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
 
 
 # README, What status 0 does not prove: If stdout is closed, for example by `| head -1`, the client
-# drops the rest of the input, and waits for the last echo.
+# drops the rest of the input and waits for the last echo.
 def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -> None:
     peer = join(server.ports)
     script = start_client(server.ports)
@@ -192,7 +192,7 @@ def test_keys_of_the_console(
         assert sent == [line.encode()]
 
 
-# README, zmq-talk-chat: It speaks the same protocol, and also copes with restarts, slow subscribers
+# README, zmq-talk-chat: It speaks the same protocol and also copes with restarts, slow subscribers
 # and hostile text.
 @LINUX
 def test_idle_it_uses_no_processor_time(server: Script, start_client: Start) -> None:

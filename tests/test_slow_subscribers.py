@@ -17,7 +17,7 @@ from processes import LINUX, TIMEOUT, Script, StartServer, wait_for
 
 slow = pytest.mark.slow
 
-STALLED = "server.py: a subscriber stalled: it misses messages until half of its queue is read\n"
+STALLED = "server.py: a subscriber stalled: it misses messages until half its queue is read\n"
 
 
 def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 << 20) -> bytes:
