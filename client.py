@@ -5,9 +5,9 @@
 # ///
 """The chat client of the talk "Ømq & Services @ Chartboost" (slides 8 to 14), in Python.
 
-It PUSHes each line of stdin to the server, and prints what SUB receives. A line comes from stdin.
-Its frame is what the client pushes. A message is what the server makes of a frame, and publishes to
-everybody.
+It PUSHes each line of stdin to the server and prints what SUB receives. Three words: a line comes
+from stdin. Its frame is what the client pushes. A message is what the server makes of a frame and
+publishes to everybody.
 
 Out: the frame is the line as it was typed, which should be JSON for our server. With --user, the
      client makes the JSON: {"user": NAME, "message": line}.
@@ -21,7 +21,8 @@ What the slides do not say about ZeroMQ:
 - PUSH does not report what arrives.
 - SUB's subscription takes effect some time after the connection. PUB does not confirm it, and
   the new subscriber gets nothing that was published before. (ZeroMQ calls this a slow joiner.)
-- PUB queues messages for each subscriber (our server: 2,000). One that stalls loses messages.
+- PUB queues messages for each subscriber (our server: 2,000). A subscriber that stalls loses
+  messages.
 
 So the client waits for echoes. The sender of a line receives its message, too: the echo of the
 line. It acknowledges this line and all lines before it. Lines that are not acknowledged are pushed
@@ -29,7 +30,7 @@ again over the next connection. The client cannot know whether a line was lost, 
 a line may appear more than once. What the client does if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same. But without echoes, only 1,000 lines of a pipe: see handle_silence.
+are sent to it all the same. But if a pipe fills the outbox, the client ends: see handle_silence.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. A pipe is read no further while 1,000 lines wait.
@@ -74,7 +75,7 @@ Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, withou
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: each may be echoed twice, and the server queues 2,000
+WINDOW = 1_000  # lines in flight, at most: half of PUB's queue, as each may be echoed twice
 SUB_HWM = 200  # messages queued in SUB (its high-water mark), and read in one turn of the loop
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
@@ -83,7 +84,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Outbox.probe)
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds until it ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -112,7 +113,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # else, the echo of the next line does the same
+            if not reading:  # While more lines may come, the echo of the next one does the same.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -217,8 +218,9 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. Even if one call reads both a loss
-        and the next handshake, it is down for that delay. So True is returned for each connection.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So it is down for at least one call,
+        even if that call reads both a loss and the next handshake. Thus each new connection is
+        reported.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -270,11 +272,6 @@ class Connection:
 # Push it.
 
 
-# A line that waits: its frame, and the hash of its echo, or None if our server will drop it. (Not
-# the echo itself: Python may take 4 bytes for a character, and 60 MB for 1,000 echoes.)
-Pending = tuple[bytes, int | None]
-
-
 class Outbox:
     """The lines that wait: those in flight, and after them those that are unsent.
 
@@ -284,25 +281,30 @@ class Outbox:
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. A connection that breaks may lose lines. If only new lines were pushed over the next one,
-    their echoes would acknowledge the lost ones as well. So all lines are pushed again, in order.
-    (This is go-back-N with cumulative acknowledgements.)
+    their echoes would acknowledge the lost ones as well. So all lines in flight are pushed again,
+    in order. (This is go-back-N with cumulative acknowledgements.)
 
     An echo is recognized by its text, so a message of the same text is mistaken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.in_flight: list[Pending] = []
-        self.unsent: deque[Pending] = deque()  # lines to push over this connection
-        # Hashes of the echoes of lines that were pushed again. Their first copies may have arrived
-        # as well. Then each echo comes twice. A second echo acknowledges nothing, but proves that
-        # the server is there, so it resets the clocks. (Over a slow link, second echoes alone could
-        # take longer than DELIVERY_TIMEOUT.) None is never in here, as in in_flight.
-        self.resent: set[int | None] = set()
+        # Lines are kept as their frames, with the hashes of their echoes. (The echoes themselves
+        # could take 60 MB: Python may need 4 bytes for a character.)
+        self.in_flight: list[tuple[bytes, int]] = []
+        # Lines to push over this connection; None instead of a hash if our server will drop the
+        # line.
+        self.unsent: deque[tuple[bytes, int | None]] = deque()
+        # Hashes of the echoes of lines that were pushed again. If their first copies arrived as
+        # well, each comes twice. A second echo acknowledges nothing, but shows that the server is
+        # there, so it resets the clocks: over a slow link, second echoes alone may come for a long
+        # time.
+        self.resent: set[int] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        # Clocks, in seconds, that run while lines wait: see handle_silence.
+        # Two clocks, in seconds, that run while lines wait: see handle_silence.
         self.since_echo = 0.0  # since the last echo, or since lines began to wait or were given up
         self.probe_in = ECHO_TIMEOUT  # until a probe; set again by an echo or a push
+
         self.last_turn = time.monotonic()  # when pass_time was called last
         self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
 
@@ -341,13 +343,13 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight."""
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.unsent and len(self.in_flight) < WINDOW:
-                frame, echo_hash = line = self.unsent[0]
+                frame, echo_hash = self.unsent[0]
                 push.send(frame, zmq.NOBLOCK)
                 self.probe_in = ECHO_TIMEOUT
                 if echo_hash is None:
                     self.undelivered += 1
                 else:
-                    self.in_flight.append(line)
+                    self.in_flight.append((frame, echo_hash))
                 self.unsent.popleft()  # last, since a signal may report the lines at any moment
 
     def acknowledge(self, messages: list[Message]) -> None:
@@ -355,6 +357,7 @@ class Outbox:
         if not self.waiting:
             self.resent.clear()  # No clock runs that a second echo would have to reset.
             return
+        # The echoes still to come: what goes from its front goes from in_flight, too.
         expected = [echo_hash for _, echo_hash in self.in_flight]
         for plain, _ in messages:
             echo_hash = hash(plain)
@@ -369,7 +372,7 @@ class Outbox:
         del self.in_flight[:acknowledged]
 
     def start_over(self) -> None:
-        """Let all lines be pushed again, because the connection is new."""
+        """Make the lines in flight unsent again, because the connection is new."""
         self.resent.update(echo_hash for _, echo_hash in self.in_flight)
         self.unsent.extendleft(reversed(self.in_flight))
         self.in_flight.clear()
@@ -381,8 +384,8 @@ class Outbox:
         subscription took effect late, or stdout was blocked for so long that the server dropped
         messages for this client. (TCP has this as tail loss probe, RFC 8985.)
 
-        Call this right after Connection.update. If the connection were new, the echo would
-        acknowledge lines that were lost with the old one.
+        Call this right after Connection.update. If libzmq had reconnected since, the lines in
+        flight might be lost, and the echo of the probe would acknowledge them all the same.
         """
         if self.in_flight and self.probe_in <= 0:
             with contextlib.suppress(zmq.Again):
@@ -390,9 +393,10 @@ class Outbox:
                 self.probe_in = math.inf
 
     def give_up(self) -> None:
-        """Forget the lines in flight, but leave overdue set.
+        """Forget the lines in flight.
 
-        The next lines may get no echo either. So chat prints them as they were typed.
+        overdue remains set, so that chat prints the next lines as they were typed: they may get no
+        echo either.
         """
         self.undelivered += len(self.in_flight)
         self.in_flight.clear()
@@ -427,15 +431,14 @@ class Outbox:
 def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return True if the chat should end.
 
-    While the loop reads input, be patient: more may come, and no line is lost yet. Time counts only
-    while the connection is up. After 30 seconds without an echo, give up the lines in flight, and
-    go on: the server may publish lines in another form.
+    without an echo for   while the loop reads input    when it reads no more
+    5 seconds             lines are overdue until the next echo: print a notice, if interactive
+    8 seconds                                           end, if there never was a connection
+    30 seconds            give up the lines in flight   end
 
-    When it reads no more, since the input has ended or the outbox is full, come to an end: after 30
-    seconds without an echo, or after 8, if there never was a connection.
-
-    In both cases, lines are overdue after 5 seconds without an echo, until the next echo. Print a
-    notice, if interactive.
+    It reads no more when the input has ended, or while the outbox is full. Time counts while lines
+    wait. While the loop reads input, it counts only if the connection is up. After it has given up
+    lines, the loop goes on: the server may publish them in another form.
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
@@ -667,7 +670,7 @@ BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
 EDITS = {key: edit for keys, edit in BINDINGS.items() for key in keys}
 
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
-NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut off or wrap what is too long, if the window narrows
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut off what is too long for a row, or wrap it as usual
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 
 
@@ -770,8 +773,8 @@ class Editor:
         of some characters, so the terminal itself remembers where the cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
-        reserved = 1 + sum(map(width, fit(after, columns // 4)))  # 1: the cursor, at the end
-        before = fit(before[::-1], columns - reserved)[::-1]  # its last characters
+        reserved = sum(map(width, fit(after, columns // 4)))
+        before = fit(before[::-1], columns - reserved - 1)[::-1]  # its last characters
         after = fit(after, columns - sum(map(width, before)))  # what before leaves
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
@@ -876,8 +879,9 @@ class EditorScreen(Screen):
 
 # The terminal.
 
-# Ctrl-Z calls request_suspend. In this turn of the loop, refresh clears the row and calls suspend:
-# this restores the shell's settings, stops the process until fg, and sets the editor's settings.
+# Ctrl-Z calls request_suspend. In the same turn of the loop, refresh clears the row and calls
+# suspend. suspend restores the shell's settings, stops the process until fg, and sets the editor's
+# settings.
 
 
 if sys.platform != "win32":
@@ -932,9 +936,9 @@ if sys.platform != "win32":
             self.suspend_requested = False
             self.restore()
             # SIGTSTP suspends by its default action. If bg continues the process, instead of fg,
-            # set_up runs in the background. There, the kernel stops it inside tcsetattr (SIGTTOU)
-            # until fg. Meanwhile, no handler in Python can run, so kill would have no effect. Hence
-            # all signals have their default action until set_up is done.
+            # the kernel stops it again inside tcsetattr, in set_up (SIGTTOU), until fg. Control
+            # does not return to Python, so handlers in Python would never run, and kill would do
+            # nothing. So all signals have their default action until set_up is done.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -1092,7 +1096,10 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 
 
 def host(text: str) -> str:
-    """Return a HOST. Raises ArgumentTypeError if it is not one, with what to write instead."""
+    """Check a HOST from the command line.
+
+    Raises ArgumentTypeError if it is not one, with what to write instead.
+    """
     if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):  # HOST:PORT
         name = text.rpartition(":")[0] or "HOST"
         raise argparse.ArgumentTypeError(f"write {name} --push-port PORT --sub-port PORT")

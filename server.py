@@ -244,9 +244,7 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
-        self.log.report(
-            "a subscriber stalled", "it misses messages until half of its queue is read"
-        )
+        self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
 
 # Log.
