@@ -7,21 +7,23 @@
 
 Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
-In:  a line is one frame, a JSON object in UTF-8: {"user": USER, "message": TEXT}. Both values are
-     strings or numbers. (On the slides, one types this JSON into the client.)
+In:  a line is one frame (what one send sends), a JSON object in UTF-8: {"user": USER, "message":
+TEXT}. Both values are strings or numbers. (On the slides, one types this JSON into the client.)
 Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
 
 The function serve is the talk's loop. The rest of the code is mainly there for these reasons:
-- The chat waits for a slow subscriber, so that it normally loses nothing. Meanwhile, PULL's queues
-  fill, and then the senders wait, too. A subscriber that takes too long has stalled: it is skipped
-  and misses messages. See Publisher.
-- Characters that could control a terminal, or mislead the person reading it, are escaped.
-- The server is fast: it forwards some 500,000 lines a second, if they have the usual form.
+- The chat waits for a slow subscriber, which therefore normally misses nothing. Meanwhile, PULL's
+  queues fill, and then the senders wait, too. A subscriber that takes too long has stalled: it is
+  skipped and misses messages. See Publisher.
+- Characters that control a terminal or the direction of text are escaped.
+- The server is fast: it forwards some 500,000 lines a second, if they are as json.dumps writes
+  them.
 - A shutdown takes less than 3 seconds. Lines that the loop has not received when it ends, and
   messages that are not delivered when the process exits, are lost.
+- With --key, all connections are encrypted.
 
 The first half of the file, up to and including the class Publisher, is the chat. The second half is
 the log, startup and shutdown.
@@ -61,8 +63,8 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     most.
     """
     publisher = Publisher(pub, shutdown, log)
-    # While no line comes, receive returns [] every 0.2 seconds. Publishing [] lets libzmq free the
-    # queues of departed subscribers: see publish.
+    # While no line comes, receive returns []. Publishing [] lets libzmq free the queues of departed
+    # subscribers: see publish. The loop ends when a shutdown is requested and no line comes.
     while (lines := receive(pull, shutdown)) or not shutdown.requested:
         publisher.publish(chat_messages(lines, log))
 
@@ -73,8 +75,8 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within RECEIVE_TIMEOUT. During a shutdown, if less than
-    RECEIVE_TIMEOUT is left, return one without waiting. (The time left is infinite before.)
+    Return an empty list if no line comes within RECEIVE_TIMEOUT. During a shutdown, do so at once
+    when less than that is left. (Before a shutdown, time_left() is infinite.)
 
     Batches make the server several times as fast. With one line at a time (receive, send, receive,
     send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
@@ -100,7 +102,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not a simple line, or one with an empty user, which parse reads again
+            if not user:  # not a simple line (or its user is empty: then parse() gives the same)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -131,7 +133,7 @@ def parse(line: bytes) -> tuple[str, str]:
 
 # These characters are unsafe:
 # - control characters (except TAB) and line separators: they could control a terminal;
-# - direction controls: they could mislead the reader;
+# - direction controls: they could mislead a reader;
 # - lone surrogates: UTF-8 cannot encode them.
 UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
@@ -145,7 +147,7 @@ ESCAPES = {  # for str.translate
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`.
 
-    Raises TypeError if it is not a string: parse relies on this.
+    Raises TypeError, in search(), if it is not a string. parse() relies on this.
     """
     # translate alone would do, but it takes ten times as long as search.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
@@ -158,8 +160,8 @@ def sanitize(text: str) -> str:
 # nothing unsafe and no raw TAB (which JSON forbids in strings).
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
-# Applied to lines that are joined by "\n", it gives one match for each. The two groups are the user
-# and the text of a simple line, and empty for any other line.
+# Applied to lines joined by "\n", LINE matches once per line. For a simple line, its two groups are
+# the user and the text. For any other line, both are empty.
 LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 
 
@@ -171,15 +173,15 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
-    # A client may send a line with "\n" inside, between JSON tokens. Then there are more pairs than
-    # lines, so leave the whole batch to parse. (An empty batch gives one pair and ends here, too.)
+    # Since a line is a frame, it may contain "\n" (JSON allows this between tokens). Then there are
+    # more pairs than lines, and parse() has to read the whole batch.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
 
-# pyzmq wraps the compiled send in a Python method, which takes as long again. (recv is not
-# wrapped.) Where speed matters, call the compiled send directly.
+# pyzmq wraps the compiled send (but not recv) in a Python method, which doubles the time of a call.
+# Where speed matters, call the compiled send directly.
 compiled_send = zmq.backend.Socket.send
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
@@ -200,16 +202,18 @@ class Publisher:
        queue counts as full until half of it is read.
     2. While a queue is full, this class keeps trying. So the slowest subscriber sets the pace.
     3. After the timeout, or if a shutdown leaves no more time, this class sends this one message
-       with NODROP off. libzmq then drops it for each subscriber whose queue is full. It skips these
-       subscribers until half of their queues is read. Although NODROP is on again, skipped
-       subscribers do not make send fail.
+       with NODROP off, and turns NODROP on again. libzmq drops the message for each subscriber
+       whose queue is full. From then on, libzmq skips that subscriber, and its full queue no longer
+       makes send fail, until half of it is read. All others get every message.
 
-    On Linux, TCP_MAXRT disconnects a subscriber that reads nothing for 20 seconds.
+    TCP_MAXRT disconnects a subscriber that takes no data for 20 seconds. (On Linux, this includes
+    one that is alive, but does not read.)
 
-    There is one timeout for all subscribers. Each stall halves it, so that a series of stalls
-    delays the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and then by MIN_STALL_TIMEOUT
-    each. The drawback: while the timeout is short, a subscriber that is merely slow counts as
-    stalled, too.
+    All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT. After
+    RECOVERY_TIME without a stall, it is MAX_STALL_TIMEOUT again. So in a series of stalls, the
+    first ones delay the chat by 2 + 1 + 0.5 + ..., about 4 seconds together, and each later one by
+    MIN_STALL_TIMEOUT. The drawback: while the timeout is short, a subscriber that is merely slow
+    counts as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -234,11 +238,9 @@ class Publisher:
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < started + self.stall_timeout and self.shutdown.time_left():
-            try:
+            with contextlib.suppress(zmq.Again):  # A queue is still full: check the time.
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
-            except zmq.Again:
-                continue  # A queue is still full: check the time, and try again.
-            return
+                return
         self.pub.set(zmq.XPUB_NODROP, 0)  # step 3 above
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
@@ -286,20 +288,20 @@ class Log:
             for text, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
                 suffix = f": {detail}" if detail else ""
-                if sys.stderr:  # It is None if it was closed when Python started.
+                if sys.stderr:  # None if it was closed when Python started
                     with contextlib.suppress(OSError):
                         print(f"server.py: {text}{times}{suffix}", file=sys.stderr, flush=True)
 
 
 # Start and shut down.
 
-# A shutdown takes less than 3 seconds: at most the sum of these two, plus 0.1 in Log.close.
+# A shutdown takes less than 3 seconds: at most the two constants below, plus 0.1 in Log.close.
 SHUTDOWN_TIMEOUT = 2.2  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # seconds, at least, for subscribers to receive what is queued when it ends
+MIN_LINGER = 0.5  # seconds, after the loop, in which subscribers can receive what is queued
 
 
 class Shutdown:
-    """Whether a signal has requested a shutdown, and how long the loop may go on then."""
+    """Whether a signal has requested a shutdown, and how long the loop may go on after it."""
 
     def __init__(self) -> None:
         self.deadline = math.inf  # until a signal comes
@@ -316,7 +318,7 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the deadline at the first signal.
 
-        Block later ones, because each would interrupt a send, or the linger.
+        Block later ones in this thread, because each would interrupt a send, or the linger.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -365,7 +367,7 @@ def load_key(name: str) -> bytes:
     folder, base = os.path.split(name)
     try:
         if base in ("", ".", ".."):
-            raise ValueError("it needs a name, such as --key chat")
+            raise ValueError("give a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
             zmq.auth.create_certificates(folder, base)
@@ -381,8 +383,8 @@ def load_key(name: str) -> bytes:
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. With a secret key, they encrypt (CURVE, ZeroMQ's RFC 26).
 
-    The server admits any client that has its public key. So, despite its name, keep that key
-    private.
+    The server admits any client that has its public key. So keep that key private, although it
+    is called public.
     """
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
@@ -395,8 +397,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-        # Disconnect a peer that takes no data for 20 seconds. On Linux, this includes one that is
-        # alive, but does not read.
+        # Disconnect a peer that takes no data for 20 seconds: see Publisher.
         sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
@@ -405,7 +406,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     # PUB receives, too: subscriptions. Before each send, libzmq processes those that are queued. A
     # flood of them would delay the chat, so queue one per client. The rest wait in the network.
     pub.set(zmq.RCVHWM, 1)
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # what PUB receives: subscriptions, in bytes
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription (PUB receives no more)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # Despite its name, it works for PUB: see Publisher.
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full

@@ -166,8 +166,8 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
     assert time.monotonic() - connected_at >= 0.1
 
 
-# README, What status 0 does not prove: There is no history. A client receives what is published
-# while it is connected.
+# README, How it works: There is no history: a client receives only what is published while it is
+# connected.
 # README, Delivery: If the client exits with status 0, the server has published every line you sent
 # README, More differences: the client waits for the last echo
 # README, What status 0 does not prove: An echo does not prove that other clients received the
@@ -474,7 +474,8 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 
 # README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: open | down | until the server is up
-# README, Delivery: With status 1, the client reports how many lines may not have been delivered.
+# README, Delivery: With status 1, the client reports how many of the lines that it read may not
+# have been delivered.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
 # README, Delivery in detail: Time during which the client is suspended, or its stdout is blocked,

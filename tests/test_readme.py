@@ -267,8 +267,8 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (said.returncode, said.stdout, said.stderr) == (0, b"", b"")
 
 
-# README, Beyond one machine: run this forwarder on other hosts, and have clients connect to those
-# hosts.
+# README, Beyond one machine: run this forwarder on other hosts (as `python forwarder.py`, say), and
+# have clients connect to those hosts.
 def test_a_forwarder_loses_nothing(
     server: Script, start: Start, join: Join, tmp_path: Path
 ) -> None:

@@ -118,7 +118,7 @@ def test_stalls_halve_the_wait(server: Script, join: Join, pause: float, second_
 
 # README, What it adds to the original: A slow subscriber gets time to catch up.
 # README, Slow subscribers: So if many stall, the first six delay the chat by about four seconds in
-# total (2 + 1 + ½ + …), and each further one by 50 ms.
+# total (2 + 1 + ½ + …), and each one after that by 50 ms.
 @slow
 def test_many_subscribers_may_stall_again_and_again(server: Script, join: Join) -> None:
     peer = join(server.ports)

@@ -70,7 +70,8 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
     return chat_messages(list(lines), log), reports
 
 
-# README, The wire: Any ZeroMQ program, in any language, can take the place of either script.
+# README, The wire: A ZeroMQ program in any language can take the place of either script, if it
+# keeps to this
 # README, The wire: A line is one frame of at most 16,384 bytes: a JSON object in UTF-8 with `user`
 # and `message`, which are strings or numbers. Other keys are ignored.
 # README, The wire: A message is one frame in UTF-8: `{user}> ESC[36m{message}ESC[0m`, where
