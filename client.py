@@ -10,7 +10,7 @@ from stdin. Its frame is what the client pushes. A message is what the server ma
 publishes to everybody.
 
 Out: the frame is the line as it was typed, which should be JSON for our server. With --user, the
-     client makes the JSON: {"user": NAME, "message": line}.
+     client makes the JSON: {"user": NAME, "message": LINE}.
 In:  a message should be UTF-8. It is printed with its control characters escaped, except colours
      and TABs.
 
@@ -18,7 +18,7 @@ The function chat is the talk's loop, but messages appear without pressing Enter
 
 What the slides do not say about ZeroMQ:
 - libzmq connects and reconnects by itself. What was on its way at a break may be lost.
-- PUSH does not report what arrives.
+- PUSH never learns whether a frame has arrived.
 - SUB's subscription takes effect some time after the connection. PUB does not confirm it, and
   the new subscriber gets nothing that was published before. (ZeroMQ calls this a slow joiner.)
 - PUB queues messages for each subscriber (our server: 2,000). A subscriber that stalls loses
@@ -30,7 +30,8 @@ again over the next connection. The client cannot know whether a line was lost, 
 a line may appear more than once. What the client does if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same. But if a pipe fills the outbox, the client ends: see handle_silence.
+are sent to it all the same. But the client ends if 1,000 lines of a pipe get no echo: see
+handle_silence.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. A pipe is read no further while 1,000 lines wait.
@@ -75,7 +76,7 @@ Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, withou
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: half of PUB's queue, as each may be echoed twice
+WINDOW = 1_000  # lines in flight, at most: about half of the server's queue for this client
 SUB_HWM = 200  # messages queued in SUB (its high-water mark), and read in one turn of the loop
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
@@ -84,7 +85,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Outbox.probe)
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until it ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -109,11 +110,12 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
                 screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
 
         # push it
-        if connection.update():  # It came up just now.
+        came_up = connection.update()
+        if came_up:
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # While more lines may come, the echo of the next one does the same.
+            if not reading:  # else, the echo of the next line acknowledges these: no need to probe
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -169,7 +171,7 @@ class Stdin:
         data = self.receiver.recv(READ_SIZE)  # nothing, at the end of stdin
         lines, self.ended = self.feed(data)
         if self.failed and not data:
-            return []  # feed has completed what may be half a line: do not send it.
+            return []  # feed has ended the last line, but it may be half a line: do not send it.
         return [line for line in lines if line]
 
 
@@ -211,16 +213,16 @@ class Connection:
         self.ready_at = now  # when the subscription is in effect: see update
         self.last_up = now  # when it was up last
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
-        # Whether the last notice said that it is up; None before the first. For a pipe, begin with
-        # True: its first connection is not worth a notice.
+        # What the last notice said: up or not. None: there was no notice yet. A pipe begins as if a
+        # notice had said so, because its first connection is not worth one.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So it is down for at least one call,
-        even if that call reads both a loss and the next handshake. Thus each new connection is
-        reported.
+        It comes up SLOW_JOINER_DELAY after the last handshake, and never in the call that reads it.
+        So even if one call reads a loss and the next handshake, it is down after that call, and a
+        later call returns True.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -290,19 +292,17 @@ class Outbox:
     def __init__(self, user: str | None) -> None:
         self.user = user
         # Lines are kept as their frames, with the hashes of their echoes. (The echoes themselves
-        # could take 60 MB: Python may need 4 bytes for a character.)
+        # would double the memory.)
         self.in_flight: list[tuple[bytes, int]] = []
-        # Lines to push over this connection; None instead of a hash if our server will drop the
-        # line.
+        # The lines to push next. None instead of a hash: our server will drop the line.
         self.unsent: deque[tuple[bytes, int | None]] = deque()
-        # Hashes of the echoes of lines that were pushed again. If their first copies arrived as
-        # well, each comes twice. A second echo acknowledges nothing, but shows that the server is
-        # there, so it resets the clocks: over a slow link, second echoes alone may come for a long
-        # time.
+        # Echoes (their hashes) that may come twice, since their lines were pushed again. The second
+        # one acknowledges nothing, but it resets the clocks: over a slow link, only such echoes may
+        # come for longer than DELIVERY_TIMEOUT.
         self.resent: set[int] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds, that run while lines wait: see handle_silence.
-        self.since_echo = 0.0  # since the last echo, or since lines began to wait or were given up
+        self.since_echo = 0.0  # since the latest: an echo, lines began to wait, or were given up
         self.probe_in = ECHO_TIMEOUT  # until a probe; set again by an echo or a push
 
         self.last_turn = time.monotonic()  # when pass_time was called last
@@ -350,14 +350,14 @@ class Outbox:
                     self.undelivered += 1
                 else:
                     self.in_flight.append((frame, echo_hash))
-                self.unsent.popleft()  # last, since a signal may report the lines at any moment
+                self.unsent.popleft()  # last: a signal may report the lines now, and must miss none
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
         if not self.waiting:
-            self.resent.clear()  # No clock runs that a second echo would have to reset.
+            self.resent.clear()  # No clock runs, so second echoes no longer matter.
             return
-        # The echoes still to come: what goes from its front goes from in_flight, too.
+        # A copy of the hashes, to search. What is deleted from its front goes from in_flight below.
         expected = [echo_hash for _, echo_hash in self.in_flight]
         for plain, _ in messages:
             echo_hash = hash(plain)
@@ -384,8 +384,8 @@ class Outbox:
         subscription took effect late, or stdout was blocked for so long that the server dropped
         messages for this client. (TCP has this as tail loss probe, RFC 8985.)
 
-        Call this right after Connection.update. If libzmq had reconnected since, the lines in
-        flight might be lost, and the echo of the probe would acknowledge them all the same.
+        Like push_to, call this soon after Connection.update. If libzmq had reconnected since, the
+        lines in flight might be lost, and the echo of what is pushed now would acknowledge them.
         """
         if self.in_flight and self.probe_in <= 0:
             with contextlib.suppress(zmq.Again):
@@ -403,7 +403,7 @@ class Outbox:
         self.since_echo = 0.0
 
     def pass_time(self, running: bool) -> None:
-        """Let the clocks go on, if they are running. The loop calls this once in each turn."""
+        """Add the time since the last call to the clocks, if running. Call this in each turn."""
         now = time.monotonic()
         # In a longer turn, this process was suspended, or stdout was blocked: do not count that.
         seconds = min(now - self.last_turn, 2 * TICK)
@@ -431,14 +431,16 @@ class Outbox:
 def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
     """Act if no echo comes. Return True if the chat should end.
 
-    without an echo for   while the loop reads input    when it reads no more
-    5 seconds             lines are overdue until the next echo: print a notice, if interactive
+    After 5 seconds without an echo, lines are overdue until an echo comes. Print a notice, if
+    interactive. Then:
+
+    without an echo for   while the loop reads input    while it does not
     8 seconds                                           end, if there never was a connection
     30 seconds            give up the lines in flight   end
 
-    It reads no more when the input has ended, or while the outbox is full. Time counts while lines
-    wait. While the loop reads input, it counts only if the connection is up. After it has given up
-    lines, the loop goes on: the server may publish them in another form.
+    It does not read after the end of the input, or while the outbox is full. Time counts while
+    lines wait. While the loop reads input, it counts only if the connection is up. After giving up,
+    the loop goes on: the server may publish lines in another form.
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
@@ -488,12 +490,13 @@ def echo_of(frame: bytes) -> str:
     try:
         text = frame.decode("utf-8-sig")  # -sig: skip a byte order mark, as the server does
         if simple := SIMPLE_LINE.fullmatch(text):
-            return f"{simple[1]}> {simple[2]}"  # It is shorter than the frame, so not too long.
+            # Even with its colour, it is shorter than the frame, so not too long.
+            return f"{simple[1]}> {simple[2]}"
         payload = parse_json(text)
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: something is not text
+    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: no object, or no text
         hint = "to just type text, use --user NAME"
         if text.startswith("{") and not text.endswith("}"):
             hint = "write the whole object on one line"
@@ -528,8 +531,8 @@ def sanitize_message(data: bytes) -> Message:
     text = data.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "", 1)
     if plain.isprintable() and text.endswith(RESET):
-        # Our server's form, and nothing printable is unsafe. What follows would return the same,
-        # but a pipe would take 1.4 times as long.
+        # The usual message of our server. There is nothing to escape, since no unsafe character is
+        # printable. (Only for speed: without this, a pipe would take 1.4 times as long.)
         return plain, text
     parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
@@ -638,9 +641,9 @@ SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (or the start of one that broke off)
+    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (or only its start)
     | \x1b+ O[0-9;]*.                 # Up, in application mode: ESC O A
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # the answer to an earlier program's query
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL: the answer to a query
     | \x1b+ .                         # Alt-B: ESC b
     | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
     | .                               # Enter, Backspace, Ctrl-A
@@ -723,7 +726,7 @@ class Editor:
         return text.encode(errors="surrogateescape")
 
     def insert(self, text: str) -> None:
-        """Insert text at the cursor. It may join the character before the cursor."""
+        """Insert text at the cursor. An accent joins the character before the cursor."""
         start = max(self.cursor - 1, 0)
         inserted = characters("".join(self.line[start : self.cursor]) + text)
         self.line[start : self.cursor] = inserted
@@ -739,7 +742,8 @@ class Editor:
 
     def kill(self, index: int) -> None:
         """Delete the text between the cursor and an index. Keep it for Ctrl-Y."""
-        self.killed = self.delete(index) or self.killed
+        if deleted := self.delete(index):
+            self.killed = deleted
 
     def move(self, index: int) -> None:
         """Move the cursor to an index."""
@@ -775,7 +779,7 @@ class Editor:
         before, after = self.line[: self.cursor], self.line[self.cursor :]
         reserved = sum(map(width, fit(after, columns // 4)))
         before = fit(before[::-1], columns - reserved - 1)[::-1]  # its last characters
-        after = fit(after, columns - sum(map(width, before)))  # what before leaves
+        after = fit(after, columns - sum(map(width, before)))  # the columns that are left
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
 
@@ -827,7 +831,8 @@ NOT_DRAWN = ("", 0)
 class EditorScreen(Screen):
     """A screen with a row below the messages, which shows the line being typed.
 
-    The cursor is always in this row, and the row is never wrapped. So CLEAR erases just the row.
+    The cursor is always in this row. The row is never wrapped, and nothing is below it. So CLEAR
+    erases just the row.
     What is written next takes its place, and the row is written again below it.
     """
 
@@ -879,9 +884,8 @@ class EditorScreen(Screen):
 
 # The terminal.
 
-# Ctrl-Z calls request_suspend. In the same turn of the loop, refresh clears the row and calls
-# suspend. suspend restores the shell's settings, stops the process until fg, and sets the editor's
-# settings.
+# Ctrl-Z calls request_suspend. The next call of refresh clears the row and calls suspend, which
+# restores the shell's settings, stops the process until fg, and sets the editor's settings.
 
 
 if sys.platform != "win32":
@@ -891,8 +895,8 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # Started with &: the settings are another job's now. Suspend until fg, as the
-                # kernel suspends a background job that changes them.
+                # Started with &: another job may have changed the settings. Suspend until fg, as
+                # the kernel suspends a background job that changes them.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             self.editor_settings = termios.tcgetattr(0)
@@ -902,7 +906,7 @@ if sys.platform != "win32":
             self.editor_settings[tty.CC][termios.VMIN] = 1
             self.editor_settings[tty.CC][termios.VTIME] = 0
             self.suspend_requested = False  # by Ctrl-Z
-            if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:  # else, Ctrl-Z is ignored
+            if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:  # else ignored at startup
                 signal.signal(signal.SIGTSTP, self.request_suspend)
 
         def in_background(self) -> bool:
@@ -935,10 +939,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends by its default action. If bg continues the process, instead of fg,
-            # the kernel stops it again inside tcsetattr, in set_up (SIGTTOU), until fg. Control
-            # does not return to Python, so handlers in Python would never run, and kill would do
-            # nothing. So all signals have their default action until set_up is done.
+            # All signals have their default action here: SIGTSTP, because that suspends. The
+            # others, because after bg, instead of fg, the kernel stops the process again inside
+            # tcsetattr, in set_up (SIGTTOU), until fg. Python runs no handlers there: kill would do
+            # nothing.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -998,7 +1002,7 @@ else:
                         char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
                     else:
                         msvcrt.getwch()  # It was the letter: take it back out.
-                elif char == "\x03":
+                elif char == "\x03":  # Ctrl-C
                     signal.raise_signal(signal.SIGINT)
                 keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input on Windows
             # Join the halves of emoji.
@@ -1049,7 +1053,7 @@ def prepare_streams() -> None:
 
 
 def open_stream(file: int) -> TextIO:
-    """Open stdout or stderr for UTF-8. On Windows, open also knows consoles, and writes CRLF."""
+    """Open stdout or stderr for UTF-8. On Windows, open writes Unicode to consoles, and CRLF."""
     return open(file, "w", encoding="utf-8", errors="replace", closefd=False)
 
 
@@ -1161,8 +1165,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     push.connect(f"tcp://{options.host}:{options.push_port}")
     stdin = start_reading(screen)
     chat(stdin, connection, outbox, screen)
-    # Lines for which chat expected no echo may still be in libzmq. Give it a second to send them.
-    # Do so in a thread, since a name lookup may hang.
+    # Lines that our server will drop may still be in libzmq, as chat did not wait for them. Give it
+    # a second to send them. Do so in a thread, since a name lookup may hang.
     call_with_timeout(1, context.destroy, 1_000)
     return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
 
