@@ -133,7 +133,7 @@ def pipe(start_client: StartClient, tmp_path: Path) -> Pipe:
 
 # README, How it works: The server turns it into a colored *message* and publishes that on port 1338
 # to every client, including the sender.
-# README, Limits: Names are not verified. Two people can use the same one.
+# README, Limits: Names are not verified. Two people can use the same name.
 @pytest.mark.parametrize("name", ["ken", "ann"])
 def test_everybody_sees_each_message(server: Script, start_client: StartClient, name: str) -> None:
     ann = start_client(server.ports, "--user", "ann")
@@ -188,9 +188,9 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: A missed echo does no harm if a later line is echoed in time.
-# README, Delivery in detail: So in that state, if no echo comes for five seconds, the client
-# resends its newest line as a probe, whose echo acknowledges all lines. It does not send another
-# probe before an echo has come.
+# README, Delivery in detail: So in that state, if the client is connected and no echo comes for
+# five seconds, it resends its newest line as a probe, whose echo acknowledges all lines. It does
+# not send another probe before an echo has come.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
 # for a long time
 def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: StartClient) -> None:
@@ -282,8 +282,8 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
 
 
 # README, More differences: the client sends at most 1,000 lines ahead of their echoes
-# README, Delivery in detail: While 1,000 lines are in flight, or wait to be sent because there is
-# no connection, the client *pauses* its input: it reads no more from a pipe or a file.
+# README, Delivery in detail: While a total of 1,000 lines are in flight or waiting for a
+# connection, the client *pauses* its input: it reads no more from a pipe or a file.
 # README, Delivery in detail: The client keeps up to 1,000 lines *in flight*: sent, but not yet
 # acknowledged.
 def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: StartClient) -> None:

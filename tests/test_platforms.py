@@ -147,7 +147,7 @@ def test_a_stdin_without_anything_ends_it(server: Script, start_client: Start) -
     assert (script.wait(), script.stderr) == (0, "")
 
 
-# README, Platforms: the keys of the line editor with a stand-in for the console
+# README, Platforms: The line editor's keys were tested with a simulated console.
 class Console:
     """Stands in for msvcrt, with the console of Microsoft's C library.
 

@@ -75,8 +75,8 @@ def test_a_subscriber_may_stall_while_the_server_is_ending(server: Script) -> No
 
 
 # README, Output and exit status: After Ctrl-C or SIGTERM, the server publishes the lines that it
-# has received, for up to two seconds. Subscribers then have until two and a half seconds after the
-# signal to receive what is queued for them.
+# has received, for up to two seconds. Subscribers can receive what is queued for them until two and
+# a half seconds after the signal.
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:
     lines, messages = zmtp.numbered(900, "x" * 1_000)
     with zmtp.connect(server.ports[0], b"PUSH") as push, zmtp.subscribers(server.ports[1]) as [sub]:

@@ -183,7 +183,7 @@ def test_a_paste(ken: Terminal, bare_server: BareServer) -> None:
     assert bare_server.answer(1) == [line_of("ken", "end")]
 
 
-# README, Terminal: Ctrl-D on an empty line leaves, and Ctrl-C ends the client.
+# README, Terminal: Ctrl-D on an empty line leaves the chat, and Ctrl-C ends the client.
 
 LEAVES = {  # the keys, if any, and the exit status
     "Ctrl-D": ("\x11\x05\x15\x04", 0),  # after Ctrl-Q, for which it would wait
