@@ -14,13 +14,12 @@ Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cy
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
 
-The function serve is the talk's loop. The rest of the code is mainly there for these reasons:
+The function serve is the talk's loop. The rest of the code mainly provides these properties:
 - The chat waits for a slow subscriber, which therefore normally misses nothing. Meanwhile, PULL's
   queues fill, and then the senders wait, too. A subscriber that takes too long has stalled: it is
   skipped and misses messages. See Publisher.
-- Characters that control a terminal or the direction of text are escaped.
-- The server is fast: it forwards some 500,000 lines a second, if they are as json.dumps writes
-  them.
+- Characters that control a terminal, or override the direction of text, are escaped.
+- The server is fast: it forwards some 500,000 simple lines a second (see parse_simple).
 - A shutdown takes less than 3 seconds. Lines that the loop has not received when it ends, and
   messages that are not delivered when the process exits, are lost.
 - With --key, all connections are encrypted.
@@ -51,20 +50,20 @@ Sock = zmq.Socket[bytes]
 MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
 PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
-MAX_BATCH = 300  # lines, from all clients, to receive before publishing; larger is no faster
-RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line; in a shutdown, the loop ends if none comes
+MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
+RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input and forward it to all subscribers (slide 3).
 
-    After a signal, go on until no line comes within RECEIVE_TIMEOUT, or for SHUTDOWN_TIMEOUT at
-    most.
+    After a signal, go on until no line comes within RECEIVE_TIMEOUT, but for at most
+    SHUTDOWN_TIMEOUT: see Shutdown.
     """
     publisher = Publisher(pub, shutdown, log)
     # While no line comes, receive returns []. Publishing [] lets libzmq free the queues of departed
-    # subscribers: see publish. The loop ends when a shutdown is requested and no line comes.
+    # subscribers: see publish.
     while (lines := receive(pull, shutdown)) or not shutdown.requested:
         publisher.publish(chat_messages(lines, log))
 
@@ -75,11 +74,12 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within RECEIVE_TIMEOUT. During a shutdown, do so at once
-    when less than that is left. (Before a shutdown, time_left() is infinite.)
+    Return an empty list if no line comes within RECEIVE_TIMEOUT, or at once, if the deadline of a
+    shutdown is nearer than that.
 
-    Batches make the server several times as fast. With one line at a time (receive, send, receive,
-    send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
+    Batches make the server several times faster; larger ones do not help. With one line at a time
+    (receive, send, receive, send), libzmq's thread would fall asleep after each send, and waking it
+    costs more than a send.
     """
     recv = pull.recv  # Looking it up for each line would make this loop a third slower.
     lines: list[bytes] = []
@@ -96,13 +96,13 @@ def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each line (slide 3): `user> text`, with the text in cyan.
 
-    parse_simple is a fast path for lines of the usual form. parse handles all others. Invalid lines
-    are dropped and reported.
+    parse_simple is a fast path for lines of the usual form. For all others, it gives an empty user,
+    and parse() handles them. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not a simple line (or its user is empty: then parse() gives the same)
+            if not user:  # not simple (or the user is empty: then parse() finds the same)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -156,8 +156,8 @@ def sanitize(text: str) -> str:
 # Parse most lines faster.
 
 # A simple line is what json.dumps or JSON.stringify writes for these two keys, in this order, if
-# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash,
-# nothing unsafe and no raw TAB (which JSON forbids in strings).
+# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash and
+# nothing unsafe. (Nor a raw TAB, which is safe, but which JSON forbids.)
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
 # Applied to lines joined by "\n", LINE matches once per line. For a simple line, its two groups are
@@ -168,13 +168,14 @@ LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    One search over all lines triples the throughput of the server.
+    One search over all lines triples the throughput of the server, compared with parse().
     """
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
     # Since a line is a frame, it may contain "\n" (JSON allows this between tokens). Then there are
-    # more pairs than lines, and parse() has to read the whole batch.
+    # more pairs than lines, and parse() has to read the whole batch. (An empty batch gives one
+    # pair.)
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
@@ -186,34 +187,37 @@ compiled_send = zmq.backend.Socket.send
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
 MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_TIMEOUT again
+RECOVERY_TIME = 20.0  # seconds without a stall, after which it is MAX_STALL_TIMEOUT again
 
 
 class Publisher:
-    """Publishes messages. Waits for slow subscribers, but not for long.
+    """Publishes messages, at the pace of the slowest subscriber that has not stalled.
 
-    A subscriber whose queue is full holds up the chat until half of its queue, 1,000 messages, is
-    read. ("Read" means that libzmq has moved messages from the queue to the network, which it can
-    do only as fast as the subscriber reads.) If this takes longer than a timeout, the subscriber
-    has stalled: it is skipped, and misses messages, until that half is read. How this works:
+    While the queue of a subscriber is full, the chat waits, until half of the queue, 1,000
+    messages, is read. ("Read" means that libzmq has moved messages to the network, which it can do
+    only as fast as the subscriber reads.) A subscriber has stalled if this takes longer than
+    stall_timeout. That is 2 seconds at first, in which a subscriber that reads 3,000 messages a
+    second keeps up. A stalled subscriber is skipped, and misses messages, until half of its queue
+    is read. How this works:
 
     1. PUB has the option NODROP. (Without it, a message would be dropped for each subscriber whose
        queue is full.) Send fails while a queue is full, and nobody gets the message. Once full, a
        queue counts as full until half of it is read.
-    2. While a queue is full, this class keeps trying. So the slowest subscriber sets the pace.
+    2. While a queue is full, this class keeps trying.
     3. After the timeout, or if a shutdown leaves no more time, this class sends this one message
        with NODROP off, and turns NODROP on again. libzmq drops the message for each subscriber
-       whose queue is full. From then on, libzmq skips that subscriber, and its full queue no longer
-       makes send fail, until half of it is read. All others get every message.
-
-    TCP_MAXRT disconnects a subscriber that takes no data for 20 seconds. (On Linux, this includes
-    one that is alive, but does not read.)
+       whose queue is full. This also makes libzmq set that subscriber aside: until half of its
+       queue is read, libzmq sends it nothing and does not count its queue as full, even with
+       NODROP on. All others get every message.
 
     All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT. After
     RECOVERY_TIME without a stall, it is MAX_STALL_TIMEOUT again. So in a series of stalls, the
-    first ones delay the chat by 2 + 1 + 0.5 + ..., about 4 seconds together, and each later one by
+    first ones delay the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and each later one by
     MIN_STALL_TIMEOUT. The drawback: while the timeout is short, a subscriber that is merely slow
     counts as stalled, too.
+
+    TCP_MAXRT disconnects a subscriber that takes no data for 20 seconds. (On Linux, this includes
+    one that is alive, but does not read.)
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -237,7 +241,7 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < started + self.stall_timeout and self.shutdown.time_left():
+        while time.monotonic() < started + self.stall_timeout and self.shutdown.time_left() > 0:
             with contextlib.suppress(zmq.Again):  # A queue is still full: check the time.
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
@@ -295,13 +299,17 @@ class Log:
 
 # Start and shut down.
 
-# A shutdown takes less than 3 seconds: at most the two constants below, plus 0.1 in Log.close.
 SHUTDOWN_TIMEOUT = 2.2  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # seconds, after the loop, in which subscribers can receive what is queued
+MIN_LINGER = 0.5  # seconds that are allowed, at least, to deliver what is queued after the loop
 
 
 class Shutdown:
-    """Whether a signal has requested a shutdown, and how long the loop may go on after it."""
+    """Whether a signal has requested a shutdown, and how long the loop may go on after it.
+
+    After a signal, the loop goes on until no line comes for RECEIVE_TIMEOUT, or until the deadline.
+    Then subscribers can receive what is queued, for the time that the loop has left and MIN_LINGER.
+    In all, with 0.1 seconds for the log, a shutdown takes less than 3 seconds.
+    """
 
     def __init__(self) -> None:
         self.deadline = math.inf  # until a signal comes
@@ -318,7 +326,8 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the deadline at the first signal.
 
-        Block later ones in this thread, because each would interrupt a send, or the linger.
+        Block later ones in this thread: each would make a send begin its wait anew, and would end
+        the linger.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -381,7 +390,7 @@ def load_key(name: str) -> bytes:
 
 
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. With a secret key, they encrypt (CURVE, ZeroMQ's RFC 26).
+    """Return PULL and PUB. If a secret key is given, they encrypt (CURVE, ZeroMQ's RFC 26).
 
     The server admits any client that has its public key. So keep that key private, although it
     is called public.
@@ -401,12 +410,13 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
-    # Never set a high-water mark after bind: this can crash libzmq 4.3.5.
+    # Set the high-water marks here, before bind: setting one later can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
-    # PUB receives, too: subscriptions. Before each send, libzmq processes those that are queued. A
-    # flood of them would delay the chat, so queue one per client. The rest wait in the network.
+    # PUB also receives: clients send it their subscriptions. Before each send, libzmq processes
+    # those that are queued. A flood of them would delay the chat, so queue one per client. The rest
+    # wait in the network.
     pub.set(zmq.RCVHWM, 1)
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription (PUB receives no more)
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription (PUB receives nothing else)
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # Despite its name, it works for PUB: see Publisher.
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
@@ -485,8 +495,6 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    # Let subscribers receive what is queued: for MIN_LINGER plus the time that the loop did not
-    # use.
     linger = shutdown.time_left() + MIN_LINGER
     context.destroy(linger=int(1_000 * linger))
     log.close()
