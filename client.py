@@ -466,10 +466,14 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# Characters that may control a terminal: control characters (but not TAB), line separators,
-# direction overrides, and lone surrogates. Joiners, which emoji and Persian need, and no-break
-# spaces are text.
-UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# Characters to escape. TAB is safe. So are joiners, which emoji and Persian need, and no-break
+# spaces.
+UNSAFE = (
+    r"\x00-\x08\x0a-\x1f\x7f-\x9f"  # control characters: they could control a terminal
+    r"\u2028\u2029"  # line separators: they could break a line
+    r"\u202a-\u202e\u2066-\u2069"  # embeddings, overrides, isolates: they could mislead a reader
+    r"\ud800-\udfff"  # lone surrogates: UTF-8 cannot encode them
+)
 UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 
 # The usual form of a line, as json.dumps or JSON.stringify writes it if there is nothing to escape:

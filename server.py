@@ -8,8 +8,9 @@
 Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
 In:  a line is one frame (what one send sends), a JSON object in UTF-8: {"user": USER, "message":
-TEXT}. Both values are strings or numbers. (On the slides, one types this JSON into the client.)
-Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
+TEXT}. Both values are strings or numbers. (On the slides, the user types this JSON. A line may
+contain line ends.) Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m
+(cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
@@ -19,7 +20,8 @@ The function serve is the talk's loop. The rest of the code mainly provides thes
   queues fill, and then the senders wait, too. A subscriber that takes too long has stalled: it is
   skipped and misses messages. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
-- The server is fast: it forwards some 500,000 simple lines a second (see parse_simple).
+- The server is fast: it forwards about 500,000 lines a second, if they have the usual form (see
+  parse_simple).
 - A shutdown takes less than 3 seconds. Lines that the loop has not received when it ends, and
   messages that are not delivered when the process exits, are lost.
 - With --key, all connections are encrypted.
@@ -74,15 +76,16 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within RECEIVE_TIMEOUT, or at once, if the deadline of a
-    shutdown is nearer than that.
+    Return an empty list if no line comes within RECEIVE_TIMEOUT. If less than that is left until
+    the deadline of a shutdown, return one at once.
 
-    Batches make the server several times faster; larger ones do not help. With one line at a time
-    (receive, send, receive, send), libzmq's thread would fall asleep after each send, and waking it
-    costs more than a send.
+    Batches make the server several times faster, but batches above MAX_BATCH gain nothing more.
+    With one line at a time (receive, send, receive, send), libzmq's thread would fall asleep after
+    each send, and waking it costs more than a send.
     """
     recv = pull.recv  # Looking it up for each line would make this loop a third slower.
     lines: list[bytes] = []
+    # The time left is infinite until a signal comes.
     if shutdown.time_left() > RECEIVE_TIMEOUT and pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
         with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
             while len(lines) < MAX_BATCH:
@@ -102,7 +105,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not simple (or the user is empty: then parse() finds the same)
+            if not user:  # not simple, or simple with an empty user: parse() handles both
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -128,14 +131,18 @@ def parse(line: bytes) -> tuple[str, str]:
         return sanitize(payload["user"]), sanitize(payload["message"])
     except (ValueError, RecursionError, KeyError, TypeError):
         # TypeError: it is not an object, or a value is neither a string nor a number.
-        raise ValueError('not a JSON object with "user" and "message", in UTF-8') from None
+        raise ValueError(
+            'not a JSON object in UTF-8 whose "user" and "message" are strings or numbers'
+        ) from None
 
 
-# These characters are unsafe:
-# - control characters (except TAB) and line separators: they could control a terminal;
-# - direction controls: they could mislead a reader;
-# - lone surrogates: UTF-8 cannot encode them.
-UNSAFE = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# Characters to escape. TAB is safe.
+UNSAFE = (
+    r"\x00-\x08\x0a-\x1f\x7f-\x9f"  # control characters: they could control a terminal
+    r"\u2028\u2029"  # line separators: they could break a line
+    r"\u202a-\u202e\u2066-\u2069"  # embeddings, overrides, isolates: they could mislead a reader
+    r"\ud800-\udfff"  # lone surrogates: UTF-8 cannot encode them
+)
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
 ESCAPES = {  # for str.translate
     code: chr(code).encode("unicode_escape").decode()
@@ -175,7 +182,7 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     pairs = LINE.findall(joined)
     # Since a line is a frame, it may contain "\n" (JSON allows this between tokens). Then there are
     # more pairs than lines, and parse() has to read the whole batch. (An empty batch gives one
-    # pair.)
+    # pair, too many: then the result is [].)
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
@@ -187,24 +194,24 @@ compiled_send = zmq.backend.Socket.send
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
 MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall, after which it is MAX_STALL_TIMEOUT again
+RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_TIMEOUT again
 
 
 class Publisher:
     """Publishes messages, at the pace of the slowest subscriber that has not stalled.
 
-    While the queue of a subscriber is full, the chat waits, until half of the queue, 1,000
-    messages, is read. ("Read" means that libzmq has moved messages to the network, which it can do
-    only as fast as the subscriber reads.) A subscriber has stalled if this takes longer than
-    stall_timeout. That is 2 seconds at first, in which a subscriber that reads 3,000 messages a
-    second keeps up. A stalled subscriber is skipped, and misses messages, until half of its queue
-    is read. How this works:
+    When the queue of a subscriber is full, the chat waits until half of it (PUB_HWM / 2 messages)
+    has been read. ("Read" means that libzmq has moved messages to the network, which it can do only
+    as fast as the subscriber reads.) If this takes longer than stall_timeout, the subscriber has
+    stalled: it is skipped, and misses messages, until half of its queue is read. The timeout is 2
+    seconds at first. Since data flows in bursts, a subscriber has to read some 3,000 messages a
+    second to be fast enough. How this works:
 
-    1. PUB has the option NODROP. (Without it, a message would be dropped for each subscriber whose
-       queue is full.) Send fails while a queue is full, and nobody gets the message. Once full, a
-       queue counts as full until half of it is read.
+    1. PUB has the option NODROP on: while the queue of any subscriber is full, send fails, and
+       nobody gets the message. (With it off, send would drop the message for the subscribers whose
+       queues are full.) Once full, a queue counts as full until half of it is read.
     2. While a queue is full, this class keeps trying.
-    3. After the timeout, or if a shutdown leaves no more time, this class sends this one message
+    3. After the timeout, or at the deadline of a shutdown, this class sends this one message
        with NODROP off, and turns NODROP on again. libzmq drops the message for each subscriber
        whose queue is full. This also makes libzmq set that subscriber aside: until half of its
        queue is read, libzmq sends it nothing and does not count its queue as full, even with
@@ -217,7 +224,7 @@ class Publisher:
     counts as stalled, too.
 
     TCP_MAXRT disconnects a subscriber that takes no data for 20 seconds. (On Linux, this includes
-    one that is alive, but does not read.)
+    one that is alive but does not read.)
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -300,15 +307,15 @@ class Log:
 # Start and shut down.
 
 SHUTDOWN_TIMEOUT = 2.2  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # seconds that are allowed, at least, to deliver what is queued after the loop
+MIN_LINGER = 0.5  # seconds, at least, to deliver what is still queued when the loop has ended
 
 
 class Shutdown:
     """Whether a signal has requested a shutdown, and how long the loop may go on after it.
 
     After a signal, the loop goes on until no line comes for RECEIVE_TIMEOUT, or until the deadline.
-    Then subscribers can receive what is queued, for the time that the loop has left and MIN_LINGER.
-    In all, with 0.1 seconds for the log, a shutdown takes less than 3 seconds.
+    Then libzmq may go on delivering what is queued until MIN_LINGER after the deadline, even if the
+    loop ended early. With 0.1 seconds for the log, a shutdown takes less than 3 seconds.
     """
 
     def __init__(self) -> None:
@@ -320,26 +327,26 @@ class Shutdown:
         return self.deadline < math.inf
 
     def time_left(self) -> float:
-        """Return the seconds until the deadline, but not less than 0."""
+        """Return the seconds until the deadline, at least 0. Infinite before a signal."""
         return max(0, self.deadline - time.monotonic())
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the deadline at the first signal.
 
-        Block later ones in this thread: each would make a send begin its wait anew, and would end
-        the linger.
+        Block all others in this thread, the main one. They would interrupt a send, which would then
+        start its wait again, or context.destroy, which would end the linger.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
         """
         if not self.requested:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
-            if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            if hasattr(signal, "pthread_sigmask"):  # Windows lacks it.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def handle_signals(shutdown: Shutdown) -> None:
-    """Let signals request a shutdown, except those that are ignored at startup.
+    """Let the usual signals request a shutdown, except those that were ignored at startup.
 
     In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
     the foreground, such as a client, and must not end the server.
@@ -353,7 +360,7 @@ def handle_signals(shutdown: Shutdown) -> None:
 def raise_file_limit() -> None:
     """Raise the limit on open files to the hard limit. Each connection takes a file descriptor.
 
-    When none is left, libzmq keeps trying to accept connections, in a busy loop.
+    When none is left, libzmq keeps trying to accept connections in a busy loop.
     """
     with contextlib.suppress(ImportError, OSError, ValueError):  # On Windows or if refused, go on.
         import resource
@@ -390,7 +397,7 @@ def load_key(name: str) -> bytes:
 
 
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. If a secret key is given, they encrypt (CURVE, ZeroMQ's RFC 26).
+    """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26).
 
     The server admits any client that has its public key. So keep that key private, although it
     is called public.
@@ -502,6 +509,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: its cleanup could hang, on a stderr that nobody reads, or on open sockets after
-    # a failed start. Also, a signal during the cleanup could change the exit status.
+    # Not sys.exit: its cleanup could hang on a stderr that nobody reads, or on open sockets after a
+    # failed start. Also, a signal during the cleanup could change the exit status.
     os._exit(main())

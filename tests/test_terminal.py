@@ -255,7 +255,7 @@ def test_leaving_where_no_shell_is(open_terminal: Open, bare_server: BareServer)
     assert ken.settings() == ken.first_settings
 
 
-# README, Terminal: Ctrl-Z suspends it, and `fg` resumes with the line intact
+# README, Terminal: Ctrl-Z suspends it, and `fg` resumes it with the line intact
 def assert_prompt(shell: Terminal) -> None:
     """Assert that a shell has its terminal back as it was, and nothing typed into it."""
     shell.wait_cursor("$", 2)

@@ -38,7 +38,7 @@ PUBLISHED = {  # the line, and whose message it becomes
     "the most escapes": (COMPACT % (rb"\n" * 8_179), "k", r"\n" * 8_179),
 }
 
-NOT_JSON = 'not a JSON object with "user" and "message", in UTF-8'
+NOT_JSON = 'not a JSON object in UTF-8 whose "user" and "message" are strings or numbers'
 TOO_LONG = "too long once escaped"
 DROPPED = {
     "empty": b"",
@@ -99,7 +99,7 @@ def test_a_line_is_published_or_dropped_whatever_comes_with_it(lines: list[bytes
 
 # README, Differences from the original: This server publishes the same bytes as the original for
 # every line that is valid JSON in UTF-8 with a string or a whole number as its `user` and a string
-# as its `message`, unless it has to escape something
+# as its `message`, unless the server has to escape something
 @given(TEXT | st.integers(), TEXT)
 def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -> None:
     payload = {"user": user, "message": message}
