@@ -25,9 +25,10 @@ What the slides do not say about ZeroMQ:
   messages.
 
 So the client waits for echoes. The sender of a line receives its message, too: the echo of the
-line. It acknowledges this line and all lines before it. Lines that are not acknowledged are pushed
-again over the next connection. The client cannot know whether a line was lost, or only its echo. So
-a line may appear more than once. What the client does if no echo comes is in handle_silence.
+line. It acknowledges this line and all lines before it, since the server publishes them in order.
+Lines that are not acknowledged are pushed again over the next connection. The client cannot know
+whether a line was lost, or only its echo. So a line may appear more than once. What the client does
+if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same. But the client ends if 1,000 lines of a pipe get no echo: see
@@ -85,7 +86,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Outbox.probe)
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds until the client ends, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # the same for the end, if there never was a connection
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -95,7 +96,7 @@ MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and no line waits for its echo, or when handle_silence says so.
+    End when the input has ended and no line waits, or when handle_silence says so.
     Raises OSError if stdout fails.
     """
     while outbox.waiting or not stdin.ended:
@@ -115,7 +116,8 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # else, the echo of the next line acknowledges these: no need to probe
+            # (While input is read, do not probe: the echo of the next line does the same.)
+            if not reading:
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -123,7 +125,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
         if not screen.print_messages(messages):
-            stdin.ended = True  # The reader of stdout has left, as `| head -1` does.
+            stdin.ended = True  # The reader of stdout has left, as `| head -1` does: drop the rest.
 
         # act if no echo comes
         if handle_silence(outbox, connection, screen, reading):
@@ -183,7 +185,7 @@ class Splitter:
         self.bom = codecs.BOM_UTF8  # what PowerShell puts before the first line; empty after that
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Return the lines that data completes, and whether stdin has ended: no data means so."""
+        """Return the lines that data completes, and whether stdin has ended. No data means that."""
         new = data or b"\n"  # The end of stdin ends the last line, too.
         *lines, partial = (self.partial + new).split(b"\n")
         self.partial = partial[:MAX_KEPT]  # A longer line is not sent anyway: see Outbox.add.
@@ -213,8 +215,8 @@ class Connection:
         self.ready_at = now  # when the subscription is in effect: see update
         self.last_up = now  # when it was up last
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
-        # What the last notice said: up or not. None: there was no notice yet. A pipe begins as if a
-        # notice had said so, because its first connection is not worth one.
+        # What the last notice said: True (connected), False (not), or None (no notice yet). True at
+        # first for a pipe, so that its first connection is not announced.
         self.announced_up = None if interactive else True
 
     def update(self) -> bool:
@@ -282,9 +284,9 @@ class Outbox:
     is pushed and forgotten.)
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
-    order. A connection that breaks may lose lines. If only new lines were pushed over the next one,
-    their echoes would acknowledge the lost ones as well. So all lines in flight are pushed again,
-    in order. (This is go-back-N with cumulative acknowledgements.)
+    order. A connection that breaks may lose lines. If only new lines were pushed over the next
+    connection, their echoes would acknowledge the lost lines as well. So all lines in flight are
+    pushed again, in order. (This is go-back-N with cumulative acknowledgements.)
 
     An echo is recognized by its text, so a message of the same text is mistaken for it.
     """
@@ -302,8 +304,8 @@ class Outbox:
         self.resent: set[int] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds, that run while lines wait: see handle_silence.
-        self.since_echo = 0.0  # since the latest: an echo, lines began to wait, or were given up
-        self.probe_in = ECHO_TIMEOUT  # until a probe; set again by an echo or a push
+        self.since_echo = 0.0  # since the last echo, or since lines began to wait or were given up
+        self.probe_in = ECHO_TIMEOUT  # counts down to a probe; an echo or a push restarts it
 
         self.last_turn = time.monotonic()  # when pass_time was called last
         self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
@@ -350,14 +352,15 @@ class Outbox:
                     self.undelivered += 1
                 else:
                     self.in_flight.append((frame, echo_hash))
-                self.unsent.popleft()  # last: a signal may report the lines now, and must miss none
+                self.unsent.popleft()  # only now: the report at a signal must miss no line
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
         if not self.waiting:
             self.resent.clear()  # No clock runs, so second echoes no longer matter.
             return
-        # A copy of the hashes, to search. What is deleted from its front goes from in_flight below.
+        # The hashes still expected. Echoes remove from its front. in_flight is then cut to its
+        # length.
         expected = [echo_hash for _, echo_hash in self.in_flight]
         for plain, _ in messages:
             echo_hash = hash(plain)
@@ -405,7 +408,7 @@ class Outbox:
     def pass_time(self, running: bool) -> None:
         """Add the time since the last call to the clocks, if running. Call this in each turn."""
         now = time.monotonic()
-        # In a longer turn, this process was suspended, or stdout was blocked: do not count that.
+        # In a longer turn, this process was suspended, or stdout was blocked: count little of it.
         seconds = min(now - self.last_turn, 2 * TICK)
         self.last_turn = now
         if not self.waiting:
@@ -432,7 +435,7 @@ def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, readi
     """Act if no echo comes. Return True if the chat should end.
 
     After 5 seconds without an echo, lines are overdue until an echo comes. Print a notice, if
-    interactive. Then:
+    interactive. If the silence goes on:
 
     without an echo for   while the loop reads input    while it does not
     8 seconds                                           end, if there never was a connection
@@ -500,7 +503,7 @@ def echo_of(frame: bytes) -> str:
         echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except (ValueError, RecursionError, KeyError, TypeError):  # TypeError: no object, or no text
+    except (ValueError, RecursionError, KeyError, TypeError):
         hint = "to just type text, use --user NAME"
         if text.startswith("{") and not text.endswith("}"):
             hint = "write the whole object on one line"
@@ -522,7 +525,7 @@ COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
 
 def receive(sub: Sock) -> list[Message]:
-    """Return the messages that SUB holds (slide 8), at most SUB_HWM, so that the loop goes on."""
+    """Return the messages that SUB holds (slide 8), at most SUB_HWM, so that a flood ends here."""
     messages: list[Message] = []
     with contextlib.suppress(zmq.Again):  # SUB holds no more.
         while len(messages) < SUB_HWM:
@@ -580,7 +583,7 @@ class Screen:
             self.print_notice(problem)
 
     def print_notice(self, text: str) -> None:
-        """Print a notice, if there is one. A notice is what is not part of the chat."""
+        """Print a notice, if there is one: a text of this client, not of the chat."""
         if text:
             with contextlib.suppress(OSError):
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
@@ -645,7 +648,7 @@ SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (or only its start)
+    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (or, if broken, its start)
     | \x1b+ O[0-9;]*.                 # Up, in application mode: ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL: the answer to a query
     | \x1b+ .                         # Alt-B: ESC b
@@ -698,10 +701,10 @@ class Editor:
         self.partial_key = ""  # a key whose end is still to come
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Process the keys in data. Return the lines sent, and whether stdin has ended.
+        """Process the keys in data. Return the completed lines, and whether stdin has ended.
 
-        It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is not
-        sent.
+        It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is
+        dropped then.
         """
         keys = KEY_PATTERN.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
@@ -807,7 +810,7 @@ def characters(text: str) -> list[str]:
 
 
 def visible(line: list[str]) -> str:
-    """Return a line as it is shown: TABs as spaces, other control characters as U+FFFD."""
+    """Return a line as it is shown: TABs as spaces, unsafe characters as U+FFFD."""
     text = "".join(line).replace("\t", " ")
     return UNSAFE_PART.sub(lambda part: "\ufffd" * len(part[0]), text)
 
@@ -836,8 +839,7 @@ class EditorScreen(Screen):
     """A screen with a row below the messages, which shows the line being typed.
 
     The cursor is always in this row. The row is never wrapped, and nothing is below it. So CLEAR
-    erases just the row.
-    What is written next takes its place, and the row is written again below it.
+    erases just the row. What is written next takes its place, and the row is written again below.
     """
 
     def __init__(self, color: bool) -> None:
@@ -943,10 +945,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # All signals have their default action here: SIGTSTP, because that suspends. The
-            # others, because after bg, instead of fg, the kernel stops the process again inside
-            # tcsetattr, in set_up (SIGTTOU), until fg. Python runs no handlers there: kill would do
-            # nothing.
+            # SIGTSTP needs its default action, which suspends. So do all others: if bg continues
+            # the process, the kernel stops it again, inside the tcsetattr of set_up (SIGTTOU),
+            # until fg. A handler in Python could not run there, and kill would have no effect.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -1057,7 +1058,7 @@ def prepare_streams() -> None:
 
 
 def open_stream(file: int) -> TextIO:
-    """Open stdout or stderr for UTF-8. On Windows, open writes Unicode to consoles, and CRLF."""
+    """Open stdout or stderr for UTF-8 (on Windows, with CRLF, and Unicode for consoles)."""
     return open(file, "w", encoding="utf-8", errors="replace", closefd=False)
 
 
