@@ -8,9 +8,8 @@
 Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
 In:  a line is one frame (what one send sends), a JSON object in UTF-8: {"user": USER, "message":
-TEXT}. Both values are strings or numbers. (On the slides, the user types this JSON. A line may
-contain line ends.) Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m
-(cyan) and ESC[0m.
+     TEXT}. Both values are strings or numbers. (On the slides, the user types this JSON.)
+Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
 background thread of libzmq moves them between these queues and the network.
