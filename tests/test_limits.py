@@ -149,8 +149,8 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
 
 
 # README, Limits: A [key](#keys) or [ssh](#ssh) keeps strangers out
-# README, Limits: Floods of invalid data, subscriptions or control characters delay a message by 0.3
-# seconds at worst.
+# README, Limits: Floods of invalid data, subscriptions or control characters delay a message by
+# half a second at worst.
 @pytest.mark.parametrize("text", ["\x7f" * 16_000, "aa\x7f" * 2_700], ids=["too long", "valid"])
 def test_a_flood_of_control_characters_hardly_delays_the_chat(
     server: Script, join: Join, text: str
