@@ -94,6 +94,7 @@ PROBLEMS = {  # the user, the line, and the notice
     "an array": (None, b"[1]", f"{TO_TYPE}[1]"),
     "deeply nested": (None, b"[" * 10_000, TO_TYPE + "[" * 80),
     "half an object": (None, b'{"user": "k",', ONE_LINE + '{"user": "k",'),
+    "an object without a text": (None, b'{"user": "k"}', TO_TYPE + '{"user": "k"}'),
     "not UTF-8": (None, b"caf\xe9", f"{WILL_BE_DROPPED}not UTF-8: caf\ufffd"),
     "too long once escaped": (None, DELETES, ESCAPED + DELETES[:80].decode()),
     "too long": (None, b"x" * 16_385, TOO_LONG.format("16,385 bytes")),
