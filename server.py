@@ -143,10 +143,9 @@ UNSAFE = (
     r"\ud800-\udfff"  # lone surrogates: UTF-8 cannot encode them
 )
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
-ESCAPES = {  # for str.translate
-    code: chr(code).encode("unicode_escape").decode()
-    for code in range(0x10000)  # No character above U+FFFF is unsafe.
-    if UNSAFE_CHAR.match(chr(code))
+ESCAPES = {  # for str.translate; no character above U+FFFF is unsafe
+    ord(char): char.encode("unicode_escape").decode()
+    for char in UNSAFE_CHAR.findall("".join(map(chr, range(0x10000))))
 }
 
 
@@ -467,12 +466,7 @@ def parse_options() -> argparse.Namespace:
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
     )
     add = parser.add_argument
-    add(
-        "--bind",
-        metavar="ADDRESS",
-        default="*",
-        help="an address or interface (%(default)s: all)",
-    )
+    add("--bind", metavar="ADDRESS", default="*", help="an address or interface (%(default)s: all)")
     add("--pull-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
     add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),

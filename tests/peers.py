@@ -67,6 +67,11 @@ class Peer:
             pass
         return time.monotonic() - began
 
+    def receive_only_round_trips(self) -> None:
+        """Subscribe to the echoes of round_trip only, so that a flood is not received."""
+        self.sub.set(zmq.SUBSCRIBE, b"k> \x1b[36mround trip")
+        self.sub.set(zmq.UNSUBSCRIBE, b"")
+
     def chat(self, text: str) -> None:
         """Push a line; the next message must be its echo, so nobody else's was published."""
         self.push.send(line_of("k", text))
