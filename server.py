@@ -65,7 +65,7 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     publisher = Publisher(pub, shutdown, log)
     # While no line comes, receive returns []. Publishing [] lets libzmq free the queues of departed
     # subscribers: see publish.
-    while (lines := receive(pull, shutdown)) or not shutdown.requested:
+    while (lines := receive(pull, shutdown)) or not shutdown.due:
         publisher.publish(chat_messages(lines, log))
 
 
@@ -309,7 +309,7 @@ MIN_LINGER = 0.5  # seconds, at least, to deliver what is still queued when the 
 
 
 class Shutdown:
-    """Whether a signal has requested a shutdown, and how long the loop may go on after it.
+    """Whether a signal has made a shutdown due, and how long the loop may go on after it.
 
     After a signal, the loop goes on until no line comes for RECEIVE_TIMEOUT, or until the deadline.
     Then libzmq may go on delivering what is queued until MIN_LINGER after the deadline, even if the
@@ -320,9 +320,13 @@ class Shutdown:
         self.deadline = math.inf  # until a signal comes
 
     @property
-    def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self.deadline < math.inf
+    def due(self) -> bool:
+        """Whether a signal came at least RECEIVE_TIMEOUT ago.
+
+        Before that, the loop must not end, even if receive returns no lines. A signal can cut its
+        wait short: pyzmq then counts the time that has passed in whole seconds.
+        """
+        return self.time_left() <= SHUTDOWN_TIMEOUT - RECEIVE_TIMEOUT
 
     def time_left(self) -> float:
         """Return the seconds until the deadline, at least 0. Infinite before a signal."""
@@ -337,7 +341,7 @@ class Shutdown:
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
         """
-        if not self.requested:
+        if self.deadline == math.inf:
             self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
             if hasattr(signal, "pthread_sigmask"):  # Windows lacks it.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import zmq
 import zmtp
-from peers import Join, line_of, message_of
+from peers import Context, Join, line_of, message_of
 from processes import LINUX, POSIX, TIMEOUT, Script, Start, StartServer, after, wait_for
 
 pytestmark = POSIX
@@ -49,6 +50,21 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, names:
     assert server.wait() == 0
     assert time.monotonic() - began < 1  # as no more lines come
     assert server.stderr.count("\n") == 1
+
+
+def test_a_line_may_come_after_a_wait_that_the_signal_cut_short(
+    server: Script, join: Join, context: Context
+) -> None:
+    peer, newcomer = join(server.ports), context.socket(zmq.PUSH)
+    second = int(time.monotonic())
+    server.process.send_signal(signal.SIGSTOP)
+    # pyzmq counts in whole seconds how long a wait has taken before the signal.
+    wait_for(lambda: int(time.monotonic()) > second, lambda: "the clock stands still")
+    newcomer.connect(f"tcp://127.0.0.1:{server.ports[0]}")  # The server has yet to shake hands.
+    newcomer.send(line_of("k", "hi"))
+    for signum in (signal.SIGTERM, signal.SIGCONT):
+        server.process.send_signal(signum)
+    assert peer.receive() == message_of("k", "hi")
 
 
 @pytest.mark.parametrize("stalled", [0, *(pytest.param(count, marks=slow) for count in (1, 20))])
