@@ -21,8 +21,8 @@ The function serve is the talk's loop. The rest of the code mainly provides thes
 - Characters that control a terminal, or override the direction of text, are escaped.
 - The server is fast: it forwards about 500,000 lines a second, if they have the usual form (see
   parse_simple).
-- A shutdown takes less than 3 seconds. Lines that the loop has not received when it ends, and
-  messages that are not delivered when the process exits, are lost.
+- After a signal, the loop goes on for a second, and what is queued is still delivered. A shutdown
+  takes less than 3 seconds.
 - With --key, all connections are encrypted.
 
 The first half of the file, up to and including the class Publisher, is the chat. The second half is
@@ -57,26 +57,19 @@ CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
-    """Wait for input and forward it to all subscribers (slide 3).
-
-    After a signal, go on until no line comes within RECEIVE_TIMEOUT, but for at most
-    SHUTDOWN_TIMEOUT: see Shutdown.
-    """
+    """Wait for input and forward it to all subscribers (slide 3), until a shutdown is due."""
     publisher = Publisher(pub, shutdown, log)
-    # While no line comes, receive returns []. Publishing [] lets libzmq free the queues of departed
-    # subscribers: see publish.
-    while (lines := receive(pull, shutdown)) or not shutdown.due:
-        publisher.publish(chat_messages(lines, log))
+    while time.monotonic() < shutdown.due_at:
+        publisher.publish(chat_messages(receive(pull), log))
 
 
 # Receive.
 
 
-def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
+def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within RECEIVE_TIMEOUT. If less than that is left until
-    the deadline of a shutdown, return one at once.
+    Return an empty list if no line comes within RECEIVE_TIMEOUT.
 
     Batches make the server several times faster, but batches above MAX_BATCH gain nothing more.
     With one line at a time (receive, send, receive, send), libzmq's thread would fall asleep after
@@ -84,8 +77,7 @@ def receive(pull: Sock, shutdown: Shutdown) -> list[bytes]:
     """
     recv = pull.recv  # Looking it up for each line would make this loop a third slower.
     lines: list[bytes] = []
-    # The time left is infinite until a signal comes.
-    if shutdown.time_left() > RECEIVE_TIMEOUT and pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
+    if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
         with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
             while len(lines) < MAX_BATCH:
                 lines.append(recv(zmq.NOBLOCK))
@@ -209,11 +201,11 @@ class Publisher:
        nobody gets the message. (With it off, send would drop the message for the subscribers whose
        queues are full.) Once full, a queue counts as full until half of it is read.
     2. While a queue is full, this class keeps trying.
-    3. After the timeout, or at the deadline of a shutdown, this class sends this one message
-       with NODROP off, and turns NODROP on again. libzmq drops the message for each subscriber
-       whose queue is full. This also makes libzmq set that subscriber aside: until half of its
-       queue is read, libzmq sends it nothing and does not count its queue as full, even with
-       NODROP on. All others get every message.
+    3. After the timeout (a shutdown may cut it short), this class sends this one message with
+       NODROP off, and turns NODROP on again. libzmq drops the message for each subscriber whose
+       queue is full. This also makes libzmq set that subscriber aside: until half of its queue is
+       read, libzmq sends it nothing and does not count its queue as full, even with NODROP on. All
+       others get every message.
 
     All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT. After
     RECOVERY_TIME without a stall, it is MAX_STALL_TIMEOUT again. So in a series of stalls, the
@@ -246,7 +238,7 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < started + self.stall_timeout and self.shutdown.time_left() > 0:
+        while time.monotonic() < min(started + self.stall_timeout, self.shutdown.due_at + GRACE):
             with contextlib.suppress(zmq.Again):  # A queue is still full: check the time.
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
@@ -304,36 +296,19 @@ class Log:
 
 # Start and shut down.
 
-SHUTDOWN_TIMEOUT = 2.2  # seconds that the loop may go on after a signal
-MIN_LINGER = 0.5  # seconds, at least, to deliver what is still queued when the loop has ended
+SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
+GRACE = 0.3  # seconds after that, at most, in which the last batch waits for slow subscribers
+LINGER = 1.2  # seconds after that, at most, to deliver what is still queued
 
 
 class Shutdown:
-    """Whether a signal has made a shutdown due, and how long the loop may go on after it.
-
-    After a signal, the loop goes on until no line comes for RECEIVE_TIMEOUT, or until the deadline.
-    Then libzmq may go on delivering what is queued until MIN_LINGER after the deadline, even if the
-    loop ended early. With 0.1 seconds for the log, a shutdown takes less than 3 seconds.
-    """
+    """The time at which the loop ends: SHUTDOWN_DELAY after the first signal."""
 
     def __init__(self) -> None:
-        self.deadline = math.inf  # until a signal comes
-
-    @property
-    def due(self) -> bool:
-        """Whether a signal came at least RECEIVE_TIMEOUT ago.
-
-        Before that, the loop must not end, even if receive returns no lines. A signal can cut its
-        wait short: pyzmq then counts the time that has passed in whole seconds.
-        """
-        return self.time_left() <= SHUTDOWN_TIMEOUT - RECEIVE_TIMEOUT
-
-    def time_left(self) -> float:
-        """Return the seconds until the deadline, at least 0. Infinite before a signal."""
-        return max(0, self.deadline - time.monotonic())
+        self.due_at = math.inf  # until a signal comes
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the deadline at the first signal.
+        """Set the time, at the first signal.
 
         Block all others in this thread, the main one. They would interrupt a send, which would then
         start its wait again, or context.destroy, which would end the linger.
@@ -341,8 +316,8 @@ class Shutdown:
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
         """
-        if self.deadline == math.inf:
-            self.deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+        if self.due_at == math.inf:
+            self.due_at = time.monotonic() + SHUTDOWN_DELAY
             if hasattr(signal, "pthread_sigmask"):  # Windows lacks it.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
@@ -499,8 +474,7 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    linger = shutdown.time_left() + MIN_LINGER
-    context.destroy(linger=int(1_000 * linger))
+    context.destroy(linger=int(1_000 * LINGER))
     log.close()
     return 0
 

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import zmq
 import zmtp
-from peers import Context, Join, line_of, message_of
+from peers import Join, line_of, message_of
 from processes import LINUX, POSIX, TIMEOUT, Script, Start, StartServer, after, wait_for
 
 pytestmark = POSIX
@@ -29,7 +28,8 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
     assert time.monotonic() - began < seconds
 
 
-# README, More differences: it publishes what it has received, and exits within three seconds
+# README, More differences: it goes on for one second, delivers what is queued, and exits within
+# three seconds
 @pytest.mark.parametrize("names", ["SIGINT", "SIGTERM", "SIGHUP", "SIGTERM SIGHUP SIGINT"])
 def test_lines_that_had_arrived_are_published(server: Script, join: Join, names: str) -> None:
     def has_ended_after_more_signals() -> bool:
@@ -45,26 +45,10 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, names:
         server.process.send_signal(getattr(signal, name))
     for number in range(900):
         assert peer.receive() == message_of("k", str(number))
-    began = time.monotonic()
+    peer.chat("The chat goes on.")
     wait_for(has_ended_after_more_signals, lambda: "it still runs")
     assert server.wait() == 0
-    assert time.monotonic() - began < 1  # as no more lines come
     assert server.stderr.count("\n") == 1
-
-
-def test_a_line_may_come_after_a_wait_that_the_signal_cut_short(
-    server: Script, join: Join, context: Context
-) -> None:
-    peer, newcomer = join(server.ports), context.socket(zmq.PUSH)
-    second = int(time.monotonic())
-    server.process.send_signal(signal.SIGSTOP)
-    # pyzmq counts in whole seconds how long a wait has taken before the signal.
-    wait_for(lambda: int(time.monotonic()) > second, lambda: "the clock stands still")
-    newcomer.connect(f"tcp://127.0.0.1:{server.ports[0]}")  # The server has yet to shake hands.
-    newcomer.send(line_of("k", "hi"))
-    for signum in (signal.SIGTERM, signal.SIGCONT):
-        server.process.send_signal(signum)
-    assert peer.receive() == message_of("k", "hi")
 
 
 @pytest.mark.parametrize("stalled", [0, *(pytest.param(count, marks=slow) for count in (1, 20))])
@@ -90,9 +74,9 @@ def test_a_subscriber_may_stall_while_the_server_is_ending(server: Script) -> No
                 push.sendall(lines)
 
 
-# README, Output and exit status: After Ctrl-C or SIGTERM, the server publishes the lines that it
-# has received, for up to two seconds. Subscribers can receive what is queued for them until two and
-# a half seconds after the signal.
+# README, Output and exit status: After Ctrl-C or SIGTERM, the server goes on for one second, so that
+# lines that have arrived are published. Then subscribers have at least one more second to receive
+# what is queued for them.
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:
     lines, messages = zmtp.numbered(900, "x" * 1_000)
     with zmtp.connect(server.ports[0], b"PUSH") as push, zmtp.subscribers(server.ports[1]) as [sub]:
