@@ -11,22 +11,16 @@ In:  a line is one frame (what one send sends), a JSON object in UTF-8: {"user":
      TEXT}. Both values are strings or numbers. (On the slides, the user types this JSON.)
 Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
 
-ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM). A
-background thread of libzmq moves them between these queues and the network.
+ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
+Its own thread moves them between these queues and the network.
 
-The function serve is the talk's loop. The rest of the code mainly provides these properties:
-- The chat waits for a slow subscriber, which therefore normally misses nothing. Meanwhile, PULL's
-  queues fill, and then the senders wait, too. A subscriber that takes too long has stalled: it is
-  skipped and misses messages. See Publisher.
+The function serve is the talk's loop. What the rest adds to it:
+- The chat waits for a slow subscriber, which therefore misses nothing. But a subscriber that takes
+  too long has stalled: it misses messages, and the chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
-- The server is fast: it forwards about 500,000 lines a second, if they have the usual form (see
-  parse_simple).
-- After a signal, the loop goes on for a second, and what is queued is still delivered. A shutdown
-  takes less than 3 seconds.
+- Lines are received and parsed in batches. This makes the server several times faster.
+- After a signal, the loop goes on for a second, and what is queued is still delivered.
 - With --key, all connections are encrypted.
-
-The first half of the file, up to and including the class Publisher, is the chat. The second half is
-the log, startup and shutdown.
 """
 
 from __future__ import annotations
@@ -188,33 +182,23 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 
 
 class Publisher:
-    """Publishes messages, at the pace of the slowest subscriber that has not stalled.
+    """Publishes messages, and waits for slow subscribers.
 
-    When the queue of a subscriber is full, the chat waits until half of it (PUB_HWM / 2 messages)
-    has been read. ("Read" means that libzmq has moved messages to the network, which it can do only
-    as fast as the subscriber reads.) If this takes longer than stall_timeout, the subscriber has
-    stalled: it is skipped, and misses messages, until half of its queue is read. The timeout is 2
-    seconds at first. Since data flows in bursts, a subscriber has to read some 3,000 messages a
-    second to be fast enough. How this works:
+    When the queue of a subscriber is full, the chat waits until half of it has been read. If this
+    takes longer than stall_timeout, the subscriber has stalled: it misses messages until half of
+    its queue has been read. All others get every message. This is how it works:
 
-    1. PUB has the option NODROP on: while the queue of any subscriber is full, send fails, and
-       nobody gets the message. (With it off, send would drop the message for the subscribers whose
-       queues are full.) Once full, a queue counts as full until half of it is read.
-    2. While a queue is full, this class keeps trying.
-    3. After the timeout (a shutdown may cut it short), this class sends this one message with
-       NODROP off, and turns NODROP on again. libzmq drops the message for each subscriber whose
-       queue is full. This also makes libzmq set that subscriber aside: until half of its queue is
-       read, libzmq sends it nothing and does not count its queue as full, even with NODROP on. All
-       others get every message.
+    1. PUB has the option NODROP on: while any queue is full, send fails, and nobody gets the
+       message. To libzmq, a queue that was full remains full until half of it has been read.
+    2. Then this class tries again until the timeout. (A shutdown may cut the timeout short.)
+    3. After the timeout, it sends this one message with NODROP off. libzmq drops the message for
+       each subscriber whose queue is full, and leaves that subscriber out until half of its queue
+       has been read: even with NODROP on again, it is sent nothing, and send does not fail.
 
-    All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT. After
-    RECOVERY_TIME without a stall, it is MAX_STALL_TIMEOUT again. So in a series of stalls, the
-    first ones delay the chat by 2 + 1 + 0.5 + ..., about 4 seconds in all, and each later one by
-    MIN_STALL_TIMEOUT. The drawback: while the timeout is short, a subscriber that is merely slow
-    counts as stalled, too.
-
-    TCP_MAXRT disconnects a subscriber that takes no data for 20 seconds. (On Linux, this includes
-    one that is alive but does not read.)
+    All subscribers share one timeout. Each stall halves it, so that many stalled subscribers delay
+    the chat by only 2 + 1 + 0.5 + ... seconds. (At MIN_STALL_TIMEOUT, halving ends. While the
+    timeout is short, merely slow subscribers count as stalled, too.) After RECOVERY_TIME without a
+    stall, the timeout is MAX_STALL_TIMEOUT again.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:

@@ -23,9 +23,8 @@ ONE_LINE = f"{NOT_JSON} (write the whole object on one line): "
 TOO_LONG = "line not sent: {}, but the server takes 16,384 at most"
 
 
-# README, Differences from the original: Without `--user`, each line that the client sends has the
-# same bytes as in the original, except that the client drops a byte order mark at the start of the
-# input.
+# README, More differences: Without `--user`, each line that the client sends has the same bytes as
+# in the original, except that the client drops a byte order mark at the start of the input.
 # README, Delivery in detail: Empty lines are not sent.
 # README, Delivery in detail: A byte order mark at the start of the input is dropped.
 

@@ -97,9 +97,9 @@ def test_a_line_is_published_or_dropped_whatever_comes_with_it(lines: list[bytes
     assert reports == [report for line in lines for report in messages_of(line)[1]]
 
 
-# README, Differences from the original: This server publishes the same bytes as the original for
-# every line that is valid JSON in UTF-8 with a string or a whole number as its `user` and a string
-# as its `message`, unless the server has to escape something
+# README, More differences: This server publishes the same bytes as the original for every line that
+# is valid JSON in UTF-8 with a string or a whole number as its `user` and a string as its
+# `message`, unless the server has to escape something
 @given(TEXT | st.integers(), TEXT)
 def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -> None:
     payload = {"user": user, "message": message}
