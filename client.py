@@ -5,9 +5,9 @@
 # ///
 """The chat client of the talk "Ømq & Services @ Chartboost" (slides 8 to 14), in Python.
 
-It PUSHes each line of stdin to the server and prints what SUB receives. Three words: a line comes
-from stdin. Its frame is what the client pushes. A message is what the server makes of a frame and
-publishes to everybody.
+It PUSHes each line of stdin to the server and prints what SUB receives. Here, a line is what comes
+from stdin, its frame is what the client pushes, and a message is what the server makes of a frame
+and publishes to everybody.
 
 Out: the frame is the line as it was typed, which should be JSON for our server. With --user, the
      client makes the JSON: {"user": NAME, "message": LINE}.
@@ -86,7 +86,7 @@ NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Outbox.probe)
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # the same for the end, if there never was a connection
+CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it was never connected
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -116,8 +116,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            # (While input is read, do not probe: the echo of the next line does the same.)
-            if not reading:
+            if not reading:  # While input is read, the echo of the next line does the same.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -222,9 +221,9 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake, and never in the call that reads it.
-        So even if one call reads a loss and the next handshake, it is down after that call, and a
-        later call returns True.
+        It comes up SLOW_JOINER_DELAY after the last handshake, so never in the call that reads this
+        handshake. This matters if one call reads both a loss and the handshake that follows: the
+        connection is down after this call, and a later call returns True.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -281,7 +280,7 @@ class Outbox:
 
     A line is unsent, then in flight, and in the end acknowledged, or given up. A new connection
     makes the lines in flight unsent again. (A line that our server will drop is never in flight: it
-    is pushed and forgotten.)
+    is pushed, and counted as undelivered.)
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. A connection that breaks may lose lines. If only new lines were pushed over the next
@@ -295,12 +294,13 @@ class Outbox:
         self.user = user
         # Lines are kept as their frames, with the hashes of their echoes. (The echoes themselves
         # would double the memory.)
-        self.in_flight: list[tuple[bytes, int]] = []
+        self.in_flight: list[bytes] = []
+        self.expected: list[int] = []  # the hashes, in the same order
         # The lines to push next. None instead of a hash: our server will drop the line.
         self.unsent: deque[tuple[bytes, int | None]] = deque()
-        # Echoes (their hashes) that may come twice, since their lines were pushed again. The second
-        # one acknowledges nothing, but it resets the clocks: over a slow link, only such echoes may
-        # come for longer than DELIVERY_TIMEOUT.
+        # The hashes of the echoes of lines that were pushed again. Each may come twice. The second
+        # one acknowledges nothing, but it resets the clocks, as any echo does: over a slow link,
+        # only second echoes may come for longer than DELIVERY_TIMEOUT.
         self.resent: set[int] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds, that run while lines wait: see handle_silence.
@@ -351,34 +351,32 @@ class Outbox:
                 if echo_hash is None:
                     self.undelivered += 1
                 else:
-                    self.in_flight.append((frame, echo_hash))
-                self.unsent.popleft()  # only now: the report at a signal must miss no line
+                    self.expected.append(echo_hash)
+                    self.in_flight.append(frame)
+                self.unsent.popleft()  # last, so that a signal before it does not miss the line
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge."""
         if not self.waiting:
             self.resent.clear()  # No clock runs, so second echoes no longer matter.
             return
-        # The hashes still expected. Echoes remove from its front. in_flight is then cut to its
-        # length.
-        expected = [echo_hash for _, echo_hash in self.in_flight]
         for plain, _ in messages:
             echo_hash = hash(plain)
-            if echo_hash in expected:
-                del expected[: expected.index(echo_hash) + 1]
+            if echo_hash in self.expected:
+                acknowledged = self.expected.index(echo_hash) + 1
+                del self.expected[:acknowledged], self.in_flight[:acknowledged]
             elif echo_hash in self.resent:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
             self.since_echo, self.probe_in, self.overdue = 0.0, ECHO_TIMEOUT, False
-        acknowledged = len(self.in_flight) - len(expected)
-        del self.in_flight[:acknowledged]
 
     def start_over(self) -> None:
         """Make the lines in flight unsent again, because the connection is new."""
-        self.resent.update(echo_hash for _, echo_hash in self.in_flight)
-        self.unsent.extendleft(reversed(self.in_flight))
-        self.in_flight.clear()
+        self.resent.update(self.expected)
+        lines = zip(reversed(self.in_flight), reversed(self.expected), strict=True)
+        self.unsent.extendleft(lines)
+        del self.in_flight[:], self.expected[:]
 
     def probe(self, push: Sock) -> None:
         """Push the newest line in flight again, once, after ECHO_TIMEOUT without an echo or a push.
@@ -392,7 +390,7 @@ class Outbox:
         """
         if self.in_flight and self.probe_in <= 0:
             with contextlib.suppress(zmq.Again):
-                push.send(self.in_flight[-1][0], zmq.NOBLOCK)
+                push.send(self.in_flight[-1], zmq.NOBLOCK)
                 self.probe_in = math.inf
 
     def give_up(self) -> None:
@@ -402,7 +400,7 @@ class Outbox:
         echo either.
         """
         self.undelivered += len(self.in_flight)
-        self.in_flight.clear()
+        del self.in_flight[:], self.expected[:]
         self.since_echo = 0.0
 
     def pass_time(self, running: bool) -> None:
@@ -419,7 +417,7 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        frame, _ = (self.in_flight or self.unsent)[0]
+        frame = self.in_flight[0] if self.in_flight else self.unsent[0][0]
         return f"no echo yet for {lines_in_words(self.waiting)}; the first: {excerpt(frame)}"
 
     def report(self) -> str:
@@ -441,9 +439,9 @@ def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, readi
     8 seconds                                           end, if there never was a connection
     30 seconds            give up the lines in flight   end
 
-    It does not read after the end of the input, or while the outbox is full. Time counts while
-    lines wait. While the loop reads input, it counts only if the connection is up. After giving up,
-    the loop goes on: the server may publish lines in another form.
+    The loop reads no input after its end, or while the outbox is full. Time counts while lines
+    wait, but while the loop reads input, only if the connection is up. After giving up, the loop
+    goes on, since the server may publish lines in another form.
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
@@ -514,7 +512,10 @@ def echo_of(frame: bytes) -> str:
 
 
 def sanitize(text: str) -> str:
-    r"""Return text with its unsafe characters escaped, such as `\x1b`."""
+    r"""Return text with its unsafe characters escaped, such as `\x1b`.
+
+    Raises TypeError if it is not a string. echo_of relies on it: JSON values may be of any type.
+    """
     return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
 
 
@@ -945,9 +946,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP needs its default action, which suspends. So do all others: if bg continues
-            # the process, the kernel stops it again, inside the tcsetattr of set_up (SIGTTOU),
-            # until fg. A handler in Python could not run there, and kill would have no effect.
+            # SIGTSTP suspends by its default action only. Other signals need theirs, too: if bg
+            # continues the process, the kernel stops it again in the tcsetattr of set_up (by
+            # SIGTTOU), until fg. A handler in Python could not run there, so kill would do nothing.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -999,8 +1000,8 @@ else:
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
                     # A special key comes in two calls: NUL or 0xE0, and a second character. But
-                    # 0xE0 is also the letter à. Find out by trying to put it back: this fails if a
-                    # second character is waiting.
+                    # 0xE0 is also the letter à. Try to put it back: this fails if a second
+                    # character is waiting.
                     try:
                         msvcrt.ungetwch(char)
                     except OSError:

@@ -47,7 +47,15 @@ PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
 RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
+# A shutdown takes less than 3 seconds:
+SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
+GRACE = 0.3  # more seconds, at most, in which the last batch waits for slow subscribers
+LINGER = 1.2  # more seconds, at most, to deliver what is still queued
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
+
+# The methods of pyzmq's compiled class, called as compiled_send(sock, ...). This is up to twice as
+# fast: pyzmq wraps sock.send in Python, and looking up sock.recv takes half as long as the call.
+compiled_recv, compiled_send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -69,12 +77,11 @@ def receive(pull: Sock) -> list[bytes]:
     With one line at a time (receive, send, receive, send), libzmq's thread would fall asleep after
     each send, and waking it costs more than a send.
     """
-    recv = pull.recv  # Looking it up for each line would make this loop a third slower.
     lines: list[bytes] = []
     if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
         with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
             while len(lines) < MAX_BATCH:
-                lines.append(recv(zmq.NOBLOCK))
+                lines.append(compiled_recv(pull, zmq.NOBLOCK))
     return lines
 
 
@@ -84,13 +91,13 @@ def receive(pull: Sock) -> list[bytes]:
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each line (slide 3): `user> text`, with the text in cyan.
 
-    parse_simple is a fast path for lines of the usual form. For all others, it gives an empty user,
-    and parse() handles them. Invalid lines are dropped and reported.
+    Lines of the usual form are parsed by parse_simple, which is fast. It gives an empty user for
+    all others, and these are parsed by parse. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not simple, or simple with an empty user: parse() handles both
+            if not user:  # not a simple line (or its user is empty, which parse handles, too)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -138,7 +145,7 @@ ESCAPES = {  # for str.translate; no character above U+FFFF is unsafe
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`.
 
-    Raises TypeError, in search(), if it is not a string. parse() relies on this.
+    Raises TypeError if it is not a string. parse relies on it: JSON values may be of any type.
     """
     # translate alone would do, but it takes ten times as long as search.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
@@ -147,8 +154,8 @@ def sanitize(text: str) -> str:
 # Parse most lines faster.
 
 # A simple line is what json.dumps or JSON.stringify writes for these two keys, in this order, if
-# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash and
-# nothing unsafe. (Nor a raw TAB, which is safe, but which JSON forbids.)
+# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash,
+# nothing unsafe, and no TAB (JSON forbids TABs in strings).
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
 # Applied to lines joined by "\n", LINE matches once per line. For a simple line, its two groups are
@@ -164,17 +171,13 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
-    # Since a line is a frame, it may contain "\n" (JSON allows this between tokens). Then there are
-    # more pairs than lines, and parse() has to read the whole batch. (An empty batch gives one
-    # pair, too many: then the result is [].)
+    # There is one pair per line, unless a line contains "\n", which JSON allows between tokens.
+    # Then there are more pairs, and no line counts as simple. (An empty batch gives one pair and,
+    # by the same rule, an empty result.)
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
 # Publish.
-
-# pyzmq wraps the compiled send (but not recv) in a Python method, which doubles the time of a call.
-# Where speed matters, call the compiled send directly.
-compiled_send = zmq.backend.Socket.send
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
 MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
@@ -192,8 +195,8 @@ class Publisher:
        message. To libzmq, a queue that was full remains full until half of it has been read.
     2. Then this class tries again until the timeout. (A shutdown may cut the timeout short.)
     3. After the timeout, it sends this one message with NODROP off. libzmq drops the message for
-       each subscriber whose queue is full, and leaves that subscriber out until half of its queue
-       has been read: even with NODROP on again, it is sent nothing, and send does not fail.
+       each subscriber whose queue is full, and ignores that subscriber until half of its queue has
+       been read: even with NODROP on again, its full queue does not make send fail.
 
     All subscribers share one timeout. Each stall halves it, so that many stalled subscribers delay
     the chat by only 2 + 1 + 0.5 + ... seconds. (At MIN_STALL_TIMEOUT, halving ends. While the
@@ -213,8 +216,8 @@ class Publisher:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # A queue is full, and nobody got the message.
                 self.wait_and_send(message)
-        if not messages:
-            # libzmq frees the queues of departed subscribers only during a call on PUB: make one.
+        if not messages:  # No line came within RECEIVE_TIMEOUT.
+            # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -226,7 +229,7 @@ class Publisher:
             with contextlib.suppress(zmq.Again):  # A queue is still full: check the time.
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
-        self.pub.set(zmq.XPUB_NODROP, 0)  # step 3 above
+        self.pub.set(zmq.XPUB_NODROP, 0)  # step 3, see the class
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
@@ -280,10 +283,6 @@ class Log:
 
 # Start and shut down.
 
-SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-GRACE = 0.3  # seconds after that, at most, in which the last batch waits for slow subscribers
-LINGER = 1.2  # seconds after that, at most, to deliver what is still queued
-
 
 class Shutdown:
     """The time at which the loop ends: SHUTDOWN_DELAY after the first signal."""
@@ -294,8 +293,8 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the time, at the first signal.
 
-        Block all others in this thread, the main one. They would interrupt a send, which would then
-        start its wait again, or context.destroy, which would end the linger.
+        Block all others in this thread, the main one. A signal that interrupts send makes it start
+        its wait again. A signal that interrupts context.destroy ends the linger.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -327,7 +326,7 @@ def raise_file_limit() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # macOS says that it has no limit, but refuses more than 10,240.
+        # If there is no limit (as on macOS), ask for 10,240: macOS refuses more.
         limit = max(soft, 10_240) if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
@@ -374,7 +373,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-        # Disconnect a peer that takes no data for 20 seconds: see Publisher.
+        # Disconnect a peer that takes no data for 20 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
