@@ -494,28 +494,30 @@ def echo_of(frame: bytes) -> str:
     """
     try:
         text = frame.decode("utf-8-sig")  # -sig: skip a byte order mark, as the server does
-        if simple := SIMPLE_LINE.fullmatch(text):
-            # Even with its colour, it is shorter than the frame, so not too long.
-            return f"{simple[1]}> {simple[2]}"
-        payload = parse_json(text)
-        echo = f"{sanitize(payload['user'])}> {sanitize(payload['message'])}"
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except (ValueError, RecursionError, KeyError, TypeError):
-        hint = "to just type text, use --user NAME"
-        if text.startswith("{") and not text.endswith("}"):
-            hint = "write the whole object on one line"
-        raise ValueError(f'not a JSON object with "user" and "message" ({hint})') from None
+    if simple := SIMPLE_LINE.fullmatch(text):
+        # Even with its colour, it is shorter than the frame, so not too long.
+        return f"{simple[1]}> {simple[2]}"
+    try:
+        payload = parse_json(text)
+    except (ValueError, RecursionError):
+        payload = None
+    match payload:
+        case {"user": str(user), "message": str(message)}:
+            echo = f"{sanitize(user)}> {sanitize(message)}"
+        case _:
+            hint = "to just type text, use --user NAME"
+            if text.startswith("{") and not text.endswith("}"):
+                hint = "write the whole object on one line"
+            raise ValueError(f'not a JSON object with "user" and "message" ({hint})')
     if len(echo.encode()) + len(CYAN + RESET) > MAX_LINE:
         raise ValueError("too long once escaped")
     return echo
 
 
 def sanitize(text: str) -> str:
-    r"""Return text with its unsafe characters escaped, such as `\x1b`.
-
-    Raises TypeError if it is not a string. echo_of relies on it: JSON values may be of any type.
-    """
+    r"""Return text with its unsafe characters escaped, such as `\x1b`."""
     return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
 
 

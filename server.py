@@ -53,8 +53,8 @@ GRACE = 0.3  # more seconds, at most, in which the last batch waits for slow sub
 LINGER = 1.2  # more seconds, at most, to deliver what is still queued
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# The methods of pyzmq's compiled class, called as compiled_send(sock, ...). This is up to twice as
-# fast: pyzmq wraps sock.send in Python, and looking up sock.recv takes half as long as the call.
+# pyzmq's compiled methods, called as compiled_send(sock, ...). This is up to twice as fast as
+# sock.send(...): looking up a method of a socket takes long, and send is wrapped in Python.
 compiled_recv, compiled_send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -120,12 +120,12 @@ def parse(line: bytes) -> tuple[str, str]:
     """
     try:
         payload = parse_json(line.decode("utf-8-sig"))  # -sig: skip a byte order mark
-        return sanitize(payload["user"]), sanitize(payload["message"])
-    except (ValueError, RecursionError, KeyError, TypeError):
-        # TypeError: it is not an object, or a value is neither a string nor a number.
-        raise ValueError(
-            'not a JSON object in UTF-8 whose "user" and "message" are strings or numbers'
-        ) from None
+    except (ValueError, RecursionError):
+        payload = None
+    match payload:
+        case {"user": str(user), "message": str(text)}:
+            return sanitize(user), sanitize(text)
+    raise ValueError('not a JSON object in UTF-8 whose "user" and "message" are strings or numbers')
 
 
 # Characters to escape. TAB is safe.
@@ -143,10 +143,7 @@ ESCAPES = {  # for str.translate; no character above U+FFFF is unsafe
 
 
 def sanitize(text: str) -> str:
-    r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`.
-
-    Raises TypeError if it is not a string. parse relies on it: JSON values may be of any type.
-    """
+    r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
     # translate alone would do, but it takes ten times as long as search.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
 
@@ -172,8 +169,7 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
     # There is one pair per line, unless a line contains "\n", which JSON allows between tokens.
-    # Then there are more pairs, and no line counts as simple. (An empty batch gives one pair and,
-    # by the same rule, an empty result.)
+    # Then there are more pairs, and no line counts as simple.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
@@ -191,17 +187,13 @@ class Publisher:
     takes longer than stall_timeout, the subscriber has stalled: it misses messages until half of
     its queue has been read. All others get every message. This is how it works:
 
-    1. PUB has the option NODROP on: while any queue is full, send fails, and nobody gets the
-       message. To libzmq, a queue that was full remains full until half of it has been read.
-    2. Then this class tries again until the timeout. (A shutdown may cut the timeout short.)
-    3. After the timeout, it sends this one message with NODROP off. libzmq drops the message for
-       each subscriber whose queue is full, and ignores that subscriber until half of its queue has
-       been read: even with NODROP on again, its full queue does not make send fail.
-
-    All subscribers share one timeout. Each stall halves it, so that many stalled subscribers delay
-    the chat by only 2 + 1 + 0.5 + ... seconds. (At MIN_STALL_TIMEOUT, halving ends. While the
-    timeout is short, merely slow subscribers count as stalled, too.) After RECOVERY_TIME without a
-    stall, the timeout is MAX_STALL_TIMEOUT again.
+    1. PUB has the option NODROP on: while the queue of a subscriber is full, send fails, and nobody
+       gets the message. (Subscribers that libzmq ignores, see 3, do not count. A queue that was
+       full counts as full until half of it has been read.)
+    2. This class tries again until the timeout, or until a shutdown needs to go on.
+    3. After the timeout, it sends this one message with NODROP off. libzmq then drops the message
+       for each subscriber whose queue is full. It also ignores that subscriber until half of its
+       queue has been read, although NODROP is on again.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -216,12 +208,18 @@ class Publisher:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # A queue is full, and nobody got the message.
                 self.wait_and_send(message)
-        if not messages:  # No line came within RECEIVE_TIMEOUT.
+        if not messages:  # No valid line came within RECEIVE_TIMEOUT.
             # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send once no queue is full. After the timeout, send only to subscribers with room."""
+        """Send once no queue is full. After the timeout, send only to subscribers with room.
+
+        All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that
+        many stalled subscribers delay the chat by only 2 + 1 + 0.5 + ... seconds. The cost: while
+        it is short, merely slow subscribers count as stalled, too. After RECOVERY_TIME without a
+        stall, it is MAX_STALL_TIMEOUT again.
+        """
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
@@ -291,10 +289,10 @@ class Shutdown:
         self.due_at = math.inf  # until a signal comes
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the time, at the first signal.
+        """Set the time at the first signal, and block all later signals in this, the main thread.
 
-        Block all others in this thread, the main one. A signal that interrupts send makes it start
-        its wait again. A signal that interrupts context.destroy ends the linger.
+        Otherwise, a later signal could interrupt send, which would start its wait again, or
+        interrupt context.destroy, which would end the linger.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.

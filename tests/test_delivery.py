@@ -474,10 +474,12 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 
 # README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: open | down | until the server is up
-# README, Delivery: With status 1, the client reports how many of the lines that it read may not
-# have been delivered.
+# README, Delivery: With status 1, some lines may not have been published, and the client says how
+# many.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
+# README, Delivery in detail: When the client exits with status 1, it reports how many of the lines
+# that it has read may not have been published, and whether input was left unread.
 # README, Delivery in detail: Time during which the client is suspended, or its stdout is blocked,
 # does not count.
 @slow
