@@ -116,7 +116,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # While input is read, the echo of the next line does the same.
+            if not reading:  # Otherwise, the echo of the next line acknowledges these lines, too.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -374,8 +374,8 @@ class Outbox:
     def start_over(self) -> None:
         """Make the lines in flight unsent again, because the connection is new."""
         self.resent.update(self.expected)
-        lines = zip(reversed(self.in_flight), reversed(self.expected), strict=True)
-        self.unsent.extendleft(lines)
+        lines = zip(self.in_flight, self.expected, strict=True)
+        self.unsent = deque([*lines, *self.unsent])
         del self.in_flight[:], self.expected[:]
 
     def probe(self, push: Sock) -> None:
@@ -436,7 +436,7 @@ def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, readi
     interactive. If the silence goes on:
 
     without an echo for   while the loop reads input    while it does not
-    8 seconds                                           end, if there never was a connection
+    8 seconds             (nothing)                     end, if there never was a connection
     30 seconds            give up the lines in flight   end
 
     The loop reads no input after its end, or while the outbox is full. Time counts while lines

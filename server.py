@@ -54,7 +54,7 @@ LINGER = 1.2  # more seconds, at most, to deliver what is still queued
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # pyzmq's compiled methods, called as compiled_send(sock, ...). This is up to twice as fast as
-# sock.send(...): looking up a method of a socket takes long, and send is wrapped in Python.
+# sock.send(...), because the lookup of a socket's method is slow, and send is wrapped in Python.
 compiled_recv, compiled_send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -91,13 +91,13 @@ def receive(pull: Sock) -> list[bytes]:
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each line (slide 3): `user> text`, with the text in cyan.
 
-    Lines of the usual form are parsed by parse_simple, which is fast. It gives an empty user for
-    all others, and these are parsed by parse. Invalid lines are dropped and reported.
+    parse_simple parses lines of the usual form, and is fast. It gives ("", "") for other lines, and
+    parse handles these. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not a simple line (or its user is empty, which parse handles, too)
+            if not user:  # not simple (or simple with an empty user: parse gives the same)
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -168,8 +168,8 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
-    # There is one pair per line, unless a line contains "\n", which JSON allows between tokens.
-    # Then there are more pairs, and no line counts as simple.
+    # If the numbers differ, a line contains "\n" (JSON allows it between tokens), or there are no
+    # lines. Then no line counts as simple.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
@@ -185,15 +185,18 @@ class Publisher:
 
     When the queue of a subscriber is full, the chat waits until half of it has been read. If this
     takes longer than stall_timeout, the subscriber has stalled: it misses messages until half of
-    its queue has been read. All others get every message. This is how it works:
+    its queue has been read. All others get every message.
 
-    1. PUB has the option NODROP on: while the queue of a subscriber is full, send fails, and nobody
-       gets the message. (Subscribers that libzmq ignores, see 3, do not count. A queue that was
-       full counts as full until half of it has been read.)
-    2. This class tries again until the timeout, or until a shutdown needs to go on.
-    3. After the timeout, it sends this one message with NODROP off. libzmq then drops the message
-       for each subscriber whose queue is full. It also ignores that subscriber until half of its
-       queue has been read, although NODROP is on again.
+    This uses the option NODROP of PUB:
+
+    - With NODROP on, send fails while the queue of a subscriber is full, and nobody gets the
+      message. (Once full, a queue counts as full until half of it has been read.)
+    - With NODROP off, send drops the message for each subscriber whose queue is full. From then on,
+      libzmq ignores that subscriber until half of its queue has been read: it gets no message, and
+      even with NODROP on again, send does not fail because of it.
+
+    So NODROP is on. While send fails, this class tries again. After the timeout, it turns NODROP
+    off for one message.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -208,7 +211,7 @@ class Publisher:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # A queue is full, and nobody got the message.
                 self.wait_and_send(message)
-        if not messages:  # No valid line came within RECEIVE_TIMEOUT.
+        if not messages:
             # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
             self.pub.get(zmq.EVENTS)
 
@@ -216,18 +219,18 @@ class Publisher:
         """Send once no queue is full. After the timeout, send only to subscribers with room.
 
         All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that
-        many stalled subscribers delay the chat by only 2 + 1 + 0.5 + ... seconds. The cost: while
-        it is short, merely slow subscribers count as stalled, too. After RECOVERY_TIME without a
-        stall, it is MAX_STALL_TIMEOUT again.
+        many stalled subscribers delay the chat by 2, 1, 0.5, ... seconds, and in the end by 0.05
+        each. The cost: while the timeout is short, merely slow subscribers count as stalled, too.
+        After RECOVERY_TIME without a stall, the timeout is MAX_STALL_TIMEOUT again.
         """
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < min(started + self.stall_timeout, self.shutdown.due_at + GRACE):
-            with contextlib.suppress(zmq.Again):  # A queue is still full: check the time.
+            with contextlib.suppress(zmq.Again):  # raised while a queue is full
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
-        self.pub.set(zmq.XPUB_NODROP, 0)  # step 3, see the class
+        self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only: see the class
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
@@ -289,10 +292,10 @@ class Shutdown:
         self.due_at = math.inf  # until a signal comes
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the time at the first signal, and block all later signals in this, the main thread.
+        """Set the time at the first signal, and block later signals in this thread, the main one.
 
-        Otherwise, a later signal could interrupt send, which would start its wait again, or
-        interrupt context.destroy, which would end the linger.
+        A later signal could interrupt send, which would then wait anew, or context.destroy, which
+        would then end its linger.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.

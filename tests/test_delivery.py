@@ -168,7 +168,7 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
 
 # README, How it works: There is no history: a client receives only what is published while it is
 # connected.
-# README, Delivery: If the client exits with status 0, the server has published every line you sent
+# README, Delivery: If it exits with status 0, the server has published every line you sent
 # README, More differences: the client waits for the last echo
 # README, What status 0 does not prove: An echo does not prove that other clients received the
 # message.
@@ -546,8 +546,8 @@ def test_another_server_gets_each_line_once(context: Context, start_client: Star
     assert typing.stderr.endswith(REPORT.format("3 lines"))
 
 
-# README, What it adds to the original: When the connection breaks or the server restarts, the
-# client reconnects and resends the lines that still wait for their echo.
+# README, What it adds to the original: The client reconnects and resends the lines that still wait
+# for their echo
 @slow
 @pytest.mark.parametrize("link", [(0, 0.05, 64_000), (0.1, 0.1, math.inf)], ids=["slow", "lossy"])
 def test_the_link_may_be_slow_or_lose_packets(
