@@ -49,8 +49,8 @@ MAX_BATCH = 300  # lines, from all clients together, to receive before publishin
 RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
 # A shutdown takes less than 3 seconds:
 SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-GRACE = 0.3  # more seconds, at most, in which the last batch waits for slow subscribers
-LINGER = 1.2  # more seconds, at most, to deliver what is still queued
+GRACE = 0.3  # seconds after that, at most, to wait for slow subscribers
+LINGER = 1.2  # seconds after that, at most, to deliver what is still queued
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # pyzmq's compiled methods, called as compiled_send(sock, ...). This is up to twice as fast as
@@ -168,8 +168,8 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
-    # If the numbers differ, a line contains "\n" (JSON allows it between tokens), or there are no
-    # lines. Then no line counts as simple.
+    # A line that contains "\n" (JSON allows it between tokens) adds pairs. Then, or if there are no
+    # lines, no line counts as simple.
     return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
 
 
@@ -183,20 +183,19 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
-    When the queue of a subscriber is full, the chat waits until half of it has been read. If this
-    takes longer than stall_timeout, the subscriber has stalled: it misses messages until half of
-    its queue has been read. All others get every message.
+    While the queue of a subscriber is full, the chat waits, but not longer than stall_timeout.
+    (Once full, a queue counts as full until half of it has been read.) A subscriber whose queue is
+    full for longer has stalled: as long as its queue is full, it misses messages, and the chat goes
+    on.
 
-    This uses the option NODROP of PUB:
+    This is done with PUB's option NODROP:
 
-    - With NODROP on, send fails while the queue of a subscriber is full, and nobody gets the
-      message. (Once full, a queue counts as full until half of it has been read.)
-    - With NODROP off, send drops the message for each subscriber whose queue is full. From then on,
-      libzmq ignores that subscriber until half of its queue has been read: it gets no message, and
-      even with NODROP on again, send does not fail because of it.
-
-    So NODROP is on. While send fails, this class tries again. After the timeout, it turns NODROP
-    off for one message.
+    - With NODROP on, send fails while any queue is full, and nobody gets the message. So this class
+      tries again, until the timeout.
+    - With NODROP off, send succeeds, and drops the message for each subscriber whose queue is full.
+      From then on, even with NODROP on again, libzmq skips these subscribers as long as their
+      queues are full: they get no messages, and do not make send fail. So after the timeout, this
+      class turns NODROP off for one message.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -219,16 +218,16 @@ class Publisher:
         """Send once no queue is full. After the timeout, send only to subscribers with room.
 
         All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that
-        many stalled subscribers delay the chat by 2, 1, 0.5, ... seconds, and in the end by 0.05
-        each. The cost: while the timeout is short, merely slow subscribers count as stalled, too.
-        After RECOVERY_TIME without a stall, the timeout is MAX_STALL_TIMEOUT again.
+        many stalls delay the chat by 2, 1, 0.5, ... and finally 0.05 seconds each. The cost: while
+        the timeout is short, merely slow subscribers count as stalled, too. After RECOVERY_TIME
+        without a stall, the timeout is MAX_STALL_TIMEOUT again.
         """
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < min(started + self.stall_timeout, self.shutdown.due_at + GRACE):
             with contextlib.suppress(zmq.Again):  # raised while a queue is full
-                self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
+                self.pub.send(message)  # waits for 10 ms (SNDTIMEO); a signal may change due_at
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only: see the class
         self.pub.send(message)
@@ -294,8 +293,8 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the time at the first signal, and block later signals in this thread, the main one.
 
-        A later signal could interrupt send, which would then wait anew, or context.destroy, which
-        would then end its linger.
+        Each signal interrupts send, which then waits anew, or context.destroy, which then ends the
+        linger. (Signals may come in floods, so send might never end.)
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -374,15 +373,15 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-        # Disconnect a peer that takes no data for 20 seconds.
+        # Disconnect a peer that takes no data for 20 seconds (on Linux, even if it only stalls).
         sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     # Set the high-water marks here, before bind: setting one later can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     # PUB also receives: clients send it their subscriptions. Before each send, libzmq processes
-    # those that are queued. A flood of them would delay the chat, so queue one per client. The rest
-    # wait in the network.
+    # those that are queued. A flood of them would delay the chat. So PUB queues one per client, and
+    # the rest wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription (PUB receives nothing else)
     pub.set(zmq.SNDHWM, PUB_HWM)
