@@ -298,15 +298,11 @@ class Outbox:
         self.expected: list[int] = []  # the hashes, in the same order
         # The lines to push next. None instead of a hash: our server will drop the line.
         self.unsent: deque[tuple[bytes, int | None]] = deque()
-        # The hashes of the echoes of lines that were pushed again. Each may come twice. The second
-        # one acknowledges nothing, but it resets the clocks, as any echo does: over a slow link,
-        # only second echoes may come for longer than DELIVERY_TIMEOUT.
-        self.resent: set[int] = set()
+        self.resent: set[int] = set()  # the hashes of echoes that may come twice: see acknowledge
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds, that run while lines wait: see handle_silence.
-        self.since_echo = 0.0  # since the last echo, or since lines began to wait or were given up
-        self.probe_in = ECHO_TIMEOUT  # counts down to a probe; an echo or a push restarts it
-
+        self.since_echo = 0.0  # since the last echo; giving up sets it back, too
+        self.quiet = 0.0  # since the last echo or push; -inf after a probe, so that none follows it
         self.last_turn = time.monotonic()  # when pass_time was called last
         self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
 
@@ -347,7 +343,7 @@ class Outbox:
             while self.unsent and len(self.in_flight) < WINDOW:
                 frame, echo_hash = self.unsent[0]
                 push.send(frame, zmq.NOBLOCK)
-                self.probe_in = ECHO_TIMEOUT
+                self.quiet = 0.0
                 if echo_hash is None:
                     self.undelivered += 1
                 else:
@@ -356,7 +352,12 @@ class Outbox:
                 self.unsent.popleft()  # last, so that a signal before it does not miss the line
 
     def acknowledge(self, messages: list[Message]) -> None:
-        """Remove the lines that the echoes among the messages acknowledge."""
+        """Remove the lines that the echoes among the messages acknowledge.
+
+        A line that was pushed again may be echoed twice. The second echo acknowledges nothing, but
+        resets the clocks, as any echo does: over a slow link, only such echoes may come for longer
+        than DELIVERY_TIMEOUT.
+        """
         if not self.waiting:
             self.resent.clear()  # No clock runs, so second echoes no longer matter.
             return
@@ -369,7 +370,7 @@ class Outbox:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
-            self.since_echo, self.probe_in, self.overdue = 0.0, ECHO_TIMEOUT, False
+            self.since_echo, self.quiet, self.overdue = 0.0, 0.0, False
 
     def start_over(self) -> None:
         """Make the lines in flight unsent again, because the connection is new."""
@@ -388,10 +389,10 @@ class Outbox:
         Like push_to, call this soon after Connection.update. If libzmq had reconnected since, the
         lines in flight might be lost, and the echo of what is pushed now would acknowledge them.
         """
-        if self.in_flight and self.probe_in <= 0:
+        if self.in_flight and self.quiet >= ECHO_TIMEOUT:
             with contextlib.suppress(zmq.Again):
                 push.send(self.in_flight[-1], zmq.NOBLOCK)
-                self.probe_in = math.inf
+                self.quiet = -math.inf
 
     def give_up(self) -> None:
         """Forget the lines in flight.
@@ -413,7 +414,7 @@ class Outbox:
             self.since_echo = 0.0
         elif running:
             self.since_echo += seconds
-            self.probe_in -= seconds
+            self.quiet += seconds
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""

@@ -19,7 +19,8 @@ The function serve is the talk's loop. What the rest adds to it:
   too long has stalled: it misses messages, and the chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received and parsed in batches. This makes the server several times faster.
-- After a signal, the loop goes on for a second, and what is queued is still delivered.
+- After a signal, the loop goes on for a second. Then subscribers have about another second to
+  receive what is queued for them.
 - With --key, all connections are encrypted.
 """
 
@@ -91,14 +92,13 @@ def receive(pull: Sock) -> list[bytes]:
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each line (slide 3): `user> text`, with the text in cyan.
 
-    parse_simple parses lines of the usual form, and is fast. It gives ("", "") for other lines, and
-    parse handles these. Invalid lines are dropped and reported.
+    parse_simple is fast, but parses only lines of the usual form. parse handles all others. Invalid
+    lines are dropped and reported.
     """
     messages = []
-    for line, (user, text) in zip(lines, parse_simple(lines), strict=True):
+    for line, pair in zip(lines, parse_simple(lines), strict=True):
         try:
-            if not user:  # not simple (or simple with an empty user: parse gives the same)
-                user, text = parse(line)
+            user, text = pair or parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
@@ -155,22 +155,24 @@ def sanitize(text: str) -> str:
 # nothing unsafe, and no TAB (JSON forbids TABs in strings).
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
-# Applied to lines joined by "\n", LINE matches once per line. For a simple line, its two groups are
-# the user and the text. For any other line, both are empty.
+# Applied to lines joined by "\n", LINE matches once per line. Its two groups are the user and the
+# text of a simple line. For any other line, both are empty.
 LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 
 
-def parse_simple(lines: list[bytes]) -> list[tuple[str, str]]:
-    """Return the user and the text of each simple line, and ("", "") for each other line.
+def parse_simple(lines: list[bytes]) -> list[tuple[str, str] | None]:
+    """Return the user and the text of each simple line, and None for each other line.
 
     One search over all lines triples the throughput of the server, compared with parse().
     """
     # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
-    # A line that contains "\n" (JSON allows it between tokens) adds pairs. Then, or if there are no
-    # lines, no line counts as simple.
-    return pairs if len(pairs) == len(lines) else [("", "")] * len(lines)
+    if len(pairs) != len(lines):
+        # A line contains "\n" (JSON allows it between tokens), or there are no lines.
+        return [None] * len(lines)
+    # (If just the user is empty, the result is None, too: parse gives the same.)
+    return [pair if pair[0] else None for pair in pairs]
 
 
 # Publish.
@@ -193,9 +195,11 @@ class Publisher:
     - With NODROP on, send fails while any queue is full, and nobody gets the message. So this class
       tries again, until the timeout.
     - With NODROP off, send succeeds, and drops the message for each subscriber whose queue is full.
-      From then on, even with NODROP on again, libzmq skips these subscribers as long as their
-      queues are full: they get no messages, and do not make send fail. So after the timeout, this
-      class turns NODROP off for one message.
+      From then on, even with NODROP on again, libzmq skips such a subscriber until half of its
+      queue has been read, and no longer counts the queue as full. So after the timeout, this class
+      turns NODROP off for one message.
+
+    On Linux, a stalled subscriber that reads nothing for 20 seconds is disconnected (TCP_MAXRT).
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -227,7 +231,7 @@ class Publisher:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < min(started + self.stall_timeout, self.shutdown.due_at + GRACE):
             with contextlib.suppress(zmq.Again):  # raised while a queue is full
-                self.pub.send(message)  # waits for 10 ms (SNDTIMEO); a signal may change due_at
+                self.pub.send(message)  # waits only 10 ms (SNDTIMEO): a signal may set due_at
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only: see the class
         self.pub.send(message)
@@ -293,8 +297,8 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the time at the first signal, and block later signals in this thread, the main one.
 
-        Each signal interrupts send, which then waits anew, or context.destroy, which then ends the
-        linger. (Signals may come in floods, so send might never end.)
+        A later signal would interrupt context.destroy, and so end the linger. It would also make a
+        send start its wait again. In a flood of signals, the send might never end.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -373,7 +377,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_CNT, 5)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-        # Disconnect a peer that takes no data for 20 seconds (on Linux, even if it only stalls).
+        # Disconnect a peer that takes no data for 20 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)

@@ -238,7 +238,7 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
             outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())])
         outbox.push_to(push)
         outbox.probe(push)
-        outbox.probe_in -= client.ECHO_TIMEOUT
+        outbox.quiet += client.ECHO_TIMEOUT
         outbox.probe(push)
         for text in pushed:
             assert pull.recv(zmq.NOBLOCK) == line_of("k", text)
@@ -274,7 +274,7 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
     bare_server.close("pull")
     bare_server.open("pull")
     assert bare_server.pull.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED).poll(1_000 * TIMEOUT)
-    outbox.probe_in = 0.0
+    outbox.quiet = client.ECHO_TIMEOUT
     unblocked.set()
     assert bare_server.answer(3) == lines(1, 2, 3)
     chat.join(TIMEOUT)
@@ -474,8 +474,7 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 
 # README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: open | down | until the server is up
-# README, Delivery: With status 1, some lines may not have been published, and the client says how
-# many.
+# README, Delivery: With status 1, the client says how many lines may be lost.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
 # README, Delivery in detail: When the client exits with status 1, it reports how many of the lines

@@ -28,8 +28,8 @@ def ending(server: Script, seconds: float = 3) -> Iterator[None]:
     assert time.monotonic() - began < seconds
 
 
-# README, More differences: it goes on for one second, delivers what is queued, and exits within
-# three seconds
+# README, More differences: it goes on for one second, lets subscribers receive what is queued, and
+# exits within three seconds
 @pytest.mark.parametrize("names", ["SIGINT", "SIGTERM", "SIGHUP", "SIGTERM SIGHUP SIGINT"])
 def test_lines_that_had_arrived_are_published(server: Script, join: Join, names: str) -> None:
     def has_ended_after_more_signals() -> bool:

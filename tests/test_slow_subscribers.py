@@ -35,8 +35,7 @@ def read(sock: socket.socket, size: int, rate: float = math.inf, part: int = 1 <
 # README, Slow subscribers: When a queue is full, the chat waits until half of it has been read, but
 # not longer than a timeout, normally two seconds. A subscriber that manages this loses nothing, and
 # the chat runs at its pace.
-# README, Slow subscribers: With the normal timeout, reading 3,000 messages a second is enough
-# (4,000 if they are shorter than 30 bytes
+# README, Slow subscribers: With the normal timeout, reading 3,000 messages a second is enough.
 @pytest.mark.parametrize(
     ("subscribers", "count", "rate", "part"),
     [
