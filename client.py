@@ -31,11 +31,11 @@ whether a line was lost, or only its echo. So a line may appear more than once. 
 if no echo comes is in handle_silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same. But the client ends if 1,000 lines of a pipe get no echo: see
-handle_silence.
+are sent to it all the same.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. A pipe is read no further while 1,000 lines wait.
+a file. A pipe is read no further while 1,000 lines wait. If then no echo comes, the client ends:
+see handle_silence.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -116,7 +116,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # Otherwise, the echo of the next line acknowledges these lines, too.
+            if not reading:  # If more lines may come, their echoes acknowledge these lines, too.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -349,7 +349,7 @@ class Outbox:
                 else:
                     self.expected.append(echo_hash)
                     self.in_flight.append(frame)
-                self.unsent.popleft()  # last, so that a signal before it does not miss the line
+                self.unsent.popleft()  # last, so that report() at a signal does not miss the line
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge.
@@ -441,8 +441,9 @@ def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, readi
     30 seconds            give up the lines in flight   end
 
     The loop reads no input after its end, or while the outbox is full. Time counts while lines
-    wait, but while the loop reads input, only if the connection is up. After giving up, the loop
-    goes on, since the server may publish lines in another form.
+    wait. But while the loop reads input, time without a connection does not count: the lines wait
+    until the server is back. After giving up, the loop goes on, since the server may publish lines
+    in another form.
     """
     outbox.pass_time(connection.up or not reading)
     if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
@@ -949,9 +950,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends by its default action only. Other signals need theirs, too: if bg
-            # continues the process, the kernel stops it again in the tcsetattr of set_up (by
-            # SIGTTOU), until fg. A handler in Python could not run there, so kill would do nothing.
+            # SIGTSTP suspends by its default action only. The other signals need theirs in case
+            # bg continues the process: then the kernel stops it again in set_up, until fg, and a
+            # handler in Python could not run there, so kill would do nothing.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()

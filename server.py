@@ -171,7 +171,7 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str] | None]:
     if len(pairs) != len(lines):
         # A line contains "\n" (JSON allows it between tokens), or there are no lines.
         return [None] * len(lines)
-    # (If just the user is empty, the result is None, too: parse gives the same.)
+    # (A simple line whose user is empty counts as not simple. parse handles it.)
     return [pair if pair[0] else None for pair in pairs]
 
 
@@ -185,21 +185,20 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
-    While the queue of a subscriber is full, the chat waits, but not longer than stall_timeout.
-    (Once full, a queue counts as full until half of it has been read.) A subscriber whose queue is
-    full for longer has stalled: as long as its queue is full, it misses messages, and the chat goes
-    on.
+    To PUB, each subscriber is in one of three states:
 
-    This is done with PUB's option NODROP:
+    - Ready: its queue has room.
+    - Full: its queue is full. If the option NODROP is on, send fails while any subscriber is full,
+      and nobody gets the message.
+    - Skipped: it gets no messages. A full subscriber becomes skipped when a message is sent with
+      NODROP off. All others get this message.
 
-    - With NODROP on, send fails while any queue is full, and nobody gets the message. So this class
-      tries again, until the timeout.
-    - With NODROP off, send succeeds, and drops the message for each subscriber whose queue is full.
-      From then on, even with NODROP on again, libzmq skips such a subscriber until half of its
-      queue has been read, and no longer counts the queue as full. So after the timeout, this class
-      turns NODROP off for one message.
+    When half of the queue has been read, a full or skipped subscriber is ready again.
 
-    On Linux, a stalled subscriber that reads nothing for 20 seconds is disconnected (TCP_MAXRT).
+    NODROP is on. While a subscriber is full, the chat waits: this class tries again. After
+    stall_timeout, the subscriber has stalled: this class sends one message with NODROP off, and the
+    chat goes on. (On Linux, a stalled subscriber that reads nothing for 20 seconds is disconnected:
+    see TCP_MAXRT.)
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -212,14 +211,14 @@ class Publisher:
         for message in messages:
             try:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
-            except zmq.Again:  # A queue is full, and nobody got the message.
+            except zmq.Again:  # A subscriber is full.
                 self.wait_and_send(message)
         if not messages:
             # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send once no queue is full. After the timeout, send only to subscribers with room.
+        """Send as soon as no subscriber is full, or, after the timeout, to those that are not.
 
         All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that
         many stalls delay the chat by 2, 1, 0.5, ... and finally 0.05 seconds each. The cost: while
@@ -230,10 +229,10 @@ class Publisher:
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < min(started + self.stall_timeout, self.shutdown.due_at + GRACE):
-            with contextlib.suppress(zmq.Again):  # raised while a queue is full
+            with contextlib.suppress(zmq.Again):  # raised while a subscriber is full
                 self.pub.send(message)  # waits only 10 ms (SNDTIMEO): a signal may set due_at
                 return
-        self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only: see the class
+        self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
@@ -297,8 +296,8 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the time at the first signal, and block later signals in this thread, the main one.
 
-        A later signal would interrupt context.destroy, and so end the linger. It would also make a
-        send start its wait again. In a flood of signals, the send might never end.
+        A later signal would interrupt context.destroy, and so end the linger. And in a flood of
+        signals, a send would start its wait of 10 ms again and again, and might never end.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
