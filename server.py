@@ -151,8 +151,8 @@ def sanitize(text: str) -> str:
 # Parse most lines faster.
 
 # A simple line is what json.dumps or JSON.stringify writes for these two keys, in this order, if
-# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash,
-# nothing unsafe, and no TAB (JSON forbids TABs in strings).
+# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash, no
+# TAB (JSON forbids TABs in strings), and nothing unsafe. So they are just what parse would return.
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
 # Applied to lines joined by "\n", LINE matches once per line. Its two groups are the user and the
@@ -190,15 +190,14 @@ class Publisher:
     - Ready: its queue has room.
     - Full: its queue is full. If the option NODROP is on, send fails while any subscriber is full,
       and nobody gets the message.
-    - Skipped: it gets no messages. A full subscriber becomes skipped when a message is sent with
-      NODROP off. All others get this message.
+    - Stalled: it gets no messages, and does not make send fail. A full subscriber becomes stalled
+      if a message is sent with NODROP off. All others get this message.
 
-    When half of the queue has been read, a full or skipped subscriber is ready again.
+    When half of its queue has been read, a full or stalled subscriber is ready again.
 
-    NODROP is on. While a subscriber is full, the chat waits: this class tries again. After
-    stall_timeout, the subscriber has stalled: this class sends one message with NODROP off, and the
-    chat goes on. (On Linux, a stalled subscriber that reads nothing for 20 seconds is disconnected:
-    see TCP_MAXRT.)
+    So while a subscriber is full, this class tries again and again, with NODROP on. The chat waits.
+    After stall_timeout, it sends one message with NODROP off, and the chat goes on. (On Linux, a
+    stalled subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -230,7 +229,7 @@ class Publisher:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < min(started + self.stall_timeout, self.shutdown.due_at + GRACE):
             with contextlib.suppress(zmq.Again):  # raised while a subscriber is full
-                self.pub.send(message)  # waits only 10 ms (SNDTIMEO): a signal may set due_at
+                self.pub.send(message)  # waits 10 ms (SNDTIMEO), then it is time to check due_at
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only
         self.pub.send(message)
@@ -259,7 +258,7 @@ class Log:
         self.thread.start()
 
     def report(self, text: str, detail: str = "") -> None:
-        """Queue a report. If one with the same text is queued, only count this one."""
+        """Queue a report, or count it with those of the same text that are queued."""
         with self.lock:
             count, _ = self.reports.get(text, (0, ""))
             self.reports[text] = count + 1, detail
@@ -402,8 +401,8 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
-    # its IPv6 address. So turn it on only for * and for IPv6 addresses.
+    # With IPv6 on, * means all addresses, IPv4 included. But an interface such as eth0 would mean
+    # only its IPv6 address. So turn it on only for * and for IPv6 addresses.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"

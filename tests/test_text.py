@@ -173,7 +173,7 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
 
 # README, More differences: the client escapes them, too (all but colors and TAB), in case it talks
 # to another server
-# README, The wire: All other text passes unchanged, including joined emoji.
+# README, The wire: All other text passes unchanged.
 
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 FRAMES = {  # what a server publishes, and what is printed

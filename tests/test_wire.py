@@ -112,7 +112,7 @@ def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -
 
 # README, The wire: the server escapes control characters (except TAB), line separators, direction
 # overrides and lone surrogates. It writes them as, for example, `\x1b` or `\u202e`. All other text
-# passes unchanged, including joined emoji.
+# passes unchanged.
 def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> None:
     """JSON, too, has escapes: for those below a space, and for lone surrogates."""
     directions = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
