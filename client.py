@@ -221,9 +221,9 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake, so never in the call that reads this
-        handshake. This matters if one call reads both a loss and the handshake that follows: the
-        connection is down after this call, and a later call returns True.
+        It comes up SLOW_JOINER_DELAY after the last handshake. So a loss always shows: even if one
+        call reads both the loss and the next handshake, the connection is down after that call, and
+        a later call returns True.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -386,7 +386,7 @@ class Outbox:
         subscription took effect late, or stdout was blocked for so long that the server dropped
         messages for this client. (TCP has this as tail loss probe, RFC 8985.)
 
-        Like push_to, call this soon after Connection.update. If libzmq had reconnected since, the
+        Call this and push_to right after Connection.update. If libzmq reconnected in between, the
         lines in flight might be lost, and the echo of what is pushed now would acknowledge them.
         """
         if self.in_flight and self.quiet >= ECHO_TIMEOUT:
