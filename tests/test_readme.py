@@ -86,7 +86,7 @@ def test_the_two_scripts_have_the_requirements_of_the_project(script: str) -> No
     assert block in (ROOT / script).read_text(encoding="utf-8")
 
 
-# README, zmq-talk-chat: copy `client.py` there and run it
+# README, zmq-talk-chat: copy `client.py` there.
 # README, Options: | server.py | meaning | default |
 # README, Options: | client.py | meaning | default |
 @pytest.mark.parametrize("module", [server, client])

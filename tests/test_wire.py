@@ -127,7 +127,7 @@ def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> Non
 
 
 # README, Differences from the original: | not a JSON object | crashes | drops it and logs why |
-# README, Differences from the original: | an object without a string or number as its `message` |
+# README, Differences from the original: | `message` is missing, or is not a string or number |
 # crashes | drops it and logs why |
 # README, Differences from the original: `> message` | drops it and logs why
 # README, Differences from the original: JSON in Latin-1, or with comments
