@@ -123,7 +123,7 @@ def parse(line: bytes) -> tuple[str, str]:
     except (ValueError, RecursionError):
         payload = None
     match payload:
-        case {"user": str(user), "message": str(text)}:
+        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers
             return sanitize(user), sanitize(text)
     raise ValueError('not a JSON object in UTF-8 whose "user" and "message" are strings or numbers')
 
@@ -156,7 +156,10 @@ def sanitize(text: str) -> str:
 STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
 SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
 # Applied to lines joined by "\n", LINE matches once per line. Its two groups are the user and the
-# text of a simple line. For any other line, both are empty.
+# text of a simple line. For any other line, both are empty. So for the two lines
+#     {"user": "ann", "message": "hi"}
+#     {"no": "chat"}
+# LINE.findall returns [("ann", "hi"), ("", "")].
 LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
 
 
@@ -169,7 +172,8 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str] | None]:
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
     if len(pairs) != len(lines):
-        # A line contains "\n" (JSON allows it between tokens), or there are no lines.
+        # A line contains "\n" (JSON allows it between tokens). Leave all lines to parse. (Or there
+        # are no lines.)
         return [None] * len(lines)
     # (A simple line whose user is empty counts as not simple. parse handles it.)
     return [pair if pair[0] else None for pair in pairs]
@@ -227,9 +231,10 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
+        # (due_at is infinite, unless a signal has come.)
         while time.monotonic() < min(started + self.stall_timeout, self.shutdown.due_at + GRACE):
             with contextlib.suppress(zmq.Again):  # raised while a subscriber is full
-                self.pub.send(message)  # waits 10 ms (SNDTIMEO), then it is time to check due_at
+                self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only
         self.pub.send(message)
@@ -295,8 +300,8 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the time at the first signal, and block later signals in this thread, the main one.
 
-        A later signal would interrupt context.destroy, and so end the linger. And in a flood of
-        signals, a send would start its wait of 10 ms again and again, and might never end.
+        A later signal would interrupt context.destroy, and so end the linger. It would also make a
+        send start its wait again, so in a flood of signals, the send might never end.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -401,8 +406,8 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     Raises ValueError, with the reason.
     """
     address = address.strip("[]")
-    # With IPv6 on, * means all addresses, IPv4 included. But an interface such as eth0 would mean
-    # only its IPv6 address. So turn it on only for * and for IPv6 addresses.
+    # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
+    # its IPv6 address. So turn IPv6 on for * and for IPv6 addresses, and off for all others.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
     host = f"[{address}]" if ":" in address else address
     endpoint = f"tcp://{host}:{port_number}"
