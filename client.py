@@ -302,7 +302,7 @@ class Outbox:
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds, that run while lines wait: see handle_silence.
         self.since_echo = 0.0  # since the last echo; giving up sets it back, too
-        self.quiet = 0.0  # since the last echo or push; -inf after a probe, so that none follows it
+        self.quiet = 0.0  # since the last echo or push; -inf after a probe, so that it is the last
         self.last_turn = time.monotonic()  # when pass_time was called last
         self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
 

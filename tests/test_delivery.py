@@ -191,7 +191,7 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 # README, Delivery in detail: A missed echo does no harm if a later line is echoed in time.
 # README, Delivery in detail: So in that state, if the client is connected and no echo comes for
 # five seconds, it resends its newest line as a probe, whose echo acknowledges all lines. It does
-# not send another probe before an echo has come.
+# not send another probe before an echo has come, or the connection has broken.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
 # for a long time
 def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: StartClient) -> None:
@@ -479,7 +479,7 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 # client exits with status 1 and says how many lines may be lost.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
-# README, Delivery in detail: When the client exits with status 1, it reports how many of the lines
+# README, Delivery in detail: When the client gives up and exits, it reports how many of the lines
 # that it has read may not have been published, and whether input was left unread.
 # README, Delivery in detail: Time during which the client is suspended, or its stdout is blocked,
 # does not count.

@@ -31,6 +31,8 @@ def server_and_peer(
     return server, join(server.ports, key)
 
 
+# README, Differences from the original: | more than 16,384 bytes | accepts it | disconnects the
+# sender |
 # README, Limits: Lines and messages are at most 16,384 bytes long.
 # README, Limits: A subscription to a prefix, instead of everything, can be at most 502 bytes long.
 # README, More differences: the server disconnects any other program that sends one

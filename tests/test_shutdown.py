@@ -51,6 +51,23 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, names:
     assert server.stderr.count("\n") == 1
 
 
+def test_they_are_published_although_a_subscriber_stalls(server: Script, join: Join) -> None:
+    peer, pushed = join(server.ports), itertools.count()
+
+    def chat_waits() -> bool:
+        peer.push.send(line_of("k", f"{next(pushed)} {'x' * 10_000}"))
+        return not peer.sub.poll(200)
+
+    with zmtp.subscribers(server.ports[1]):
+        while not chat_waits():
+            peer.receive()
+        for text in "abc":
+            peer.push.send(line_of("k", text))
+        with ending(server):
+            assert b"x" in peer.receive()
+            assert [peer.receive() for _ in "abc"] == [message_of("k", text) for text in "abc"]
+
+
 @pytest.mark.parametrize("stalled", [0, *(pytest.param(count, marks=slow) for count in (1, 20))])
 def test_a_server_in_a_flood_ends_within_three_seconds(server: Script, stalled: int) -> None:
     line = line_of("k", "x" * 10_000)

@@ -24,9 +24,9 @@ TOO_LONG = "line not sent: {}, but the server takes 16,384 at most"
 
 
 # README, More differences: Without `--user`, each line that the client sends has the same bytes as
-# in the original, except that the client drops a byte order mark at the start of the input.
+# in the original, except that the client drops a byte order mark at the start of a pipe or a file.
 # README, Delivery in detail: Empty lines are not sent.
-# README, Delivery in detail: A byte order mark at the start of the input is dropped.
+# README, Delivery in detail: A byte order mark at the start of a pipe or a file is dropped.
 
 ONE = line_of("k", "1")
 SPACED = b'{ "message":"m",  "user":"k", "more": [1e999]} '
@@ -58,8 +58,8 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes], size: 
     assert stdin.ended
 
 
-# README, Delivery in detail: Input that is not UTF-8 is reported once; with `--user`, its invalid
-# bytes are sent as `�`.
+# README, Delivery in detail: With `--user`, invalid UTF-8 is reported, and its invalid bytes are
+# sent as `�`.
 def test_input_that_is_not_utf_8_is_reported_once(server: Script, run_client: RunClient) -> None:
     done = run_client(server.ports, b"caf\xe9\nna\xefve\nplain\n", "--user", "k")
     assert done.stdout.decode() == "k> caf\ufffd\nk> na\ufffdve\nk> plain\n"

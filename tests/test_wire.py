@@ -77,7 +77,7 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
 # README, The wire: A message is one frame in UTF-8: `{user}> ESC[36m{message}ESC[0m`, where
 # `ESC[36m` is cyan.
 # README, Differences from the original: publishes it as it was written
-# README, Differences from the original: publishes `1.5` | publishes `1.50`
+# README, More differences: published as `1.5` | published as `1.50`
 def test_lines_are_published_in_order_and_the_rest_is_dropped(server: Script, join: Join) -> None:
     peer = join(server.ports)
     for line in LINES:
@@ -98,8 +98,8 @@ def test_a_line_is_published_or_dropped_whatever_comes_with_it(lines: list[bytes
 
 
 # README, More differences: This server publishes the same bytes as the original for every line that
-# is valid JSON in UTF-8 with a string or a whole number as its `user` and a string as its
-# `message`, unless the server has to escape something
+# is valid JSON in UTF-8 with a string or a whole number (except `-0`) as its `user` and a string as
+# its `message`, unless the server has to escape something
 @given(TEXT | st.integers(), TEXT)
 def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -> None:
     payload = {"user": user, "message": message}
@@ -110,6 +110,8 @@ def test_a_line_is_published_as_by_the_original(user: str | int, message: str) -
         assert messages_of(line.encode()) == ([original], [])
 
 
+# README, Differences from the original: | `user` or `message` contains control characters |
+# publishes them | escapes them |
 # README, The wire: the server escapes control characters (except TAB), line separators, direction
 # overrides and lone surrogates. It writes them as, for example, `\x1b` or `\u202e`. All other text
 # passes unchanged.
@@ -130,7 +132,8 @@ def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> Non
 # README, Differences from the original: | `message` is missing, or is not a string or number |
 # crashes | drops it and logs why |
 # README, Differences from the original: `> message` | drops it and logs why
-# README, Differences from the original: JSON in Latin-1, or with comments
+# README, More differences: JSON in Latin-1, or with comments | accepted | dropped by the server,
+# which logs why
 # README, Limits: JSON that is nested too deeply is dropped.
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_line_is_dropped_with_its_reason(name: str) -> None:
