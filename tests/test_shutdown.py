@@ -92,8 +92,8 @@ def test_a_subscriber_may_stall_while_the_server_is_ending(server: Script) -> No
 
 
 # README, Output and exit status: After Ctrl-C or SIGTERM, the server goes on for one second, so
-# that lines that have arrived are published. Then subscribers have at least one more second to
-# receive what is queued for them.
+# that lines that have arrived are published. (In this second, a slow subscriber has less time to
+# catch up.) Then subscribers have at least one more second to receive what is queued for them.
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:
     lines, messages = zmtp.numbered(900, "x" * 1_000)
     with zmtp.connect(server.ports[0], b"PUSH") as push, zmtp.subscribers(server.ports[1]) as [sub]:
