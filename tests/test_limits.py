@@ -154,7 +154,13 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
 # README, Limits: Floods of invalid data, subscriptions or control characters delay a message by
 # half a second at worst.
 @LINUX
-@pytest.mark.parametrize("text", ["\x7f" * 16_000, "aa\x7f" * 2_700], ids=["too long", "valid"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("aa\x7f" * 2_700, id="valid"),
+        pytest.param("\x7f" * 16_000, id="too long", marks=slow),
+    ],
+)
 def test_a_flood_of_control_characters_hardly_delays_the_chat(
     server: Script, join: Join, text: str
 ) -> None:
@@ -163,7 +169,7 @@ def test_a_flood_of_control_characters_hardly_delays_the_chat(
     peer.receive_only_round_trips()
     with zmtp.flood(server.ports[0], line), zmtp.flood(server.ports[0], line):
         peer.round_trip()
-        for _ in range(5):
+        for _ in range(3):
             before = server.cpu_seconds()  # On a busy machine, the time of the clock says little.
             peer.round_trip()
             used.append(server.cpu_seconds() - before)
