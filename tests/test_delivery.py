@@ -345,7 +345,10 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
 # README, Delivery in detail: When the client reconnects, that is, when both of its sockets are
 # connected again, it resends all lines in flight.
 # README, More differences: a notice; lines wait until the server is up
-@pytest.mark.parametrize("closed", [("pull",), ("pub",), ("pull", "pub")])
+@pytest.mark.parametrize(
+    "closed",
+    [("pull", "pub"), *(pytest.param((name,), marks=slow) for name in ("pull", "pub"))],
+)
 def test_lines_in_flight_go_again_over_a_new_connection(
     bare_server: BareServer, talking: StartClient, closed: tuple[str, ...]
 ) -> None:
@@ -475,8 +478,8 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 
 # README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: open | down | until the server is up
-# README, Delivery: If no further echo comes for 30 seconds (8 if there never was a connection), the
-# client exits with status 1 and says how many lines may be lost.
+# README, Delivery: If no further echo comes for 30 seconds (8 seconds if there never was a
+# connection), the client exits with status 1 and says how many lines may be lost.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
 # README, Delivery in detail: When the client gives up and exits, it reports how many of the lines

@@ -95,7 +95,8 @@ def test_a_stalled_subscriber_loses_messages_until_half_is_read(server: Script, 
 
 # README, Slow subscribers: Each stall, by any subscriber, halves it, down to 50 ms.
 # README, Slow subscribers: After 20 seconds without a stall, the timeout is two seconds again.
-@pytest.mark.parametrize(("pause", "second_delay"), [(0, 1), pytest.param(20, 2, marks=slow)])
+@slow
+@pytest.mark.parametrize(("pause", "second_delay"), [(0, 1), (20, 2)])
 def test_stalls_halve_the_wait(server: Script, join: Join, pause: float, second_delay: int) -> None:
     peer = join(server.ports)
     lines = [line_of("k", "x" * 500)] * 6_000
