@@ -231,14 +231,14 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        waited = 0.0
         # After a signal, wait for at most half of the time that is left. The rest is for what has
         # arrived meanwhile. (Before a signal, due_at is infinite.)
-        while waited < min(self.stall_timeout, (self.shutdown.due_at + GRACE - started) / 2):
+        while time.monotonic() < min(
+            started + self.stall_timeout, (started + self.shutdown.due_at + GRACE) / 2
+        ):
             with contextlib.suppress(zmq.Again):  # raised while a subscriber is full
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
-            waited = time.monotonic() - started
         self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)

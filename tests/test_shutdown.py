@@ -41,6 +41,7 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, names:
     server.process.send_signal(signal.SIGSTOP)
     for number in range(900):  # as many as PUSH and PULL hold
         peer.push.send(line_of("k", str(number)))
+    began = time.monotonic()
     for name in (*names.split(), "SIGCONT"):
         server.process.send_signal(getattr(signal, name))
     for number in range(900):
@@ -48,6 +49,7 @@ def test_lines_that_had_arrived_are_published(server: Script, join: Join, names:
     peer.chat("The chat goes on.")
     wait_for(has_ended_after_more_signals, lambda: "it still runs")
     assert server.wait() == 0
+    assert time.monotonic() - began < 3
     assert server.stderr.count("\n") == 1
 
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -84,8 +83,8 @@ def test_typing_is_prompt_in_a_flood(open_terminal: Open, server: Script) -> Non
 
     with zmtp.flood(server.ports[0], line_of("ann", "hello")):
         ken.wait_text("ann> hello")
-        keys = [("я", "я"), ("з", "яз"), ("\x15", "")] * 10
-        assert statistics.median(press(key, row) for key, row in keys) < 0.5
+        for _ in range(10):
+            assert max(press("я", "я"), press("з", "яз"), press("\x15", "")) < 0.5
 
 
 # README, Terminal: Terminals disagree about the width of some emoji and flags.
