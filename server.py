@@ -15,8 +15,8 @@ ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- The chat waits for a slow subscriber, which therefore misses nothing. But a subscriber that takes
-  too long has stalled: it misses messages, and the chat goes on. See Publisher.
+- The chat waits for a slow subscriber, so that it misses nothing. But the wait is limited. After
+  that, the subscriber has stalled: it misses messages, and the chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received and parsed in batches. This makes the server several times faster.
 - After a signal, the loop goes on for a second. Then subscribers have about another second to
@@ -74,9 +74,9 @@ def receive(pull: Sock) -> list[bytes]:
 
     Return an empty list if no line comes within RECEIVE_TIMEOUT.
 
-    Batches make the server several times faster, but batches above MAX_BATCH gain nothing more.
-    With one line at a time (receive, send, receive, send), libzmq's thread would fall asleep after
-    each send, and waking it costs more than a send.
+    Batches make the server several times faster. With one line at a time (receive, send, receive,
+    send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
+    But larger batches would gain little, and in a flood, they would delay each line for longer.
     """
     lines: list[bytes] = []
     if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
@@ -136,9 +136,10 @@ UNSAFE = (
     r"\ud800-\udfff"  # lone surrogates: UTF-8 cannot encode them
 )
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
-ESCAPES = {  # for str.translate; no character above U+FFFF is unsafe
-    ord(char): char.encode("unicode_escape").decode()
-    for char in UNSAFE_CHAR.findall("".join(map(chr, range(0x10000))))
+ESCAPES = {  # for str.translate: {27: "\\x1b", ...}
+    code: chr(code).encode("unicode_escape").decode()
+    for code in range(0x10000)  # All unsafe characters are below.
+    if UNSAFE_CHAR.match(chr(code))
 }
 
 
@@ -151,10 +152,11 @@ def sanitize(text: str) -> str:
 # Parse most lines faster.
 
 # A simple line is what json.dumps or JSON.stringify writes for these two keys, in this order, if
-# there is nothing to escape: {"user": "ann", "message": "hi"}. Its strings contain no backslash, no
-# TAB (JSON forbids TABs in strings), and nothing unsafe. So they are just what parse would return.
-STRING = rf'"([^"\\\t{UNSAFE}]*+)"'  # *+ is possessive: it never backtracks
-SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
+# there is nothing to escape: {"user": "ann", "message": "hi"}. The user is not empty, and neither
+# string contains a backslash, a TAB (JSON forbids TABs in strings) or an unsafe character. So the
+# strings are just what parse would return.
+CHAR = rf'[^"\\\t{UNSAFE}]'
+SIMPLE_LINE = rf'\{{"user": ?"({CHAR}++)", ?"message": ?"({CHAR}*+)"\}}'  # ++, *+: no backtracking
 # Applied to lines joined by "\n", LINE matches once per line. Its two groups are the user and the
 # text of a simple line. For any other line, both are empty. So for the two lines
 #     {"user": "ann", "message": "hi"}
@@ -172,10 +174,8 @@ def parse_simple(lines: list[bytes]) -> list[tuple[str, str] | None]:
     joined = b"\n".join(lines).decode(errors="surrogateescape")
     pairs = LINE.findall(joined)
     if len(pairs) != len(lines):
-        # A line contains "\n" (JSON allows it between tokens). Leave all lines to parse. (Or there
-        # are no lines.)
+        # A line contains "\n", which JSON allows between tokens. Leave all lines to parse.
         return [None] * len(lines)
-    # (A simple line whose user is empty counts as not simple. parse handles it.)
     return [pair if pair[0] else None for pair in pairs]
 
 
@@ -189,11 +189,11 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
-    To PUB, each subscriber is in one of three states:
+    Usually, send never fails, and PUB drops messages for subscribers whose queues are full. With
+    the option NODROP, each subscriber is in one of three states:
 
     - Ready: its queue has room.
-    - Full: its queue is full. If the option NODROP is on, send fails while any subscriber is full,
-      and nobody gets the message.
+    - Full: its queue is full. While any subscriber is full, send fails: nobody gets the message.
     - Stalled: it gets no messages, and does not make send fail. A full subscriber becomes stalled
       if a message is sent with NODROP off. All others get this message.
 
@@ -231,11 +231,7 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        # After a signal, wait for at most half of the time that is left. The rest is for what has
-        # arrived meanwhile. (Before a signal, due_at is infinite.)
-        while time.monotonic() < min(
-            started + self.stall_timeout, (started + self.shutdown.due_at + GRACE) / 2
-        ):
+        while time.monotonic() < self.deadline(started):  # A signal may move it.
             with contextlib.suppress(zmq.Again):  # raised while a subscriber is full
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
@@ -245,6 +241,15 @@ class Publisher:
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+    def deadline(self, started: float) -> float:
+        """Return when a wait must end: stall_timeout after its start, or sooner in a shutdown.
+
+        After a signal, it takes at most half of the time that is left. The rest is for lines that
+        have arrived meanwhile.
+        """
+        time_left = self.shutdown.due_at + GRACE - started  # infinite before a signal
+        return started + min(self.stall_timeout, time_left / 2)
 
 
 # Log.
@@ -303,11 +308,11 @@ class Shutdown:
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Set the time at the first signal, and block later signals in this thread, the main one.
 
-        A later signal would interrupt context.destroy, and so end the linger. It would also make a
-        send start its wait again, so in a flood of signals, the send might never end.
-
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
+
+        A later signal would interrupt context.destroy, and so end the linger. And each signal makes
+        a send that waits start its wait again, so in a flood of signals, it might never end.
         """
         if self.due_at == math.inf:
             self.due_at = time.monotonic() + SHUTDOWN_DELAY

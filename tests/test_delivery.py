@@ -168,8 +168,8 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
 
 # README, How it works: There is no history: a client receives only what is published while it is
 # connected.
-# README, Delivery: If they come, it exits with status 0: the server has published every line you
-# sent
+# README, Delivery: At the end of its input (Ctrl-D), the client waits for the missing echoes and
+# then exits with status 0: the server has published every line you sent
 # README, More differences: the client waits for the last echo
 # README, What status 0 does not prove: An echo does not prove that other clients received the
 # message.
@@ -479,7 +479,7 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 # README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: open | down | until the server is up
 # README, Delivery: If no further echo comes for 30 seconds (8 seconds if there never was a
-# connection), the client exits with status 1 and says how many lines may be lost.
+# connection), it exits with status 1 and says how many lines may be lost.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
 # README, Delivery in detail: When the client gives up and exits, it reports how many of the lines
