@@ -495,7 +495,7 @@ def echo_of(frame: bytes) -> str:
     Raises ValueError, with the reason, if it makes none.
     """
     try:
-        text = frame.decode("utf-8-sig")  # -sig: skip a byte order mark, as the server does
+        text = frame.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     if simple := SIMPLE_LINE.fullmatch(text):

@@ -27,6 +27,7 @@ The function serve is the talk's loop. What the rest adds to it:
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
 import math
@@ -74,9 +75,9 @@ def receive(pull: Sock) -> list[bytes]:
 
     Return an empty list if no line comes within RECEIVE_TIMEOUT.
 
-    Batches make the server several times faster. With one line at a time (receive, send, receive,
-    send), libzmq's thread would fall asleep after each send, and waking it costs more than a send.
-    But larger batches would gain little, and in a flood, they would delay each line for longer.
+    With one line at a time (receive, send, receive, send), libzmq's thread would fall asleep after
+    each send, and waking it costs more than a send. Batches above MAX_BATCH would gain little more,
+    and in a flood, they would delay each line for longer.
     """
     lines: list[bytes] = []
     if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
@@ -119,7 +120,7 @@ def parse(line: bytes) -> tuple[str, str]:
     "user" and "message" are strings or numbers.
     """
     try:
-        payload = parse_json(line.decode("utf-8-sig"))  # -sig: skip a byte order mark
+        payload = parse_json(line.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError):
         payload = None
     match payload:
@@ -189,19 +190,16 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
-    Usually, send never fails, and PUB drops messages for subscribers whose queues are full. With
-    the option NODROP, each subscriber is in one of three states:
+    By default, PUB drops messages for a subscriber whose queue is full. Not so with the option
+    NODROP:
 
-    - Ready: its queue has room.
-    - Full: its queue is full. While any subscriber is full, send fails: nobody gets the message.
-    - Stalled: it gets no messages, and does not make send fail. A full subscriber becomes stalled
-      if a message is sent with NODROP off. All others get this message.
+    1. While the queue of any subscriber is full, send fails, and nobody gets the message. So this
+       class tries again and again: the chat waits.
+    2. After stall_timeout, the subscriber has stalled. This class sends one message with NODROP
+       off, and the chat goes on. From then on, libzmq skips the subscribers whose queues were full.
+    3. When such a subscriber has read half of its queue, libzmq serves it again.
 
-    When half of its queue has been read, a full or stalled subscriber is ready again.
-
-    So while a subscriber is full, this class tries again and again, with NODROP on. The chat waits.
-    After stall_timeout, it sends one message with NODROP off, and the chat goes on. (On Linux, a
-    stalled subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
+    (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -245,8 +243,8 @@ class Publisher:
     def deadline(self, started: float) -> float:
         """Return when a wait must end: stall_timeout after its start, or sooner in a shutdown.
 
-        After a signal, it takes at most half of the time that is left. The rest is for lines that
-        have arrived meanwhile.
+        In a shutdown, a wait may take half of the time that was left at its start. So even if
+        several subscribers stall, there is time to publish the lines that have arrived meanwhile.
         """
         time_left = self.shutdown.due_at + GRACE - started  # infinite before a signal
         return started + min(self.stall_timeout, time_left / 2)
@@ -306,13 +304,13 @@ class Shutdown:
         self.due_at = math.inf  # until a signal comes
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the time at the first signal, and block later signals in this thread, the main one.
+        """Set the time at the first signal, and block later signals.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
 
-        A later signal would interrupt context.destroy, and so end the linger. And each signal makes
-        a send that waits start its wait again, so in a flood of signals, it might never end.
+        A later signal would interrupt context.destroy, and so end the linger. Also, pyzmq repeats a
+        call that a signal has interrupted, so in a flood of signals, a send might never end.
         """
         if self.due_at == math.inf:
             self.due_at = time.monotonic() + SHUTDOWN_DELAY
