@@ -18,7 +18,7 @@ The function serve is the talk's loop. What the rest adds to it:
 - The chat waits for a slow subscriber, so that it misses nothing. But the wait is limited. After
   that, the subscriber has stalled: it misses messages, and the chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
-- Lines are received and parsed in batches. This makes the server several times faster.
+- Lines are received in batches. This makes the server several times faster.
 - After a signal, the loop goes on for a second. Then subscribers have about another second to
   receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -27,7 +27,6 @@ The function serve is the talk's loop. What the rest adds to it:
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import json
 import math
@@ -49,10 +48,10 @@ PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
 RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
-# A shutdown takes less than 3 seconds:
-SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-GRACE = 0.3  # seconds after that, at most, to wait for slow subscribers
-LINGER = 1.2  # seconds after that, at most, to deliver what is still queued
+# A shutdown takes less than 3 seconds. After a signal,
+SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on, to publish the lines that have arrived; then
+GRACE = 0.3  # seconds, at most, that the last batch waits for slow subscribers; then
+LINGER = 1.2  # seconds, at most, to deliver what is queued for subscribers
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # pyzmq's compiled methods, called as compiled_send(sock, ...). This is up to twice as fast as
@@ -75,9 +74,9 @@ def receive(pull: Sock) -> list[bytes]:
 
     Return an empty list if no line comes within RECEIVE_TIMEOUT.
 
-    With one line at a time (receive, send, receive, send), libzmq's thread would fall asleep after
-    each send, and waking it costs more than a send. Batches above MAX_BATCH would gain little more,
-    and in a flood, they would delay each line for longer.
+    Batches are for speed: many sends in a row keep libzmq's thread awake. With one line at a time
+    (receive, send, receive, send), it would fall asleep after each send, and waking it costs more
+    than a send. Batches above MAX_BATCH would gain little more, and would delay lines in a flood.
     """
     lines: list[bytes] = []
     if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
@@ -93,40 +92,19 @@ def receive(pull: Sock) -> list[bytes]:
 def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each line (slide 3): `user> text`, with the text in cyan.
 
-    parse_simple is fast, but parses only lines of the usual form. parse handles all others. Invalid
-    lines are dropped and reported.
+    Invalid lines are dropped and reported.
     """
     messages = []
-    for line, pair in zip(lines, parse_simple(lines), strict=True):
+    for line in lines:
         try:
-            user, text = pair or parse(line)
+            user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
             messages.append(message)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             log.report("dropped a line", f"{error}: {line[:60]!r}")
     return messages
-
-
-# A user or a text may be a JSON number. It is kept as a string, exactly as written.
-parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
-
-
-def parse(line: bytes) -> tuple[str, str]:
-    """Return the user and the text of a line, sanitized.
-
-    Raises ValueError if the line is not UTF-8, not JSON, nested too deeply, or not an object whose
-    "user" and "message" are strings or numbers.
-    """
-    try:
-        payload = parse_json(line.removeprefix(codecs.BOM_UTF8).decode())
-    except (ValueError, RecursionError):
-        payload = None
-    match payload:
-        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers
-            return sanitize(user), sanitize(text)
-    raise ValueError('not a JSON object in UTF-8 whose "user" and "message" are strings or numbers')
 
 
 # Characters to escape. TAB is safe.
@@ -137,47 +115,42 @@ UNSAFE = (
     r"\ud800-\udfff"  # lone surrogates: UTF-8 cannot encode them
 )
 UNSAFE_CHAR = re.compile(f"[{UNSAFE}]")
-ESCAPES = {  # for str.translate: {27: "\\x1b", ...}
+ESCAPES = {  # for str.translate: {0: "\\x00", ...}
     code: chr(code).encode("unicode_escape").decode()
-    for code in range(0x10000)  # All unsafe characters are below.
+    for code in range(0x10000)  # No higher character is unsafe.
     if UNSAFE_CHAR.match(chr(code))
 }
+
+# The usual form of a line: what json.dumps or JSON.stringify writes for these two keys, in this
+# order, if there is nothing to escape. Its two strings contain no backslash, no TAB (which JSON
+# forbids in strings) and no unsafe character, so they need no parsing and no escaping. This is only
+# for speed: without it, the server would take three times as long.
+STRING = rf'"([^"\\\t{UNSAFE}]*)"'
+SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
+
+# A user or a text may be a JSON number. It is kept as a string, exactly as written.
+parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
+
+
+def parse(line: bytes) -> tuple[str, str]:
+    """Return the user and the text of a line, sanitized.
+
+    Raises ValueError if the line is not UTF-8, not JSON, or not an object whose "user" and
+    "message" are strings or numbers. Raises RecursionError if it is nested too deeply.
+    """
+    decoded = line.decode()
+    if simple := SIMPLE_LINE.fullmatch(decoded):
+        return simple[1], simple[2]
+    match parse_json(decoded.removeprefix("\ufeff")):  # skip a byte order mark
+        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers
+            return sanitize(user), sanitize(text)
+    raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
     # translate alone would do, but it takes ten times as long as search.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
-
-
-# Parse most lines faster.
-
-# A simple line is what json.dumps or JSON.stringify writes for these two keys, in this order, if
-# there is nothing to escape: {"user": "ann", "message": "hi"}. The user is not empty, and neither
-# string contains a backslash, a TAB (JSON forbids TABs in strings) or an unsafe character. So the
-# strings are just what parse would return.
-CHAR = rf'[^"\\\t{UNSAFE}]'
-SIMPLE_LINE = rf'\{{"user": ?"({CHAR}++)", ?"message": ?"({CHAR}*+)"\}}'  # ++, *+: no backtracking
-# Applied to lines joined by "\n", LINE matches once per line. Its two groups are the user and the
-# text of a simple line. For any other line, both are empty. So for the two lines
-#     {"user": "ann", "message": "hi"}
-#     {"no": "chat"}
-# LINE.findall returns [("ann", "hi"), ("", "")].
-LINE = re.compile(f"^(?:{SIMPLE_LINE}|.*)$", re.MULTILINE)
-
-
-def parse_simple(lines: list[bytes]) -> list[tuple[str, str] | None]:
-    """Return the user and the text of each simple line, and None for each other line.
-
-    One search over all lines triples the throughput of the server, compared with parse().
-    """
-    # Invalid UTF-8 becomes lone surrogates. These are unsafe, so such a line is not simple.
-    joined = b"\n".join(lines).decode(errors="surrogateescape")
-    pairs = LINE.findall(joined)
-    if len(pairs) != len(lines):
-        # A line contains "\n", which JSON allows between tokens. Leave all lines to parse.
-        return [None] * len(lines)
-    return [pair if pair[0] else None for pair in pairs]
 
 
 # Publish.
@@ -191,15 +164,20 @@ class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
     By default, PUB drops messages for a subscriber whose queue is full. Not so with the option
-    NODROP:
+    XPUB_NODROP (which works for PUB, too):
 
-    1. While the queue of any subscriber is full, send fails, and nobody gets the message. So this
-       class tries again and again: the chat waits.
-    2. After stall_timeout, the subscriber has stalled. This class sends one message with NODROP
-       off, and the chat goes on. From then on, libzmq skips the subscribers whose queues were full.
-    3. When such a subscriber has read half of its queue, libzmq serves it again.
+    1. If the queue of a subscriber is full, send fails, and nobody gets the message. So this class
+       tries again and again: the chat waits.
+    2. After a timeout, the subscriber has stalled. This class sends one message with the option
+       off, to all subscribers whose queues have room. From then on, libzmq skips the full queues:
+       they no longer make send fail, although the option is on again. The chat goes on.
+    3. When half of a skipped queue has been read, libzmq uses it again.
 
     (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
+
+    All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that many
+    stalls delay the chat by 2, 1, 0.5, ... and finally 0.05 seconds each. The cost: while the
+    timeout is short, merely slow subscribers count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -212,28 +190,23 @@ class Publisher:
         for message in messages:
             try:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
-            except zmq.Again:  # A subscriber is full.
+            except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
         if not messages:
             # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send as soon as no subscriber is full, or, after the timeout, to those that are not.
-
-        All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that
-        many stalls delay the chat by 2, 1, 0.5, ... and finally 0.05 seconds each. The cost: while
-        the timeout is short, merely slow subscribers count as stalled, too. After RECOVERY_TIME
-        without a stall, the timeout is MAX_STALL_TIMEOUT again.
-        """
+        """Send as soon as no queue is full. If that takes too long, skip the full queues."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < self.deadline(started):  # A signal may move it.
-            with contextlib.suppress(zmq.Again):  # raised while a subscriber is full
+        while time.monotonic() < self.deadline(started):  # It changes if a signal comes.
+            with contextlib.suppress(zmq.Again):  # raised if a queue is full
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
-        self.pub.set(zmq.XPUB_NODROP, 0)  # for this message only
+        # A subscriber has stalled.
+        self.pub.set(zmq.XPUB_NODROP, 0)
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
@@ -241,13 +214,14 @@ class Publisher:
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def deadline(self, started: float) -> float:
-        """Return when a wait must end: stall_timeout after its start, or sooner in a shutdown.
+        """Return when a wait must end, given when it has started.
 
-        In a shutdown, a wait may take half of the time that was left at its start. So even if
-        several subscribers stall, there is time to publish the lines that have arrived meanwhile.
+        In a shutdown, no wait may take longer than GRACE, or go on for longer than GRACE after
+        due_at. So a stall leaves time to publish the lines that have arrived.
         """
-        time_left = self.shutdown.due_at + GRACE - started  # infinite before a signal
-        return started + min(self.stall_timeout, time_left / 2)
+        due_at = self.shutdown.due_at
+        timeout = self.stall_timeout if due_at == math.inf else min(self.stall_timeout, GRACE)
+        return min(started + timeout, due_at + GRACE)
 
 
 # Log.
@@ -281,17 +255,20 @@ class Log:
 
     def run(self) -> None:
         """Write reports until the log is closed. This runs in the thread."""
-        closed = False
-        while not closed:
-            closed = self.closing.wait(0.2)
-            with self.lock:
-                reports, self.reports = self.reports, {}
-            for text, (count, detail) in reports.items():
-                times = f" ({count:,} times)" if count > 1 else ""
-                suffix = f": {detail}" if detail else ""
-                if sys.stderr:  # None if it was closed when Python started
-                    with contextlib.suppress(OSError):
-                        print(f"server.py: {text}{times}{suffix}", file=sys.stderr, flush=True)
+        while not self.closing.wait(0.2):
+            self.write()
+        self.write()
+
+    def write(self) -> None:
+        """Write what is queued."""
+        with self.lock:
+            reports, self.reports = self.reports, {}
+        for text, (count, detail) in reports.items():
+            times = f" ({count:,} times)" if count > 1 else ""
+            suffix = f": {detail}" if detail else ""
+            if sys.stderr:  # None if it was closed when Python started
+                with contextlib.suppress(OSError):
+                    print(f"server.py: {text}{times}{suffix}", file=sys.stderr, flush=True)
 
 
 # Start and shut down.
@@ -309,8 +286,7 @@ class Shutdown:
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
 
-        A later signal would interrupt context.destroy, and so end the linger. Also, pyzmq repeats a
-        call that a signal has interrupted, so in a flood of signals, a send might never end.
+        A later signal would interrupt context.destroy in main, and so cut the linger short.
         """
         if self.due_at == math.inf:
             self.due_at = time.monotonic() + SHUTDOWN_DELAY
@@ -389,20 +365,21 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         # Disconnect a peer that takes no data for 20 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
-    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
+
     # Set the high-water marks here, before bind: setting one later can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
-    # PUB also receives: clients send it their subscriptions. Before each send, libzmq processes
-    # those that are queued. A flood of them would delay the chat. So PUB queues one per client, and
-    # the rest wait in the network.
-    pub.set(zmq.RCVHWM, 1)
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription (PUB receives nothing else)
+    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
+
     pub.set(zmq.SNDHWM, PUB_HWM)
-    pub.set(zmq.XPUB_NODROP, 1)  # Despite its name, it works for PUB: see Publisher.
+    pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
     # With a large kernel buffer, a slow subscriber takes data in rare, large chunks, and looks
     # stalled between them.
     pub.set(zmq.SNDBUF, 65_536)
+    # Clients send their subscriptions to PUB, which takes all that are queued before each send. A
+    # flood of them would delay the chat. So PUB queues one per client; the rest wait in the network.
+    pub.set(zmq.RCVHWM, 1)
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
     return pull, pub
 
 

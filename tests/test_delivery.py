@@ -168,8 +168,7 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
 
 # README, How it works: There is no history: a client receives only what is published while it is
 # connected.
-# README, Delivery: At the end of its input (Ctrl-D), the client waits for the missing echoes and
-# then exits with status 0: the server has published every line you sent
+# README, Delivery: If the client exits with status 0, the server has published every line you sent
 # README, More differences: the client waits for the last echo
 # README, What status 0 does not prove: An echo does not prove that other clients received the
 # message.

@@ -38,27 +38,27 @@ PUBLISHED = {  # the line, and whose message it becomes
     "the most escapes": (COMPACT % (rb"\n" * 8_179), "k", r"\n" * 8_179),
 }
 
-NOT_JSON = 'not a JSON object in UTF-8 whose "user" and "message" are strings or numbers'
-TOO_LONG = "too long once escaped"
-DROPPED = {
-    "empty": b"",
-    "cut short": b'{"user": "ken", "mess',
-    "two lines": HELLO + b"\n" + HELLO,
-    "an array": b'["ken", "hello"]',
-    "a number": b"9" * 9_999,
-    "no user": b'{"message": "m"}',
-    "user is null": b'{"user": null, "message": "m"}',
-    "message is an object": b'{"user": "k", "message": {}}',
-    "nested": b"[" * 16_384,
-    "UTF-16": HELLO.decode().encode("utf-16-le"),
-    "Latin-1": COMPACT % b"Zo\xeb",
-    "a raw control character": COMPACT % b"\x1b[2J",
-    "a raw line end": COMPACT % b"a\nb",
-    "a space that is none in JSON": HELLO + "\u00a0".encode(),
-    "with a comment": HELLO + b" // a comment",
-    TOO_LONG: COMPACT % ("ééx" + "\x7f" * 4_092).encode(),  # The message has 16,385 bytes.
+NO_CHAT = 'not an object whose "user" and "message" are strings or numbers'
+DROPPED = {  # the line, and how the reason begins
+    "empty": (b"", "Expecting value"),
+    "cut short": (b'{"user": "ken", "mess', "Unterminated string"),
+    "two lines": (HELLO + b"\n" + HELLO, "Extra data"),
+    "an array": (b'["ken", "hello"]', NO_CHAT),
+    "a number": (b"9" * 9_999, NO_CHAT),
+    "no user": (b'{"message": "m"}', NO_CHAT),
+    "user is null": (b'{"user": null, "message": "m"}', NO_CHAT),
+    "message is an object": (b'{"user": "k", "message": {}}', NO_CHAT),
+    "nested": (b"[" * 16_384, "maximum recursion depth exceeded"),
+    "UTF-16": (HELLO.decode().encode("utf-16-le"), "Expecting property name"),
+    "Latin-1": (COMPACT % b"Zo\xeb", "'utf-8' codec can't decode byte 0xeb"),
+    "a raw control character": (COMPACT % b"\x1b[2J", "Invalid control character"),
+    "a raw line end": (COMPACT % b"a\nb", "Invalid control character"),
+    "a space that is none in JSON": (HELLO + "\u00a0".encode(), "Extra data"),
+    "with a comment": (HELLO + b" // a comment", "Extra data"),
+    # The message has 16,385 bytes.
+    "too long": (COMPACT % ("ééx" + "\x7f" * 4_092).encode(), "too long once escaped"),
 }
-LINES = [*DROPPED.values(), *(line for line, _, _ in PUBLISHED.values())]
+LINES = [*(line for line, _ in DROPPED.values()), *(line for line, _, _ in PUBLISHED.values())]
 ANY_LINE = st.sampled_from(LINES) | st.binary() | st.binary().map(lambda text: COMPACT % text)
 TEXT = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "))
 
@@ -137,8 +137,11 @@ def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> Non
 # README, Limits: JSON that is nested too deeply is dropped.
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_line_is_dropped_with_its_reason(name: str) -> None:
-    line, reason = DROPPED[name], TOO_LONG if name == TOO_LONG else NOT_JSON
-    assert messages_of(line) == ([], [f"dropped a line: {reason}: {line[:60]!r}"])
+    line, reason = DROPPED[name]
+    messages, [report] = messages_of(line)
+    assert messages == []
+    assert report.startswith(f"dropped a line: {reason}")
+    assert report.endswith(f": {line[:60]!r}")
 
 
 @POSIX
@@ -150,7 +153,7 @@ def test_dropped_lines_are_logged_soon_and_many_in_few_words(server: Script, joi
     peer = join(server.ports)
     began = time.monotonic()
     peer.push.send(b"bad")
-    server.wait_stderr(rf"server\.py: dropped a line: {NOT_JSON}: b'bad'\n")
+    server.wait_stderr(r"server\.py: dropped a line: Expecting value: .*: b'bad'\n")
     assert time.monotonic() - began < 0.5
     count = 30_000
     with peer.pushing([b"\x1b]0;title\x07 %d %s" % (n, b"\xff" * 80) for n in range(count)]):
