@@ -16,7 +16,7 @@ Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
 - The chat waits for a slow subscriber, so that it misses nothing. But the wait is limited. After
-  that, the subscriber has stalled: it misses messages, and the chat goes on. See Publisher.
+  that, the subscriber counts as stalled: it misses messages, and the chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches. This makes the server several times faster.
 - After a signal, the loop goes on for a second. Then subscribers have about another second to
@@ -48,10 +48,6 @@ PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
 RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
-# A shutdown takes less than 3 seconds. After a signal,
-SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on, to publish the lines that have arrived; then
-GRACE = 0.3  # seconds, at most, that the last batch waits for slow subscribers; then
-LINGER = 1.2  # seconds, at most, to deliver what is queued for subscribers
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # pyzmq's compiled methods, called as compiled_send(sock, ...). This is up to twice as fast as
@@ -107,7 +103,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     return messages
 
 
-# Characters to escape. TAB is safe.
+# Characters to escape. (TAB stays as it is.)
 UNSAFE = (
     r"\x00-\x08\x0a-\x1f\x7f-\x9f"  # control characters: they could control a terminal
     r"\u2028\u2029"  # line separators: they could break a line
@@ -122,9 +118,9 @@ ESCAPES = {  # for str.translate: {0: "\\x00", ...}
 }
 
 # The usual form of a line: what json.dumps or JSON.stringify writes for these two keys, in this
-# order, if there is nothing to escape. Its two strings contain no backslash, no TAB (which JSON
-# forbids in strings) and no unsafe character, so they need no parsing and no escaping. This is only
-# for speed: without it, the server would take three times as long.
+# order, if there is nothing to escape. Its two strings contain no backslash, no TAB (JSON writes
+# it as \t) and no unsafe character, so they need no parsing and no escaping. This is only for
+# speed: without it, the server would be three times slower.
 STRING = rf'"([^"\\\t{UNSAFE}]*)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
 
@@ -167,11 +163,10 @@ class Publisher:
     XPUB_NODROP (which works for PUB, too):
 
     1. If the queue of a subscriber is full, send fails, and nobody gets the message. So this class
-       tries again and again: the chat waits.
+       tries again and again. The chat waits: lines stay in the queue of PULL, or at the clients.
     2. After a timeout, the subscriber has stalled. This class sends one message with the option
-       off, to all subscribers whose queues have room. From then on, libzmq skips the full queues:
-       they no longer make send fail, although the option is on again. The chat goes on.
-    3. When half of a skipped queue has been read, libzmq uses it again.
+       off, to all subscribers whose queues have room. libzmq then skips each full queue until half
+       of it has been read. A skipped queue does not make send fail, so the chat goes on.
 
     (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
 
@@ -183,7 +178,7 @@ class Publisher:
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.stall_timeout = MAX_STALL_TIMEOUT
-        self.stalled_at = 0.0  # the time of the last stall
+        self.stalled_at = -math.inf  # the time of the last stall
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -201,27 +196,21 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < self.deadline(started):  # It changes if a signal comes.
+        while time.monotonic() < min(
+            started + self.stall_timeout,
+            started + self.shutdown.max_wait,  # infinite until a signal comes
+            self.shutdown.due_at + GRACE,  # infinite until a signal comes
+        ):
             with contextlib.suppress(zmq.Again):  # raised if a queue is full
                 self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
                 return
-        # A subscriber has stalled.
+        # A subscriber has stalled. Skip its queue.
         self.pub.set(zmq.XPUB_NODROP, 0)
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
-
-    def deadline(self, started: float) -> float:
-        """Return when a wait must end, given when it has started.
-
-        In a shutdown, no wait may take longer than GRACE, or go on for longer than GRACE after
-        due_at. So a stall leaves time to publish the lines that have arrived.
-        """
-        due_at = self.shutdown.due_at
-        timeout = self.stall_timeout if due_at == math.inf else min(self.stall_timeout, GRACE)
-        return min(started + timeout, due_at + GRACE)
 
 
 # Log.
@@ -273,23 +262,31 @@ class Log:
 
 # Start and shut down.
 
+# A shutdown takes less than 3 seconds in all:
+SHUTDOWN_DELAY = 1.0  # seconds from a signal to due_at: the loop publishes lines that have arrived
+GRACE = 0.3  # seconds from due_at, at most: the loop ends when its last batch is published
+LINGER = 1.2  # seconds from the end of the loop, at most: subscribers receive what is queued
+
 
 class Shutdown:
-    """The time at which the loop ends: SHUTDOWN_DELAY after the first signal."""
+    """The limits that a signal sets. Until then, they are infinite."""
 
     def __init__(self) -> None:
-        self.due_at = math.inf  # until a signal comes
+        self.due_at = math.inf  # the time at which the loop ends
+        # Seconds to wait for a subscriber. A stall has to leave time for lines that have arrived.
+        self.max_wait = math.inf
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the time at the first signal, and block later signals.
+        """Set the limits at the first signal, and block later signals.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
 
-        A later signal would interrupt context.destroy in main, and so cut the linger short.
+        A later signal would interrupt context.destroy in main, and so cut the linger short. (To
+        ignore later signals would not do: if two came at once, Python would print a warning.)
         """
         if self.due_at == math.inf:
-            self.due_at = time.monotonic() + SHUTDOWN_DELAY
+            self.due_at, self.max_wait = time.monotonic() + SHUTDOWN_DELAY, GRACE
             if hasattr(signal, "pthread_sigmask"):  # Windows lacks it.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
@@ -376,8 +373,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     # With a large kernel buffer, a slow subscriber takes data in rare, large chunks, and looks
     # stalled between them.
     pub.set(zmq.SNDBUF, 65_536)
-    # Clients send their subscriptions to PUB, which takes all that are queued before each send. A
-    # flood of them would delay the chat. So PUB queues one per client; the rest wait in the network.
+    # Clients send their subscriptions to PUB, and each send first processes all that are queued. A
+    # flood of them would delay the chat. So PUB queues one per client: others wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
     return pull, pub
