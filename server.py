@@ -68,7 +68,7 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within RECEIVE_TIMEOUT.
+    Return an empty list if no line comes within RECEIVE_TIMEOUT, so that the loop can end.
 
     Batches are for speed: many sends in a row keep libzmq's thread awake. With one line at a time
     (receive, send, receive, send), it would fall asleep after each send, and waking it costs more
@@ -145,7 +145,8 @@ def parse(line: bytes) -> tuple[str, str]:
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
-    # translate alone would do, but it takes ten times as long as search.
+    # For safe text, search is much faster than translate. For a flood of unsafe characters, translate
+    # is much faster than sub.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
 
 
@@ -153,6 +154,7 @@ def sanitize(text: str) -> str:
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
 MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
+SHUTDOWN_STALL_TIMEOUT = 0.3  # seconds to wait while a queue is full, at most, after a signal
 RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_TIMEOUT again
 
 
@@ -165,8 +167,8 @@ class Publisher:
     1. If the queue of a subscriber is full, send fails, and nobody gets the message. So this class
        tries again and again. The chat waits: lines stay in the queue of PULL, or at the clients.
     2. After a timeout, the subscriber has stalled. This class sends one message with the option
-       off, to all subscribers whose queues have room. libzmq then skips each full queue until half
-       of it has been read. A skipped queue does not make send fail, so the chat goes on.
+       off, to all subscribers whose queues have room. The chat goes on: once libzmq has skipped a
+       full queue, it keeps skipping it until half of it has been read, even with the option on.
 
     (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
 
@@ -184,7 +186,7 @@ class Publisher:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
         for message in messages:
             try:
-                compiled_send(self.pub, message, zmq.NOBLOCK)
+                compiled_send(self.pub, message)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
         if not messages:
@@ -196,13 +198,9 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < min(
-            started + self.stall_timeout,
-            started + self.shutdown.max_wait,  # infinite until a signal comes
-            self.shutdown.due_at + GRACE,  # infinite until a signal comes
-        ):
+        while time.monotonic() < self.deadline(started):  # A signal changes the deadline.
             with contextlib.suppress(zmq.Again):  # raised if a queue is full
-                self.pub.send(message)  # waits up to 10 ms (SNDTIMEO)
+                self.pub.send(message)  # takes up to 10 ms (SNDTIMEO)
                 return
         # A subscriber has stalled. Skip its queue.
         self.pub.set(zmq.XPUB_NODROP, 0)
@@ -211,6 +209,16 @@ class Publisher:
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+    def deadline(self, started: float) -> float:
+        """Return when a wait must end, given when it has started.
+
+        In a shutdown, a wait is so short that a stall leaves time for lines that have arrived. When
+        the shutdown is due, all waits end soon.
+        """
+        if self.shutdown.due_at == math.inf:  # No signal has come.
+            return started + self.stall_timeout
+        return min(started, self.shutdown.due_at) + min(self.stall_timeout, SHUTDOWN_STALL_TIMEOUT)
 
 
 # Log.
@@ -262,22 +270,20 @@ class Log:
 
 # Start and shut down.
 
-# A shutdown takes less than 3 seconds in all:
-SHUTDOWN_DELAY = 1.0  # seconds from a signal to due_at: the loop publishes lines that have arrived
-GRACE = 0.3  # seconds from due_at, at most: the loop ends when its last batch is published
-LINGER = 1.2  # seconds from the end of the loop, at most: subscribers receive what is queued
+# A shutdown takes less than 3 seconds: SHUTDOWN_DELAY, then SHUTDOWN_STALL_TIMEOUT at most until the
+# last batch is published, then LINGER at most.
+SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
+LINGER = 1.2  # seconds after the loop in which subscribers can receive what is queued for them
 
 
 class Shutdown:
-    """The limits that a signal sets. Until then, they are infinite."""
+    """The time at which the loop ends: SHUTDOWN_DELAY after the first signal."""
 
     def __init__(self) -> None:
-        self.due_at = math.inf  # the time at which the loop ends
-        # Seconds to wait for a subscriber. A stall has to leave time for lines that have arrived.
-        self.max_wait = math.inf
+        self.due_at = math.inf  # until a signal comes
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the limits at the first signal, and block later signals.
+        """Set the time at the first signal, and block later signals.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
@@ -286,7 +292,7 @@ class Shutdown:
         ignore later signals would not do: if two came at once, Python would print a warning.)
         """
         if self.due_at == math.inf:
-            self.due_at, self.max_wait = time.monotonic() + SHUTDOWN_DELAY, GRACE
+            self.due_at = time.monotonic() + SHUTDOWN_DELAY
             if hasattr(signal, "pthread_sigmask"):  # Windows lacks it.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
