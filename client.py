@@ -17,7 +17,8 @@ In:  a message should be UTF-8. It is printed with its control characters escape
 The function chat is the talk's loop, but messages appear without pressing Enter.
 
 What the slides do not say about ZeroMQ:
-- libzmq connects and reconnects by itself. What was on its way at a break may be lost.
+- Its library, libzmq, connects and reconnects by itself. What was on its way at a break may be
+  lost.
 - PUSH never learns whether a frame has arrived.
 - SUB's subscription takes effect some time after the connection. PUB does not confirm it, and
   the new subscriber gets nothing that was published before. (ZeroMQ calls this a slow joiner.)
@@ -50,7 +51,6 @@ import contextlib
 import errno
 import functools
 import json
-import math
 import os
 import re
 import signal
@@ -61,7 +61,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 import colorama
 import zmq
@@ -116,7 +116,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # If more lines may come, their echoes acknowledge these lines, too.
+            if not reading:  # A probe would show a line twice. The echo of a later line does not.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -221,9 +221,9 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake. So a loss always shows: even if one
-        call reads both the loss and the next handshake, the connection is down after that call, and
-        a later call returns True.
+        It comes up SLOW_JOINER_DELAY after the last handshake, so never in the call that reads that
+        handshake. So a loss always shows: even if one call reads both the loss and the next
+        handshake, the connection is down after that call, and a later call returns True.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -275,6 +275,16 @@ class Connection:
 # Push it.
 
 
+class Line(NamedTuple):
+    """A line as it waits: the frame to push, and the hash of its echo.
+
+    The hash is None if our server will drop the line. (The echo itself would double the memory.)
+    """
+
+    frame: bytes
+    echo_hash: int | None
+
+
 class Outbox:
     """The lines that wait: those in flight, and after them those that are unsent.
 
@@ -292,17 +302,14 @@ class Outbox:
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        # Lines are kept as their frames, with the hashes of their echoes. (The echoes themselves
-        # would double the memory.)
-        self.in_flight: list[bytes] = []
-        self.expected: list[int] = []  # the hashes, in the same order
-        # The lines to push next. None instead of a hash: our server will drop the line.
-        self.unsent: deque[tuple[bytes, int | None]] = deque()
-        self.resent: set[int] = set()  # the hashes of echoes that may come twice: see acknowledge
+        self.in_flight: list[Line] = []
+        self.unsent: deque[Line] = deque()
+        self.resent: set[int | None] = set()  # of lines that may be echoed twice: see acknowledge
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         # Two clocks, in seconds, that run while lines wait: see handle_silence.
         self.since_echo = 0.0  # since the last echo; giving up sets it back, too
-        self.quiet = 0.0  # since the last echo or push; -inf after a probe, so that it is the last
+        self.quiet = 0.0  # since the last echo or push: see probe
+        self.probed = False  # whether the newest line has been pushed again since then
         self.last_turn = time.monotonic()  # when pass_time was called last
         self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
 
@@ -334,21 +341,24 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.unsent.append((frame, echo_hash))
+        self.unsent.append(Line(frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
-        """Push lines (slide 8), until WINDOW are in flight."""
+        """Push lines (slide 8), until WINDOW are in flight.
+
+        Call this right after Connection.update. If libzmq lost the connection and connected again
+        in between, lines in flight might be lost, and the echoes of new lines acknowledge them.
+        """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.unsent and len(self.in_flight) < WINDOW:
-                frame, echo_hash = self.unsent[0]
-                push.send(frame, zmq.NOBLOCK)
-                self.quiet = 0.0
-                if echo_hash is None:
+                line = self.unsent[0]
+                push.send(line.frame, zmq.NOBLOCK)
+                self.quiet, self.probed = 0.0, False
+                if line.echo_hash is None:
                     self.undelivered += 1
                 else:
-                    self.expected.append(echo_hash)
-                    self.in_flight.append(frame)
+                    self.in_flight.append(line)
                 self.unsent.popleft()  # last, so that report() at a signal does not miss the line
 
     def acknowledge(self, messages: list[Message]) -> None:
@@ -361,23 +371,24 @@ class Outbox:
         if not self.waiting:
             self.resent.clear()  # No clock runs, so second echoes no longer matter.
             return
+        expected = [line.echo_hash for line in self.in_flight]
         for plain, _ in messages:
             echo_hash = hash(plain)
-            if echo_hash in self.expected:
-                acknowledged = self.expected.index(echo_hash) + 1
-                del self.expected[:acknowledged], self.in_flight[:acknowledged]
+            if echo_hash in expected:
+                acknowledged = expected.index(echo_hash) + 1
+                del expected[:acknowledged], self.in_flight[:acknowledged]
             elif echo_hash in self.resent:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
-            self.since_echo, self.quiet, self.overdue = 0.0, 0.0, False
+            self.since_echo, self.overdue = 0.0, False
+            self.quiet, self.probed = 0.0, False
 
     def start_over(self) -> None:
         """Make the lines in flight unsent again, because the connection is new."""
-        self.resent.update(self.expected)
-        lines = zip(self.in_flight, self.expected, strict=True)
-        self.unsent = deque([*lines, *self.unsent])
-        del self.in_flight[:], self.expected[:]
+        self.resent.update(line.echo_hash for line in self.in_flight)
+        self.unsent.extendleft(reversed(self.in_flight))
+        self.in_flight.clear()
 
     def probe(self, push: Sock) -> None:
         """Push the newest line in flight again, once, after ECHO_TIMEOUT without an echo or a push.
@@ -385,14 +396,11 @@ class Outbox:
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
         messages for this client. (TCP has this as tail loss probe, RFC 8985.)
-
-        Call this and push_to right after Connection.update. If libzmq reconnected in between, the
-        lines in flight might be lost, and the echo of what is pushed now would acknowledge them.
         """
-        if self.in_flight and self.quiet >= ECHO_TIMEOUT:
+        if self.in_flight and self.quiet >= ECHO_TIMEOUT and not self.probed:
             with contextlib.suppress(zmq.Again):
-                push.send(self.in_flight[-1], zmq.NOBLOCK)
-                self.quiet = -math.inf
+                push.send(self.in_flight[-1].frame, zmq.NOBLOCK)
+                self.probed = True
 
     def give_up(self) -> None:
         """Forget the lines in flight.
@@ -401,7 +409,7 @@ class Outbox:
         echo either.
         """
         self.undelivered += len(self.in_flight)
-        del self.in_flight[:], self.expected[:]
+        self.in_flight.clear()
         self.since_echo = 0.0
 
     def pass_time(self, running: bool) -> None:
@@ -418,8 +426,8 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        frame = self.in_flight[0] if self.in_flight else self.unsent[0][0]
-        return f"no echo yet for {lines_in_words(self.waiting)}; the first: {excerpt(frame)}"
+        first = (*self.in_flight, *self.unsent)[0]
+        return f"no echo yet for {lines_in_words(self.waiting)}; the first: {excerpt(first.frame)}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
@@ -646,6 +654,7 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 # control sequence, see ECMA-48), ESC O A for Up (in application mode, which an earlier program may
 # have left on), or ESC b for Alt-B. With Alt, such keys begin with two ESC. Since a key may begin
 # with ESC, an ESC that comes alone waits for what follows, and becomes part of that key.
+# In KEY_PATTERN, the first alternative that matches counts.
 
 # A control sequence without its ESC and its last character. The second [ is for the Linux console,
 # where F1 is ESC [ [ A.
@@ -785,8 +794,11 @@ class Editor:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         If the line is too long, show as much before the cursor as fits, but reserve a column for
-        the cursor, and up to a quarter of the row for what follows. Terminals differ in the width
-        of some characters, so the terminal itself remembers where the cursor belongs.
+        the cursor, and up to a quarter of the row for what follows. For example, with the cursor on
+        the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
+
+        Terminals differ in the width of some characters, so the terminal itself remembers where the
+        cursor belongs.
         """
         before, after = self.line[: self.cursor], self.line[self.cursor :]
         reserved = sum(map(width, fit(after, columns // 4)))
@@ -950,9 +962,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends by its default action only. The other signals need theirs in case
-            # bg continues the process: then the kernel stops it again in set_up, until fg, and a
-            # handler in Python could not run there, so kill would do nothing.
+            # SIGTSTP suspends only by its default action. Other signals get theirs, too: after bg,
+            # the kernel stops the process in set_up, until fg. A handler in Python could not run
+            # there, so kill would do nothing.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -1110,17 +1122,12 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 
 
 def host(text: str) -> str:
-    """Check a HOST from the command line.
+    """Return a HOST from the command line.
 
-    Raises ArgumentTypeError if it is not one, with what to write instead.
+    Raises ArgumentTypeError, with what to write instead, if it is empty or includes a port.
     """
-    if re.fullmatch(r"[^:]*:\d*|\[.*\]:\d*", text):  # HOST:PORT
-        name = text.rpartition(":")[0] or "HOST"
-        raise argparse.ArgumentTypeError(f"write {name} --push-port PORT --sub-port PORT")
-    name_or_ipv4 = r"[a-zA-Z0-9][\w.-]*"
-    ipv6 = r"(?=.*:.*:)[0-9a-fA-F:.]+(%[\w.-]+)?"  # two colons or more
-    if not re.fullmatch(rf"{name_or_ipv4}|{ipv6}|\[{ipv6}\]", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a host name or an address")
+    if not text or text.count(":") == 1 or "]:" in text:  # (IPv6 addresses have more colons.)
+        raise argparse.ArgumentTypeError("write HOST --push-port PORT --sub-port PORT")
     return text
 
 

@@ -145,8 +145,8 @@ def parse(line: bytes) -> tuple[str, str]:
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
-    # For safe text, search is much faster than translate. For a flood of unsafe characters, translate
-    # is much faster than sub.
+    # For safe text, search is faster than translate. For a flood of unsafe characters, translate is
+    # faster than sub.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
 
 
@@ -270,8 +270,8 @@ class Log:
 
 # Start and shut down.
 
-# A shutdown takes less than 3 seconds: SHUTDOWN_DELAY, then SHUTDOWN_STALL_TIMEOUT at most until the
-# last batch is published, then LINGER at most.
+# A shutdown takes less than 3 seconds: SHUTDOWN_DELAY, then at most SHUTDOWN_STALL_TIMEOUT for the
+# last batch, then at most LINGER.
 SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
 LINGER = 1.2  # seconds after the loop in which subscribers can receive what is queued for them
 
