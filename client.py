@@ -51,6 +51,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import re
 import signal
@@ -59,7 +60,6 @@ import sys
 import threading
 import time
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn, TextIO
 
@@ -99,10 +99,10 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
     End when the input has ended and no line waits, or when handle_silence says so.
     Raises OSError if stdout fails.
     """
-    while outbox.waiting or not stdin.ended:
+    while outbox.lines or not stdin.ended:
         # wait for some input, but while the outbox is full, wait only for echoes
         # (a terminal is always read: what a person types must not hang)
-        outbox_full = outbox.waiting >= WINDOW and not screen.interactive
+        outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
         reading = not stdin.ended and not outbox_full
         for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
@@ -116,7 +116,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # A probe would show a line twice. The echo of a later line does not.
+            if not reading:  # If more lines may come, their echoes will do: a probe shows twice.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -276,9 +276,9 @@ class Connection:
 
 
 class Line(NamedTuple):
-    """A line as it waits: the frame to push, and the hash of its echo.
+    """A line that waits: the frame to push, and the hash of its echo, which takes less memory.
 
-    The hash is None if our server will drop the line. (The echo itself would double the memory.)
+    The hash is None if our server will drop the line.
     """
 
     frame: bytes
@@ -286,11 +286,10 @@ class Line(NamedTuple):
 
 
 class Outbox:
-    """The lines that wait: those in flight, and after them those that are unsent.
+    """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
-    A line is unsent, then in flight, and in the end acknowledged, or given up. A new connection
-    makes the lines in flight unsent again. (A line that our server will drop is never in flight: it
-    is pushed, and counted as undelivered.)
+    A line leaves when it is acknowledged or given up. (A line that our server will drop leaves when
+    it has been pushed, and counts as undelivered.)
 
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. A connection that breaks may lose lines. If only new lines were pushed over the next
@@ -302,21 +301,15 @@ class Outbox:
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.in_flight: list[Line] = []
-        self.unsent: deque[Line] = deque()
-        self.resent: set[int | None] = set()  # of lines that may be echoed twice: see acknowledge
+        self.lines: list[Line] = []
+        self.in_flight = 0  # how many of the lines, the first ones, are in flight
+        # The hashes of echoes that may come twice: see acknowledge.
+        self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        # Two clocks, in seconds, that run while lines wait: see handle_silence.
-        self.since_echo = 0.0  # since the last echo; giving up sets it back, too
-        self.quiet = 0.0  # since the last echo or push: see probe
-        self.probed = False  # whether the newest line has been pushed again since then
+        self.since_echo = 0.0  # a clock: seconds that lines have waited since the last echo
+        self.probe_due = ECHO_TIMEOUT  # the time on this clock at which to probe
+        self.overdue = False  # whether the clock has reached ECHO_TIMEOUT, and no echo came since
         self.last_turn = time.monotonic()  # when pass_time was called last
-        self.overdue = False  # whether since_echo has reached ECHO_TIMEOUT, and no echo came since
-
-    @property
-    def waiting(self) -> int:
-        """How many lines wait to be pushed, or for their echoes."""
-        return len(self.in_flight) + len(self.unsent)
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -341,66 +334,65 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.unsent.append(Line(frame, echo_hash))
+        self.lines.append(Line(frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
         Call this right after Connection.update. If libzmq lost the connection and connected again
-        in between, lines in flight might be lost, and the echoes of new lines acknowledge them.
+        in between, lines in flight could be lost, and echoes of new lines would acknowledge them.
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while self.unsent and len(self.in_flight) < WINDOW:
-                line = self.unsent[0]
+            while self.in_flight < min(WINDOW, len(self.lines)):
+                line = self.lines[self.in_flight]
                 push.send(line.frame, zmq.NOBLOCK)
-                self.quiet, self.probed = 0.0, False
                 if line.echo_hash is None:
                     self.undelivered += 1
+                    del self.lines[self.in_flight]
                 else:
-                    self.in_flight.append(line)
-                self.unsent.popleft()  # last, so that report() at a signal does not miss the line
+                    self.in_flight += 1
 
     def acknowledge(self, messages: list[Message]) -> None:
         """Remove the lines that the echoes among the messages acknowledge.
 
         A line that was pushed again may be echoed twice. The second echo acknowledges nothing, but
-        resets the clocks, as any echo does: over a slow link, only such echoes may come for longer
-        than DELIVERY_TIMEOUT.
+        it resets the clock, because it shows that the server is alive: over a slow link, only such
+        echoes may come for longer than DELIVERY_TIMEOUT.
         """
-        if not self.waiting:
-            self.resent.clear()  # No clock runs, so second echoes no longer matter.
+        if not self.lines:
+            self.resent.clear()  # The clock does not run, so second echoes no longer matter.
             return
-        expected = [line.echo_hash for line in self.in_flight]
+        expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
             echo_hash = hash(plain)
             if echo_hash in expected:
                 acknowledged = expected.index(echo_hash) + 1
-                del expected[:acknowledged], self.in_flight[:acknowledged]
+                del expected[:acknowledged], self.lines[:acknowledged]
+                self.in_flight -= acknowledged
             elif echo_hash in self.resent:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
-            self.since_echo, self.overdue = 0.0, False
-            self.quiet, self.probed = 0.0, False
+            self.since_echo, self.overdue, self.probe_due = 0.0, False, ECHO_TIMEOUT
 
     def start_over(self) -> None:
-        """Make the lines in flight unsent again, because the connection is new."""
-        self.resent.update(line.echo_hash for line in self.in_flight)
-        self.unsent.extendleft(reversed(self.in_flight))
-        self.in_flight.clear()
+        """Let push_to push all lines again, because the connection is new."""
+        self.resent.update(line.echo_hash for line in self.lines[: self.in_flight])
+        self.in_flight = 0
+        self.probe_due = self.since_echo + ECHO_TIMEOUT
 
     def probe(self, push: Sock) -> None:
-        """Push the newest line in flight again, once, after ECHO_TIMEOUT without an echo or a push.
+        """Push the newest line in flight again, if a probe is due. Another is due after an echo.
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
         messages for this client. (TCP has this as tail loss probe, RFC 8985.)
         """
-        if self.in_flight and self.quiet >= ECHO_TIMEOUT and not self.probed:
+        if self.in_flight and self.since_echo >= self.probe_due:
             with contextlib.suppress(zmq.Again):
-                push.send(self.in_flight[-1].frame, zmq.NOBLOCK)
-                self.probed = True
+                push.send(self.lines[self.in_flight - 1].frame, zmq.NOBLOCK)
+                self.probe_due = math.inf
 
     def give_up(self) -> None:
         """Forget the lines in flight.
@@ -408,30 +400,29 @@ class Outbox:
         overdue remains set, so that chat prints the next lines as they were typed: they may get no
         echo either.
         """
-        self.undelivered += len(self.in_flight)
-        self.in_flight.clear()
-        self.since_echo = 0.0
+        self.undelivered += self.in_flight
+        del self.lines[: self.in_flight]
+        self.in_flight, self.since_echo, self.probe_due = 0, 0.0, ECHO_TIMEOUT
 
     def pass_time(self, running: bool) -> None:
-        """Add the time since the last call to the clocks, if running. Call this in each turn."""
+        """Let the clock go on by the time since the last call, if running. Call this each turn."""
         now = time.monotonic()
         # In a longer turn, this process was suspended, or stdout was blocked: count little of it.
         seconds = min(now - self.last_turn, 2 * TICK)
         self.last_turn = now
-        if not self.waiting:
-            self.since_echo = 0.0
+        if not self.lines:
+            self.since_echo, self.probe_due = 0.0, ECHO_TIMEOUT
         elif running:
             self.since_echo += seconds
-            self.quiet += seconds
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first = (*self.in_flight, *self.unsent)[0]
-        return f"no echo yet for {lines_in_words(self.waiting)}; the first: {excerpt(first.frame)}"
+        count = lines_in_words(len(self.lines))
+        return f"no echo yet for {count}; the first: {excerpt(self.lines[0].frame)}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
-        count = self.undelivered + self.waiting
+        count = self.undelivered + len(self.lines)
         return f"{lines_in_words(count)} may not have been delivered" if count else ""
 
 
@@ -962,9 +953,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends only by its default action. Other signals get theirs, too: after bg,
-            # the kernel stops the process in set_up, until fg. A handler in Python could not run
-            # there, so kill would do nothing.
+            # SIGTSTP suspends only by its default action. Until fg, the other signals have theirs,
+            # too: if kill let the process go on, the kernel would stop it again at its next use of
+            # the terminal, perhaps before a handler in Python could run.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()

@@ -238,12 +238,12 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
             outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())])
         outbox.push_to(push)
         outbox.probe(push)
-        outbox.quiet += client.ECHO_TIMEOUT
+        outbox.since_echo += client.ECHO_TIMEOUT
         outbox.probe(push)
         for text in pushed:
             assert pull.recv(zmq.NOBLOCK) == line_of("k", text)
         assert not pull.poll(0)
-    assert outbox.waiting == 0
+    assert not outbox.lines
 
 
 # README, Delivery in detail: it resends all lines in flight.
@@ -274,7 +274,7 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
     bare_server.close("pull")
     bare_server.open("pull")
     assert bare_server.pull.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED).poll(1_000 * TIMEOUT)
-    outbox.quiet = client.ECHO_TIMEOUT
+    outbox.since_echo = client.ECHO_TIMEOUT
     unblocked.set()
     assert bare_server.answer(3) == lines(1, 2, 3)
     chat.join(TIMEOUT)
@@ -299,7 +299,7 @@ def test_a_thousand_lines_go_at_once(bare_server: BareServer, start_client: Star
 
 def test_lines_without_an_echo_take_no_room_in_the_window(context: Context) -> None:
     outbox, _ = outbox_of(context, None, "x" * (client.WINDOW + 1))
-    assert outbox.waiting == 0
+    assert not outbox.lines
 
 
 # README, Delivery in detail: An echo acknowledges its line and all lines before it
@@ -323,7 +323,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     for message, left, is_echo in cases:
         outbox.since_echo = 9.0
         outbox.acknowledge([client.sanitize_message(message)])
-        assert (outbox.waiting, outbox.since_echo) == (left, 0.0 if is_echo else 9.0)
+        assert (len(outbox.lines), outbox.since_echo) == (left, 0.0 if is_echo else 9.0)
         assert outbox.report().startswith(f"{left} line")
     outbox, push = outbox_of(context, "k", "12")
     outbox.start_over()
@@ -333,12 +333,12 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     for since_echo in (0.0, 0.0, 9.0):
         outbox.since_echo = 9.0
         outbox.acknowledge([client.sanitize_message(b"k> 1")])
-        assert (outbox.waiting, outbox.since_echo) == (1, since_echo)
+        assert (len(outbox.lines), outbox.since_echo) == (1, since_echo)
     outbox, _ = outbox_of(context, "k", "12")
     outbox.give_up()
     outbox.add(b"3")
     outbox.acknowledge([client.sanitize_message(b"k> 3")])
-    assert outbox.waiting == 1
+    assert len(outbox.lines) == 1
 
 
 # README, Delivery in detail: When the client reconnects, that is, when both of its sockets are

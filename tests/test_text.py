@@ -54,7 +54,7 @@ def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes], size: 
             stdin.sender.close()
         for line in stdin.read_lines():
             outbox.add(line)
-    assert [frame for frame, _ in outbox.unsent] == lines
+    assert [frame for frame, _ in outbox.lines] == lines
     assert stdin.ended
 
 
@@ -77,7 +77,7 @@ def test_with_a_name_a_line_is_sent_as_json(name: str, typed: bytes) -> None:
     outbox = client.Outbox(name)
     outbox.add(typed)
     user, message = name.encode(errors="replace").decode(), typed.decode(errors="replace")
-    assert json.loads(outbox.unsent[0][0]) == {"user": user, "message": message}
+    assert json.loads(outbox.lines[0].frame) == {"user": user, "message": message}
 
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, since another
@@ -108,7 +108,7 @@ def test_a_problem_is_reported(user: str | None, line: bytes, notice: str) -> No
     assert outbox.add(line) == notice
     assert outbox.report() == "1 line may not have been delivered"
     will_be_sent = [line] if notice.startswith(WILL_BE_DROPPED) else []
-    assert [frame for frame, _ in outbox.unsent] == will_be_sent
+    assert [frame for frame, _ in outbox.lines] == will_be_sent
     assert chat_messages([line], log=Mock()) == []
 
 
