@@ -116,7 +116,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # If more lines may come, their echoes will do: a probe shows twice.
+            if not reading:  # Otherwise, the echo of a later line will do.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -307,7 +307,7 @@ class Outbox:
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         self.since_echo = 0.0  # a clock: seconds that lines have waited since the last echo
-        self.probe_due = ECHO_TIMEOUT  # the time on this clock at which to probe
+        self.probe_at = ECHO_TIMEOUT  # the time on this clock at which to probe
         self.overdue = False  # whether the clock has reached ECHO_TIMEOUT, and no echo came since
         self.last_turn = time.monotonic()  # when pass_time was called last
 
@@ -374,25 +374,27 @@ class Outbox:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
-            self.since_echo, self.overdue, self.probe_due = 0.0, False, ECHO_TIMEOUT
+            self.restart_clock()
+            self.overdue = False
 
     def start_over(self) -> None:
         """Let push_to push all lines again, because the connection is new."""
         self.resent.update(line.echo_hash for line in self.lines[: self.in_flight])
         self.in_flight = 0
-        self.probe_due = self.since_echo + ECHO_TIMEOUT
+        self.probe_at = self.since_echo + ECHO_TIMEOUT
 
     def probe(self, push: Sock) -> None:
         """Push the newest line in flight again, if a probe is due. Another is due after an echo.
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
-        messages for this client. (TCP has this as tail loss probe, RFC 8985.)
+        messages for this client. (TCP has this as tail loss probe, RFC 8985.) But everybody sees
+        the line twice. So chat probes only if no later line can come, whose echo would do.
         """
-        if self.in_flight and self.since_echo >= self.probe_due:
+        if self.in_flight and self.since_echo >= self.probe_at:
             with contextlib.suppress(zmq.Again):
                 push.send(self.lines[self.in_flight - 1].frame, zmq.NOBLOCK)
-                self.probe_due = math.inf
+                self.probe_at = math.inf
 
     def give_up(self) -> None:
         """Forget the lines in flight.
@@ -402,18 +404,28 @@ class Outbox:
         """
         self.undelivered += self.in_flight
         del self.lines[: self.in_flight]
-        self.in_flight, self.since_echo, self.probe_due = 0, 0.0, ECHO_TIMEOUT
+        self.in_flight = 0
+        self.restart_clock()
 
-    def pass_time(self, running: bool) -> None:
-        """Let the clock go on by the time since the last call, if running. Call this each turn."""
+    def restart_clock(self) -> None:
+        """Set the clock to zero."""
+        self.since_echo, self.probe_at = 0.0, ECHO_TIMEOUT
+
+    def pass_time(self, running: bool) -> bool:
+        """Let the clock go on, if running. Return whether lines became overdue in this turn.
+
+        In a turn longer than two ticks, this process was suspended, or stdout was blocked: count
+        little of it.
+        """
         now = time.monotonic()
-        # In a longer turn, this process was suspended, or stdout was blocked: count little of it.
-        seconds = min(now - self.last_turn, 2 * TICK)
-        self.last_turn = now
+        seconds, self.last_turn = min(now - self.last_turn, 2 * TICK), now
         if not self.lines:
-            self.since_echo, self.probe_due = 0.0, ECHO_TIMEOUT
+            self.restart_clock()
         elif running:
             self.since_echo += seconds
+        were_overdue = self.overdue
+        self.overdue = were_overdue or self.since_echo >= ECHO_TIMEOUT
+        return self.overdue and not were_overdue
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
@@ -444,11 +456,9 @@ def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, readi
     until the server is back. After giving up, the loop goes on, since the server may publish lines
     in another form.
     """
-    outbox.pass_time(connection.up or not reading)
-    if outbox.since_echo >= ECHO_TIMEOUT and not outbox.overdue:
-        outbox.overdue = True
-        if screen.interactive:
-            screen.print_notice(outbox.notice())
+    became_overdue = outbox.pass_time(running=connection.up or not reading)
+    if became_overdue and screen.interactive:
+        screen.print_notice(outbox.notice())
     if reading:
         if outbox.since_echo >= DELIVERY_TIMEOUT:
             outbox.give_up()
@@ -641,24 +651,26 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 # and the cursor (EDITS), and returns the lines that Enter completes.
 # Output: Editor.draw makes a row of the line, and EditorScreen.write puts it below the messages.
 
-# A terminal sends a key as one character, or as ESC and more: for example ESC [ 3 ~ for Delete (a
-# control sequence, see ECMA-48), ESC O A for Up (in application mode, which an earlier program may
-# have left on), or ESC b for Alt-B. With Alt, such keys begin with two ESC. Since a key may begin
-# with ESC, an ESC that comes alone waits for what follows, and becomes part of that key.
-# In KEY_PATTERN, the first alternative that matches counts.
+# A terminal sends a key as one character, or as ESC and more. For example:
+#     ESC [ 3 ~    Delete: a control sequence (ECMA-48)
+#     ESC O A      Up, in application mode, which an earlier program may have left on
+#     ESC b        Alt-B
+#     ESC ESC O A  Alt-Up
+# An ESC that comes alone waits for what follows. Also, the terminal may still send its answer to an
+# earlier program, such as ESC ] ... BEL.
 
 # A control sequence without its ESC and its last character. The second [ is for the Linux console,
 # where F1 is ESC [ [ A.
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
-KEY_PATTERN = re.compile(
+KEY_PATTERN = re.compile(  # The first alternative that matches counts.
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?     # Delete: ESC [ 3 ~ (or, if broken, its start)
-    | \x1b+ O[0-9;]*.                 # Up, in application mode: ESC O A
-    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL: the answer to a query
-    | \x1b+ .                         # Alt-B: ESC b
+    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (or the start of an invalid sequence)
+    | \x1b+ O[0-9;]*.                # ESC O A
+    | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL
+    | \x1b+ .                        # ESC b
     | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
-    | .                               # Enter, Backspace, Ctrl-A
+    | .                              # Enter, Backspace, Ctrl-A
     """,
     re.DOTALL | re.VERBOSE,
 )
@@ -953,9 +965,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends only by its default action. Until fg, the other signals have theirs,
-            # too: if kill let the process go on, the kernel would stop it again at its next use of
-            # the terminal, perhaps before a handler in Python could run.
+            # SIGTSTP suspends only by its default action. The other signals have theirs, too, until
+            # fg. For if kill continued the process in the background, the thread that reads the
+            # terminal would have it stopped again, perhaps before a handler in Python could run.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
