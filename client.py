@@ -124,7 +124,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
         messages = receive(connection.sub)
         outbox.acknowledge(messages)
         if not screen.print_messages(messages):
-            stdin.ended = True  # The reader of stdout has left, as `| head -1` does: drop the rest.
+            stdin.ended = True  # The reader of stdout has left, as `| head -1` does: read no more.
 
         # act if no echo comes
         if handle_silence(outbox, connection, screen, reading):
@@ -276,9 +276,9 @@ class Connection:
 
 
 class Line(NamedTuple):
-    """A line that waits: the frame to push, and the hash of its echo, which takes less memory.
+    """A line that waits: the frame to push, and the hash of its echo.
 
-    The hash is None if our server will drop the line.
+    The hash is None if our server will drop the line. (An echo is nearly as long as the frame.)
     """
 
     frame: bytes
@@ -294,7 +294,9 @@ class Outbox:
     An echo acknowledges its line and all lines before it, because the server publishes them in
     order. A connection that breaks may lose lines. If only new lines were pushed over the next
     connection, their echoes would acknowledge the lost lines as well. So all lines in flight are
-    pushed again, in order. (This is go-back-N with cumulative acknowledgements.)
+    pushed again, in order. (This is go-back-N with cumulative acknowledgements.) For example: push
+    A, B, C; the connection breaks, and B is lost; push A, B, C; the echo of A comes: A leaves; the
+    echo of C comes: B and C leave. Everybody has seen A, and perhaps C, twice.
 
     An echo is recognized by its text, so a message of the same text is mistaken for it.
     """
@@ -308,7 +310,7 @@ class Outbox:
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
         self.since_echo = 0.0  # a clock: seconds that lines have waited since the last echo
         self.probe_at = ECHO_TIMEOUT  # the time on this clock at which to probe
-        self.overdue = False  # whether the clock has reached ECHO_TIMEOUT, and no echo came since
+        self.overdue = False  # whether the clock has reached ECHO_TIMEOUT since the last echo
         self.last_turn = time.monotonic()  # when pass_time was called last
 
     def add(self, line: bytes) -> str:
@@ -381,7 +383,7 @@ class Outbox:
         """Let push_to push all lines again, because the connection is new."""
         self.resent.update(line.echo_hash for line in self.lines[: self.in_flight])
         self.in_flight = 0
-        self.probe_at = self.since_echo + ECHO_TIMEOUT
+        self.probe_at = self.since_echo + ECHO_TIMEOUT  # Give the echoes time to come.
 
     def probe(self, push: Sock) -> None:
         """Push the newest line in flight again, if a probe is due. Another is due after an echo.
@@ -965,9 +967,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends only by its default action. The other signals have theirs, too, until
-            # fg. For if kill continued the process in the background, the thread that reads the
-            # terminal would have it stopped again, perhaps before a handler in Python could run.
+            # SIGTSTP suspends only by its default action. SIGTERM and the others have theirs, too:
+            # a shell's kill sends SIGTERM, and then SIGCONT. In the background, the thread that
+            # reads would at once get SIGTTIN, which stops the process before Python runs a handler.
             with default_actions():
                 signal.raise_signal(signal.SIGTSTP)
                 self.set_up()
@@ -1018,9 +1020,9 @@ else:
             while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":
                 char = msvcrt.getwch()
                 if char in "\0\xe0":
-                    # A special key comes in two calls: NUL or 0xE0, and a second character. But
-                    # 0xE0 is also the letter à. Try to put it back: this fails if a second
-                    # character is waiting.
+                    # A special key comes in two calls: Up as 0xE0 (or NUL), and then H. But the
+                    # letter à comes as 0xE0 alone. To tell them apart, try to put the character
+                    # back. This fails if a second one is waiting.
                     try:
                         msvcrt.ungetwch(char)
                     except OSError:
@@ -1100,7 +1102,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
         sock.set(zmq.TCP_MAXRT, 20_000)  # milliseconds, if sent data is not acknowledged
     if key is not None:
         encrypt(push, sub, key)
-    push.set(zmq.IMMEDIATE, 1)  # Without a connection, lines wait in the outbox, and only there.
+    push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
     sub.set(zmq.MAXMSGSIZE, 4 * MAX_LINE)  # Another server may publish longer messages than ours.
     sub.set(zmq.RCVHWM, SUB_HWM)
     sub.set(zmq.SUBSCRIBE, b"")
