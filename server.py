@@ -162,13 +162,16 @@ class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
     By default, PUB drops messages for a subscriber whose queue is full. Not so with the option
-    XPUB_NODROP (which works for PUB, too):
+    XPUB_NODROP (named after XPUB, a variant of PUB):
 
-    1. If the queue of a subscriber is full, send fails, and nobody gets the message. So this class
-       tries again and again. The chat waits: lines stay in the queue of PULL, or at the clients.
-    2. After a timeout, the subscriber has stalled. This class sends one message with the option
-       off, to all subscribers whose queues have room. The chat goes on: once libzmq has skipped a
-       full queue, it keeps skipping it until half of it has been read, even with the option on.
+    - While any queue is full, send fails, and nobody gets the message.
+    - If a message is sent with the option off for a moment, libzmq skips the full queues. It skips
+      each until half of it has been read, even with the option on again. A skipped queue no longer
+      makes send fail.
+
+    So while the queue of a subscriber is full, this class tries again and again. The chat waits:
+    lines stay in the queue of PULL, or at the clients. After a timeout, the subscriber has stalled.
+    This class has its queue skipped, and the chat goes on.
 
     (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
 
@@ -202,7 +205,7 @@ class Publisher:
             with contextlib.suppress(zmq.Again):  # raised if a queue is full
                 self.pub.send(message)  # takes up to 10 ms (SNDTIMEO)
                 return
-        # A subscriber has stalled. Skip its queue.
+        # A subscriber has stalled. Have its queue skipped.
         self.pub.set(zmq.XPUB_NODROP, 0)
         self.pub.send(message)
         self.pub.set(zmq.XPUB_NODROP, 1)
@@ -213,8 +216,8 @@ class Publisher:
     def deadline(self, started: float) -> float:
         """Return when a wait must end, given when it has started.
 
-        In a shutdown, a wait is so short that a stall leaves time for lines that have arrived. When
-        the shutdown is due, all waits end soon.
+        In a shutdown, a wait is short, so that a stall leaves time for lines that have arrived. All
+        waits after due_at end together, so that the shutdown ends.
         """
         if self.shutdown.due_at == math.inf:  # No signal has come.
             return started + self.stall_timeout
