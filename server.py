@@ -161,19 +161,14 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_T
 class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
-    By default, PUB drops messages for a subscriber whose queue is full. Not so with the option
-    XPUB_NODROP (named after XPUB, a variant of PUB):
+    While the queue of any subscriber is full, send fails, and nobody gets the message. (By default,
+    PUB would drop the message for this subscriber. The option XPUB_NODROP, named after a variant of
+    PUB, changes that.) So this class tries again and again. The chat waits: lines stay in the queue
+    of PULL, or at the clients.
 
-    - While any queue is full, send fails, and nobody gets the message.
-    - If a message is sent with the option off for a moment, libzmq skips the full queues. It skips
-      each until half of it has been read, even with the option on again. A skipped queue no longer
-      makes send fail.
-
-    So while the queue of a subscriber is full, this class tries again and again. The chat waits:
-    lines stay in the queue of PULL, or at the clients. After a timeout, the subscriber has stalled.
-    This class has its queue skipped, and the chat goes on.
-
-    (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
+    After a timeout, the subscriber has stalled: its queue is skipped until half of it has been
+    read. So this subscriber misses messages, and the chat goes on. (On Linux, a subscriber that
+    reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
 
     All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that many
     stalls delay the chat by 2, 1, 0.5, ... and finally 0.05 seconds each. The cost: while the
@@ -189,12 +184,12 @@ class Publisher:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
         for message in messages:
             try:
-                compiled_send(self.pub, message)
+                compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
-        if not messages:
-            # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
-            self.pub.get(zmq.EVENTS)
+        # libzmq frees the queues of departed subscribers only during a call on PUB. So make a call,
+        # even if there are no messages.
+        self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send as soon as no queue is full. If that takes too long, skip the full queues."""
@@ -203,12 +198,9 @@ class Publisher:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < self.deadline(started):  # A signal changes the deadline.
             with contextlib.suppress(zmq.Again):  # raised if a queue is full
-                self.pub.send(message)  # takes up to 10 ms (SNDTIMEO)
+                compiled_send(self.pub, message)  # It waits for up to 10 ms (SNDTIMEO).
                 return
-        # A subscriber has stalled. Have its queue skipped.
-        self.pub.set(zmq.XPUB_NODROP, 0)
-        self.pub.send(message)
-        self.pub.set(zmq.XPUB_NODROP, 1)
+        self.send_skipping_full_queues(message)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
@@ -216,12 +208,23 @@ class Publisher:
     def deadline(self, started: float) -> float:
         """Return when a wait must end, given when it has started.
 
-        In a shutdown, a wait is short, so that a stall leaves time for lines that have arrived. All
-        waits after due_at end together, so that the shutdown ends.
+        After a signal, a wait is short, so that a stall leaves time for lines that have arrived.
+        And the waits of the last batch must not prolong the shutdown.
         """
-        if self.shutdown.due_at == math.inf:  # No signal has come.
-            return started + self.stall_timeout
-        return min(started, self.shutdown.due_at) + min(self.stall_timeout, SHUTDOWN_STALL_TIMEOUT)
+        limit, due_at = self.stall_timeout, self.shutdown.due_at
+        if due_at < math.inf:  # A signal has come.
+            limit = min(limit, SHUTDOWN_STALL_TIMEOUT)
+        return min(started + limit, due_at + SHUTDOWN_STALL_TIMEOUT)
+
+    def send_skipping_full_queues(self, message: bytes) -> None:
+        """Send to the subscribers whose queues have room.
+
+        libzmq then goes on to skip each queue that was full, until half of it has been read. Such a
+        queue does not make send fail, although XPUB_NODROP is on again.
+        """
+        self.pub.set(zmq.XPUB_NODROP, 0)
+        self.pub.send(message)
+        self.pub.set(zmq.XPUB_NODROP, 1)
 
 
 # Log.
@@ -291,8 +294,7 @@ class Shutdown:
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
 
-        A later signal would interrupt context.destroy in main, and so cut the linger short. (To
-        ignore later signals would not do: if two came at once, Python would print a warning.)
+        A later signal would interrupt context.destroy in main, and so cut the linger short.
         """
         if self.due_at == math.inf:
             self.due_at = time.monotonic() + SHUTDOWN_DELAY
