@@ -155,7 +155,7 @@ def sanitize(text: str) -> str:
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
 MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
 SHUTDOWN_STALL_TIMEOUT = 0.3  # seconds to wait while a queue is full, at most, after a signal
-RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_STALL_TIMEOUT again
+RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the longest one again
 
 
 class Publisher:
@@ -208,8 +208,8 @@ class Publisher:
     def deadline(self, started: float) -> float:
         """Return when a wait must end, given when it has started.
 
-        After a signal, a wait is short, so that a stall leaves time for lines that have arrived.
-        And the waits of the last batch must not prolong the shutdown.
+        After a signal, a wait is short: even if a subscriber stalls, there has to be time left for
+        lines that have arrived. The waits of the last batch end together, soon after due_at.
         """
         limit, due_at = self.stall_timeout, self.shutdown.due_at
         if due_at < math.inf:  # A signal has come.
@@ -219,8 +219,8 @@ class Publisher:
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        libzmq then goes on to skip each queue that was full, until half of it has been read. Such a
-        queue does not make send fail, although XPUB_NODROP is on again.
+        From then on, libzmq skips each queue that was full, until half of it has been read. Only
+        other queues can make send fail.
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         self.pub.send(message)
