@@ -221,9 +221,9 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        It comes up SLOW_JOINER_DELAY after the last handshake, so never in the call that reads that
-        handshake. So a loss always shows: even if one call reads both the loss and the next
-        handshake, the connection is down after that call, and a later call returns True.
+        No loss goes unnoticed, even if one call reads both the loss and the next handshake: the
+        connection is down after that call, and a later call returns True. For it never comes up in
+        the call that reads the handshake, but SLOW_JOINER_DELAY later.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -278,7 +278,7 @@ class Connection:
 class Line(NamedTuple):
     """A line that waits: the frame to push, and the hash of its echo.
 
-    The hash is None if our server will drop the line. (An echo is nearly as long as the frame.)
+    The hash is None if our server will drop the line. (The echo itself would take much memory.)
     """
 
     frame: bytes
@@ -342,8 +342,8 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after Connection.update. If libzmq lost the connection and connected again
-        in between, lines in flight could be lost, and echoes of new lines would acknowledge them.
+        Call this right after Connection.update, as chat does. If libzmq reconnected between the two
+        calls, lines in flight could be lost, and echoes of new lines would acknowledge them.
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.in_flight < min(WINDOW, len(self.lines)):
