@@ -246,6 +246,20 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
     assert not outbox.lines
 
 
+def test_the_time_of_a_line_that_has_left_does_not_count(context: Context) -> None:
+    outbox, push = outbox_of(context, None, "x")
+    pull = context.socket(zmq.PULL)
+    pull.bind("inproc://nowhere")
+    outbox.since_echo = 20.0  # "x" has waited for a connection. It has left, as it gets no echo.
+    outbox.start_over()
+    outbox.pass_time(running=True)
+    outbox.add(line_of("k", "a"))
+    outbox.push_to(push)
+    outbox.since_echo += client.ECHO_TIMEOUT
+    outbox.probe(push)
+    assert [pull.recv(zmq.NOBLOCK) for _ in range(3)] == [b"x", *2 * [line_of("k", "a")]]
+
+
 # README, Delivery in detail: it resends all lines in flight.
 def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareServer) -> None:
     """A probe is due, but PUSH has been reconnected while stdout was blocked."""
