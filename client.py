@@ -349,6 +349,7 @@ class Outbox:
             while self.in_flight < min(WINDOW, len(self.lines)):
                 line = self.lines[self.in_flight]
                 push.send(line.frame, zmq.NOBLOCK)
+                self.probe_at = self.since_echo + ECHO_TIMEOUT
                 if line.echo_hash is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
@@ -383,10 +384,9 @@ class Outbox:
         """Let push_to push all lines again, because the connection is new."""
         self.resent.update(line.echo_hash for line in self.lines[: self.in_flight])
         self.in_flight = 0
-        self.probe_at = self.since_echo + ECHO_TIMEOUT  # Give the echoes time to come.
 
     def probe(self, push: Sock) -> None:
-        """Push the newest line in flight again, if a probe is due. Another is due after an echo.
+        """Push the newest line in flight again, once, after ECHO_TIMEOUT without an echo or a push.
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
@@ -1129,9 +1129,10 @@ def encrypt(push: Sock, sub: Sock, key: str) -> None:
 def host(text: str) -> str:
     """Return a HOST from the command line.
 
-    Raises ArgumentTypeError, with what to write instead, if it is empty or includes a port.
+    Raises ArgumentTypeError, with what to write instead, if it cannot be one, or includes a port.
     """
-    if not text or text.count(":") == 1 or "]:" in text:  # (IPv6 addresses have more colons.)
+    has_port = text.count(":") == 1 or "]:" in text  # IPv6 addresses have more colons.
+    if not text or has_port or not text.isprintable():
         raise argparse.ArgumentTypeError("write HOST --push-port PORT --sub-port PORT")
     return text
 

@@ -196,25 +196,27 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < self.deadline(started):  # A signal changes the deadline.
+        # A signal changes both limits. The second one is for the last batch.
+        while time.monotonic() < min(
+            started + self.timeout(), self.shutdown.due_at + SHUTDOWN_STALL_TIMEOUT
+        ):
             with contextlib.suppress(zmq.Again):  # raised if a queue is full
                 compiled_send(self.pub, message)  # It waits for up to 10 ms (SNDTIMEO).
                 return
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
-    def deadline(self, started: float) -> float:
-        """Return when a wait must end, given when it has started.
+    def timeout(self) -> float:
+        """Return how many seconds a wait may take.
 
-        After a signal, a wait is short: even if a subscriber stalls, there has to be time left for
-        lines that have arrived. The waits of the last batch end together, soon after due_at.
+        After a signal, they are few: even if subscribers stall, there has to be time left for lines
+        that have arrived.
         """
-        limit, due_at = self.stall_timeout, self.shutdown.due_at
-        if due_at < math.inf:  # A signal has come.
-            limit = min(limit, SHUTDOWN_STALL_TIMEOUT)
-        return min(started + limit, due_at + SHUTDOWN_STALL_TIMEOUT)
+        if self.shutdown.due_at == math.inf:  # No signal has come.
+            return self.stall_timeout
+        return min(self.stall_timeout, SHUTDOWN_STALL_TIMEOUT)
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
@@ -269,9 +271,10 @@ class Log:
         for text, (count, detail) in reports.items():
             times = f" ({count:,} times)" if count > 1 else ""
             suffix = f": {detail}" if detail else ""
+            report = sanitize(f"server.py: {text}{times}{suffix}")
             if sys.stderr:  # None if it was closed when Python started
                 with contextlib.suppress(OSError):
-                    print(f"server.py: {text}{times}{suffix}", file=sys.stderr, flush=True)
+                    print(report, file=sys.stderr, flush=True)
 
 
 # Start and shut down.

@@ -188,9 +188,10 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: A missed echo does no harm if a later line is echoed in time.
-# README, Delivery in detail: So in that state, if the client is connected and no echo comes for
-# five seconds, it resends its newest line as a probe, whose echo acknowledges all lines. It does
-# not send another probe before an echo has come, or the connection has broken.
+# README, Delivery in detail: So in that state, if the client is connected, and has neither received
+# an echo nor sent a line for five seconds, it resends its newest line as a probe, whose echo
+# acknowledges all lines. It does not send another probe before an echo has come, or the connection
+# has broken.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
 # for a long time
 def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: StartClient) -> None:
@@ -349,7 +350,9 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         outbox.acknowledge([client.sanitize_message(b"k> 1")])
         assert (len(outbox.lines), outbox.since_echo) == (1, since_echo)
     outbox, _ = outbox_of(context, "k", "12")
+    outbox.since_echo = client.DELIVERY_TIMEOUT
     outbox.give_up()
+    assert outbox.since_echo == 0.0
     outbox.add(b"3")
     outbox.acknowledge([client.sanitize_message(b"k> 3")])
     assert len(outbox.lines) == 1

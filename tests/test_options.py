@@ -75,12 +75,11 @@ def test_a_host_that_does_not_exist_is_one_without_a_server(start: Start) -> Non
         script.wait_stderr(rf"^client\.py: no server at {re.escape(host)} .*\n$")
 
 
-@pytest.mark.parametrize("host", ["a b", "café", "h\x1b[2J"])
+@pytest.mark.parametrize("host", ["a b", "café"])
 def test_a_host_that_cannot_be_one_is_reported(run_client: RunClient, host: str) -> None:
     done = run_client((1, 2), b"hi\n", host)
     assert done.returncode == 1
-    reported = host.replace("\x1b", r"\x1b")
-    assert f"(addr='tcp://{reported}:2')\n" in done.stderr.decode()
+    assert re.fullmatch(rf"client\.py: .+ \(addr='tcp://{host}:2'\)\n", done.stderr.decode())
 
 
 # README, Options: port for incoming lines; 0 picks a free one
@@ -124,6 +123,8 @@ WRONG = {  # what is given, and what is on stderr
     "client.py :1337": INSTEAD,
     "client.py [::1]:1337": INSTEAD,
     "client.py tcp://localhost": INSTEAD,
+    "client.py 'h\x1b[2J'": INSTEAD,
+    "client.py \udcff": INSTEAD,
 }
 
 
