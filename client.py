@@ -61,7 +61,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import colorama
 import zmq
@@ -74,6 +74,9 @@ else:
 
 Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
+# (frame, hash of its echo): a line that waits. The hash is None if our server will drop the line.
+# (The echo itself would take too much memory.)
+Line = tuple[bytes, int | None]
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
@@ -275,16 +278,6 @@ class Connection:
 # Push it.
 
 
-class Line(NamedTuple):
-    """A line that waits: the frame to push, and the hash of its echo.
-
-    The hash is None if our server will drop the line. (The echo itself would take much memory.)
-    """
-
-    frame: bytes
-    echo_hash: int | None
-
-
 class Outbox:
     """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
@@ -336,7 +329,7 @@ class Outbox:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.lines.append(Line(frame, echo_hash))
+        self.lines.append((frame, echo_hash))
         return problem
 
     def push_to(self, push: Sock) -> None:
@@ -346,11 +339,12 @@ class Outbox:
         calls, lines in flight could be lost, and echoes of new lines would acknowledge them.
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while self.in_flight < min(WINDOW, len(self.lines)):
-                line = self.lines[self.in_flight]
-                push.send(line.frame, zmq.NOBLOCK)
+            for frame, echo_hash in self.lines[self.in_flight :]:
+                if self.in_flight == WINDOW:
+                    break
+                push.send(frame, zmq.NOBLOCK)
                 self.probe_at = self.since_echo + ECHO_TIMEOUT
-                if line.echo_hash is None:
+                if echo_hash is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
                 else:
@@ -366,7 +360,7 @@ class Outbox:
         if not self.lines:
             self.resent.clear()  # The clock does not run, so second echoes no longer matter.
             return
-        expected = [line.echo_hash for line in self.lines[: self.in_flight]]
+        expected = [echo_hash for _, echo_hash in self.lines[: self.in_flight]]
         for plain, _ in messages:
             echo_hash = hash(plain)
             if echo_hash in expected:
@@ -377,12 +371,11 @@ class Outbox:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
-            self.restart_clock()
-            self.overdue = False
+            self.since_echo, self.probe_at, self.overdue = 0.0, ECHO_TIMEOUT, False
 
     def start_over(self) -> None:
         """Let push_to push all lines again, because the connection is new."""
-        self.resent.update(line.echo_hash for line in self.lines[: self.in_flight])
+        self.resent.update(echo_hash for _, echo_hash in self.lines[: self.in_flight])
         self.in_flight = 0
 
     def probe(self, push: Sock) -> None:
@@ -395,7 +388,8 @@ class Outbox:
         """
         if self.in_flight and self.since_echo >= self.probe_at:
             with contextlib.suppress(zmq.Again):
-                push.send(self.lines[self.in_flight - 1].frame, zmq.NOBLOCK)
+                newest, _ = self.lines[self.in_flight - 1]
+                push.send(newest, zmq.NOBLOCK)
                 self.probe_at = math.inf
 
     def give_up(self) -> None:
@@ -406,12 +400,7 @@ class Outbox:
         """
         self.undelivered += self.in_flight
         del self.lines[: self.in_flight]
-        self.in_flight = 0
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Set the clock to zero."""
-        self.since_echo, self.probe_at = 0.0, ECHO_TIMEOUT
+        self.in_flight, self.since_echo, self.probe_at = 0, 0.0, ECHO_TIMEOUT
 
     def pass_time(self, running: bool) -> bool:
         """Let the clock go on, if running. Return whether lines became overdue in this turn.
@@ -422,7 +411,7 @@ class Outbox:
         now = time.monotonic()
         seconds, self.last_turn = min(now - self.last_turn, 2 * TICK), now
         if not self.lines:
-            self.restart_clock()
+            self.since_echo, self.probe_at = 0.0, ECHO_TIMEOUT
         elif running:
             self.since_echo += seconds
         were_overdue = self.overdue
@@ -431,8 +420,8 @@ class Outbox:
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        count = lines_in_words(len(self.lines))
-        return f"no echo yet for {count}; the first: {excerpt(self.lines[0].frame)}"
+        first, _ = self.lines[0]
+        return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {excerpt(first)}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""

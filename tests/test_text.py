@@ -77,7 +77,7 @@ def test_with_a_name_a_line_is_sent_as_json(name: str, typed: bytes) -> None:
     outbox = client.Outbox(name)
     outbox.add(typed)
     user, message = name.encode(errors="replace").decode(), typed.decode(errors="replace")
-    assert json.loads(outbox.lines[0].frame) == {"user": user, "message": message}
+    assert json.loads(outbox.lines[0][0]) == {"user": user, "message": message}
 
 
 # README, Delivery in detail: A line that this server would drop is sent anyway, since another
