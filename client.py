@@ -339,9 +339,8 @@ class Outbox:
         calls, lines in flight could be lost, and echoes of new lines would acknowledge them.
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            for frame, echo_hash in self.lines[self.in_flight :]:
-                if self.in_flight == WINDOW:
-                    break
+            while self.in_flight < min(WINDOW, len(self.lines)):
+                frame, echo_hash = self.lines[self.in_flight]
                 push.send(frame, zmq.NOBLOCK)
                 self.probe_at = self.since_echo + ECHO_TIMEOUT
                 if echo_hash is None:
@@ -371,7 +370,8 @@ class Outbox:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
-            self.since_echo, self.probe_at, self.overdue = 0.0, ECHO_TIMEOUT, False
+            self.restart_clock()
+            self.overdue = False
 
     def start_over(self) -> None:
         """Let push_to push all lines again, because the connection is new."""
@@ -400,7 +400,12 @@ class Outbox:
         """
         self.undelivered += self.in_flight
         del self.lines[: self.in_flight]
-        self.in_flight, self.since_echo, self.probe_at = 0, 0.0, ECHO_TIMEOUT
+        self.in_flight = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Set the clock to zero."""
+        self.since_echo, self.probe_at = 0.0, ECHO_TIMEOUT
 
     def pass_time(self, running: bool) -> bool:
         """Let the clock go on, if running. Return whether lines became overdue in this turn.
@@ -411,7 +416,7 @@ class Outbox:
         now = time.monotonic()
         seconds, self.last_turn = min(now - self.last_turn, 2 * TICK), now
         if not self.lines:
-            self.since_echo, self.probe_at = 0.0, ECHO_TIMEOUT
+            self.restart_clock()
         elif running:
             self.since_echo += seconds
         were_overdue = self.overdue
@@ -495,12 +500,13 @@ def echo_of(frame: bytes) -> str:
     Raises ValueError, with the reason, if it makes none.
     """
     try:
-        text = frame.removeprefix(codecs.BOM_UTF8).decode()
+        text = frame.decode()
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     if simple := SIMPLE_LINE.fullmatch(text):
         # Even with its colour, it is shorter than the frame, so not too long.
         return f"{simple[1]}> {simple[2]}"
+    text = text.removeprefix("\ufeff")  # a byte order mark, as the server does
     try:
         payload = parse_json(text)
     except (ValueError, RecursionError):

@@ -187,9 +187,9 @@ class Publisher:
                 compiled_send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
-        # libzmq frees the queues of departed subscribers only during a call on PUB. So make a call,
-        # even if there are no messages.
-        self.pub.get(zmq.EVENTS)
+        if not messages:
+            # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
+            self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send as soon as no queue is full. If that takes too long, skip the full queues."""
@@ -225,7 +225,7 @@ class Publisher:
         other queues can make send fail.
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
-        self.pub.send(message)
+        compiled_send(self.pub, message)
         self.pub.set(zmq.XPUB_NODROP, 1)
 
 
