@@ -50,16 +50,18 @@ MAX_BATCH = 300  # lines, from all clients together, to receive before publishin
 RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# pyzmq's compiled methods, called as compiled_send(sock, ...). This is up to twice as fast as
-# sock.send(...), because the lookup of a socket's method is slow, and send is wrapped in Python.
-compiled_recv, compiled_send = zmq.backend.Socket.recv, zmq.backend.Socket.send
+# pyzmq's compiled methods. For speed: send(sock, ...) takes up to half the time of sock.send(...),
+# which looks up the method in a slow way, and wraps it in Python.
+recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input and forward it to all subscribers (slide 3), until a shutdown is due."""
     publisher = Publisher(pub, shutdown, log)
     while time.monotonic() < shutdown.due_at:
-        publisher.publish(chat_messages(receive(pull), log))
+        lines = receive(pull)
+        messages = chat_messages(lines, log)
+        publisher.publish(messages)
 
 
 # Receive.
@@ -78,7 +80,7 @@ def receive(pull: Sock) -> list[bytes]:
     if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
         with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
             while len(lines) < MAX_BATCH:
-                lines.append(compiled_recv(pull, zmq.NOBLOCK))
+                lines.append(recv(pull, zmq.NOBLOCK))
     return lines
 
 
@@ -91,10 +93,9 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Invalid lines are dropped and reported.
     """
     messages = []
-    for line, (user, text) in zip(lines, match_simple(lines), strict=True):
+    for line, strings in zip(lines, match_simple(lines), strict=True):
         try:
-            if not user:
-                user, text = parse(line)
+            user, text = parse(line) if strings == NOT_SIMPLE else strings
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
@@ -111,28 +112,35 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
 #     U+D800-DFFF, surrogates: UTF-8 cannot encode them
 SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 UNSAFE_CHAR = re.compile(rf"[^\t -~{SAFE}]")  # neither TAB, nor printable ASCII, nor SAFE
-ESCAPES = {  # for str.translate: {0: "\\x00", ...}
+# {0: "\\x00", ...}, for str.translate. (In a flood of unsafe characters, re.sub would be too slow.)
+ESCAPES = {
     code: chr(code).encode("unicode_escape").decode()
     for code in range(0x10000)  # No higher character is unsafe.
     if UNSAFE_CHAR.match(chr(code))
 }
 
 # A simple line has the usual form: what json.dumps or JSON.stringify writes for these two keys, in
-# this order, if nothing has to be escaped. So its two strings are the user and the text. The second
-# alternative matches any other line, with two empty groups.
-STRING = rf'"([ !#-\[\]-~{SAFE}]*+)"'  # no " and no backslash
-SIMPLE_LINE = re.compile(rf'^(?:\{{"user": ?{STRING}, ?"message": ?{STRING}\}}|.*)$', re.MULTILINE)
+# this order, if nothing has to be escaped. So its two strings are the user and the text.
+STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'  # It contains neither " nor backslashes.
+SIMPLE_LINE = re.compile(
+    rf"""
+    ^ \{{"user":[ ]?{STRING},[ ]?"message":[ ]?{STRING}\}} $
+    | ^ .* $  # any other line: two empty strings
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+NOT_SIMPLE = ("", "")
 
 
 def match_simple(lines: list[bytes]) -> list[tuple[str, str]]:
-    """Return the user and the text of each simple line, and ("", "") for each other line.
+    """Return the user and the text of each simple line, and NOT_SIMPLE for each other line.
 
     This is only for speed: one search over all lines takes a fifth of the time of parsing each.
     """
     # Invalid UTF-8 becomes surrogates, which are not SAFE.
     found = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # JSON may contain line ends, and then too many lines are found. Parse all lines in this case.
-    return found if len(found) == len(lines) else [("", "")] * len(lines)
+    # If JSON contains line ends, findall finds too many lines. Then parse all of them.
+    return found if len(found) == len(lines) else [NOT_SIMPLE] * len(lines)
 
 
 # A user or a text may be a JSON number. It is kept as a string, exactly as written.
@@ -153,8 +161,7 @@ def parse(line: bytes) -> tuple[str, str]:
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
-    # For safe text, search is faster than translate. For a flood of unsafe characters, translate is
-    # faster than sub.
+    # For safe text, search is faster than translate.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
 
 
@@ -168,10 +175,10 @@ RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the l
 class Publisher:
     """Publishes messages, and waits for slow subscribers.
 
-    While the queue of any subscriber is full, send fails, and nobody gets the message. (By default,
-    PUB would drop the message for this subscriber. The option XPUB_NODROP, named after a variant of
-    PUB, changes that.) So this class tries again and again. The chat waits: lines stay in the queue
-    of PULL, or at the clients.
+    By default, PUB drops messages for a subscriber whose queue is full. The option XPUB_NODROP
+    (named after XPUB, a variant of PUB) changes that: send fails, and nobody gets the message. So
+    this class tries again and again. The chat waits: lines stay in the queue of PULL, or at the
+    clients.
 
     After a timeout, the subscriber has stalled: its queue is skipped until half of it has been
     read. So this subscriber misses messages, and the chat goes on. (On Linux, a subscriber that
@@ -191,11 +198,12 @@ class Publisher:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
         for message in messages:
             try:
-                compiled_send(self.pub, message, zmq.NOBLOCK)
+                send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
         if not messages:
-            # libzmq frees the queues of departed subscribers only during a call on PUB. Make one.
+            # libzmq frees the queues of departed subscribers only during a call on PUB. While no
+            # messages are sent, make one.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -205,21 +213,21 @@ class Publisher:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while time.monotonic() < started + self.timeout():  # A signal shortens the timeout.
             with contextlib.suppress(zmq.Again):  # raised if a queue is full
-                compiled_send(self.pub, message)  # It waits for up to 10 ms (SNDTIMEO).
+                send(self.pub, message)  # It waits for up to 10 ms (SNDTIMEO).
                 return
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def timeout(self) -> float:
         """Return how many seconds a wait may take.
 
-        In a shutdown, that is at most a quarter of the time left: even if several subscribers
-        stall, lines that have arrived must still be published.
+        In a shutdown, that is at most an eighth of the time left. So even if a dozen subscribers
+        stall, there is time to publish lines that have arrived.
         """
         time_left = self.shutdown.due_at + LAST_BATCH_TIME - time.monotonic()
-        return min(self.stall_timeout, time_left / 4)
+        return min(self.stall_timeout, time_left / 8)
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
@@ -228,7 +236,7 @@ class Publisher:
         other queues can make send fail.
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
-        compiled_send(self.pub, message)
+        send(self.pub, message)
         self.pub.set(zmq.XPUB_NODROP, 1)
 
 
@@ -279,10 +287,10 @@ class Log:
 
 # Start and shut down.
 
-# A shutdown takes less than 3 seconds, the sum of these:
+# A shutdown has to take less than 3 seconds. These add up to 2.7:
 SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-LAST_BATCH_TIME = 0.3  # seconds after that in which the last batch can wait for slow subscribers
-LINGER = 1.2  # seconds after the loop in which subscribers can receive what is queued for them
+LAST_BATCH_TIME = 0.5  # seconds after that in which the last batch may wait for slow subscribers
+LINGER = 1.2  # seconds after that in which subscribers can receive what is queued for them
 
 
 class Shutdown:
@@ -386,8 +394,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     # With a large kernel buffer, a slow subscriber takes data in rare, large chunks, and looks
     # stalled between them.
     pub.set(zmq.SNDBUF, 65_536)
-    # Clients send their subscriptions to PUB, and each send first processes all that are queued. A
-    # flood of them would delay the chat. So PUB queues one per client: others wait in the network.
+    # PUB receives subscriptions, and processes all that are queued before it sends a message. A
+    # flood of them would delay the chat. So it queues one per client: others wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
     return pull, pub
