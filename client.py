@@ -75,7 +75,7 @@ else:
 Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
 # (frame, hash of its echo): a line that waits. The hash is None if our server will drop the line.
-# (The echo itself would take too much memory.)
+# (A thousand echoes could take 64 MB; their hashes take little.)
 Line = tuple[bytes, int | None]
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
@@ -121,7 +121,7 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
             outbox.start_over()
         if connection.up:
             outbox.push_to(connection.push)
-            if not reading:  # Otherwise, the echo of a later line will do.
+            if not reading:  # No later line can come, whose echo would acknowledge all.
                 outbox.probe(connection.push)
         screen.print_notice(connection.take_notice())
 
@@ -226,9 +226,9 @@ class Connection:
     def update(self) -> bool:
         """Read the monitors, and reconnect if need be. Return whether the connection came up now.
 
-        No loss goes unnoticed, even if one call reads both the loss and the next handshake: the
-        connection is down after that call, and a later call returns True. For it never comes up in
-        the call that reads the handshake, but SLOW_JOINER_DELAY later.
+        One call may read both a loss and the next handshake. Even then, the loss is noticed: the
+        connection comes up SLOW_JOINER_DELAY after a handshake. So it is down after this call, and
+        a later call returns True.
         """
         now, was_up = time.monotonic(), self.up
         for sock, monitor in self.monitors.items():
@@ -355,8 +355,8 @@ class Outbox:
         """Remove the lines that the echoes among the messages acknowledge.
 
         A line that was pushed again may be echoed twice. The second echo acknowledges nothing, but
-        it resets the clock, because it shows that the server is alive: over a slow link, only such
-        echoes may come for longer than DELIVERY_TIMEOUT.
+        it resets the clock, because it shows that the server is alive. (Over a slow link, a
+        thousand second echoes may take longer than DELIVERY_TIMEOUT, before any other echo comes.)
         """
         if not self.lines:
             self.resent.clear()  # The clock does not run, so second echoes no longer matter.
@@ -450,10 +450,10 @@ def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, readi
     8 seconds             (nothing)                     end, if there never was a connection
     30 seconds            give up the lines in flight   end
 
-    The loop reads no input after its end, or while the outbox is full. Time counts while lines
-    wait. But while the loop reads input, time without a connection does not count: the lines wait
-    until the server is back. After giving up, the loop goes on, since the server may publish lines
-    in another form.
+    The loop does not read after the end of the input, or while the outbox is full. Time counts
+    while lines wait. But while the loop reads input, time without a connection does not count: the
+    lines wait until the server is back. After giving up, the loop goes on, since the server may
+    publish lines in another form.
     """
     became_overdue = outbox.pass_time(running=connection.up or not reading)
     if became_overdue and screen.interactive:
@@ -965,9 +965,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP suspends only by its default action. SIGTERM and the others get theirs, too: a
-            # shell's kill sends SIGTERM, and then SIGCONT. In the background, the thread that reads
-            # would at once get SIGTTIN, which stops the process before Python runs a handler.
+            # Meanwhile, give all signals their default action. For SIGTSTP, only that suspends. For
+            # the others, it is because a shell's kill sends SIGTERM, and then SIGCONT: the process
+            # goes on in the background, but the thread that reads at once gets SIGTTIN. This would
+            # stop the process again, before Python could run a handler of SIGTERM.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()

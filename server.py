@@ -15,8 +15,9 @@ ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- The chat waits for a slow subscriber, so that it misses nothing. But the wait is limited. After
-  that, the subscriber counts as stalled: it misses messages, and the chat goes on. See Publisher.
+- The chat waits for a slow subscriber, so that this subscriber misses nothing. But the wait is
+  limited. After that, the subscriber counts as stalled: it misses messages, and the chat goes on.
+  See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches. This makes the server several times faster.
 - After a signal, the loop goes on for a second. Then subscribers have about another second to
@@ -129,7 +130,7 @@ SIMPLE_LINE = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
-NOT_SIMPLE = ("", "")
+NOT_SIMPLE = ("", "")  # (If both strings of a simple line are empty, it is just parsed.)
 
 
 def match_simple(lines: list[bytes]) -> list[tuple[str, str]]:
@@ -139,7 +140,7 @@ def match_simple(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     # Invalid UTF-8 becomes surrogates, which are not SAFE.
     found = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # If JSON contains line ends, findall finds too many lines. Then parse all of them.
+    # JSON may contain line ends. Then findall finds too many lines, so leave all lines to parse.
     return found if len(found) == len(lines) else [NOT_SIMPLE] * len(lines)
 
 
@@ -163,6 +164,42 @@ def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
     # For safe text, search is faster than translate.
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
+
+
+# Shut down.
+
+# A shutdown has to take less than 3 seconds. These add up to 2.7:
+SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
+LAST_BATCH_TIME = 0.5  # seconds after that in which the last batch may wait for slow subscribers
+LINGER = 1.2  # seconds after that in which subscribers can receive what is queued for them
+
+
+class Shutdown:
+    """The time at which the loop ends: SHUTDOWN_DELAY after the first signal."""
+
+    def __init__(self) -> None:
+        self.due_at = math.inf  # until a signal comes
+
+    def max_wait(self) -> float:
+        """Return how many seconds the chat may now wait for a slow subscriber.
+
+        There is no limit until a signal comes. Then it is an eighth of the time left: even if a
+        dozen subscribers stall one after the other, lines that have arrived are published.
+        """
+        return (self.due_at + LAST_BATCH_TIME - time.monotonic()) / 8
+
+    def on_signal(self, _signum: int, _frame: object) -> None:
+        """Set the time at the first signal, and block later signals.
+
+        Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
+        line and publishing it, an exception would lose the line.
+
+        A later signal would interrupt context.destroy in main, and so cut the linger short.
+        """
+        if self.due_at == math.inf:  # It is the first one. (Windows cannot block the others.)
+            self.due_at = time.monotonic() + SHUTDOWN_DELAY
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 # Publish.
@@ -211,29 +248,20 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < started + self.timeout():  # A signal shortens the timeout.
+        while time.monotonic() < started + min(self.stall_timeout, self.shutdown.max_wait()):
             with contextlib.suppress(zmq.Again):  # raised if a queue is full
-                send(self.pub, message)  # It waits for up to 10 ms (SNDTIMEO).
+                send(self.pub, message)  # for up to 10 ms (SNDTIMEO): a signal may cut the wait
                 return
         self.send_skipping_full_queues(message)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
-    def timeout(self) -> float:
-        """Return how many seconds a wait may take.
-
-        In a shutdown, that is at most an eighth of the time left. So even if a dozen subscribers
-        stall, there is time to publish lines that have arrived.
-        """
-        time_left = self.shutdown.due_at + LAST_BATCH_TIME - time.monotonic()
-        return min(self.stall_timeout, time_left / 8)
-
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        From then on, libzmq skips each queue that was full, until half of it has been read. Only
-        other queues can make send fail.
+        From then on, libzmq skips each queue that was full, until half of it has been read. So
+        later, send fails only if another queue is full.
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)
@@ -254,7 +282,7 @@ class Log:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.reports: dict[str, tuple[int, str]] = {}  # text: (count, last detail), not written yet
-        self.closing = threading.Event()
+        self.closed = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -266,14 +294,14 @@ class Log:
 
     def close(self) -> None:
         """Write what is queued, unless stderr is blocked."""
-        self.closing.set()
+        self.closed.set()
         self.thread.join(0.1)
 
     def run(self) -> None:
         """Write what is queued, until the log is closed. This runs in the thread."""
-        closing = False
-        while not closing:
-            closing = self.closing.wait(0.2)
+        closed = False
+        while not closed:
+            closed = self.closed.wait(0.2)
             with self.lock:
                 reports, self.reports = self.reports, {}
             for text, (count, detail) in reports.items():
@@ -285,32 +313,7 @@ class Log:
                     sys.stderr.flush()
 
 
-# Start and shut down.
-
-# A shutdown has to take less than 3 seconds. These add up to 2.7:
-SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-LAST_BATCH_TIME = 0.5  # seconds after that in which the last batch may wait for slow subscribers
-LINGER = 1.2  # seconds after that in which subscribers can receive what is queued for them
-
-
-class Shutdown:
-    """The time at which the loop ends: SHUTDOWN_DELAY after the first signal."""
-
-    def __init__(self) -> None:
-        self.due_at = math.inf  # until a signal comes
-
-    def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the time at the first signal, and block later signals.
-
-        Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
-        line and publishing it, an exception would lose the line.
-
-        A later signal would interrupt context.destroy in main, and so cut the linger short.
-        """
-        if self.due_at == math.inf:
-            self.due_at = time.monotonic() + SHUTDOWN_DELAY
-            if hasattr(signal, "pthread_sigmask"):  # Windows lacks it.
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+# Start.
 
 
 def handle_signals(shutdown: Shutdown) -> None:
