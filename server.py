@@ -44,15 +44,15 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
+MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more) or of a message
 PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
 RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# pyzmq's compiled methods. For speed: send(sock, ...) takes up to half the time of sock.send(...),
-# which looks up the method in a slow way, and wraps it in Python.
+# pyzmq's compiled methods. For speed: send(sock, ...) is up to twice as fast as sock.send(...),
+# which looks the method up in a slow way, and wraps it in Python.
 recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -94,9 +94,9 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Invalid lines are dropped and reported.
     """
     messages = []
-    for line, strings in zip(lines, match_simple(lines), strict=True):
+    for line, strings in zip(lines, find_simple(lines), strict=True):
         try:
-            user, text = parse(line) if strings == NOT_SIMPLE else strings
+            user, text = strings or parse(line)  # find_simple is a fast path: see there.
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
@@ -104,6 +104,22 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
         except (ValueError, RecursionError) as error:
             log.report("dropped a line", f"{error}: {line[:60]!r}")
     return messages
+
+
+# A user or a text may be a JSON number. It is kept as a string, exactly as written.
+parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
+
+
+def parse(line: bytes) -> tuple[str, str]:
+    """Return the user and the text of a line, sanitized.
+
+    Raises ValueError if the line is not UTF-8, not JSON, or not an object whose "user" and
+    "message" are strings or numbers. Raises RecursionError if it is nested too deeply.
+    """
+    match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
+        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers
+            return sanitize(user), sanitize(text)
+    raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
 # SAFE is all of Unicode beyond ASCII, except these characters:
@@ -120,45 +136,6 @@ ESCAPES = {
     if UNSAFE_CHAR.match(chr(code))
 }
 
-# A simple line has the usual form: what json.dumps or JSON.stringify writes for these two keys, in
-# this order, if nothing has to be escaped. So its two strings are the user and the text.
-STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'  # It contains neither " nor backslashes.
-SIMPLE_LINE = re.compile(
-    rf"""
-    ^ \{{"user":[ ]?{STRING},[ ]?"message":[ ]?{STRING}\}} $
-    | ^ .* $  # any other line: two empty strings
-    """,
-    re.MULTILINE | re.VERBOSE,
-)
-NOT_SIMPLE = ("", "")  # (If both strings of a simple line are empty, it is just parsed.)
-
-
-def match_simple(lines: list[bytes]) -> list[tuple[str, str]]:
-    """Return the user and the text of each simple line, and NOT_SIMPLE for each other line.
-
-    This is only for speed: one search over all lines takes a fifth of the time of parsing each.
-    """
-    # Invalid UTF-8 becomes surrogates, which are not SAFE.
-    found = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
-    # JSON may contain line ends. Then findall finds too many lines, so leave all lines to parse.
-    return found if len(found) == len(lines) else [NOT_SIMPLE] * len(lines)
-
-
-# A user or a text may be a JSON number. It is kept as a string, exactly as written.
-parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
-
-
-def parse(line: bytes) -> tuple[str, str]:
-    """Return the user and the text of any line, sanitized.
-
-    Raises ValueError if the line is not UTF-8, not JSON, or not an object whose "user" and
-    "message" are strings or numbers. Raises RecursionError if it is nested too deeply.
-    """
-    match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
-        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers
-            return sanitize(user), sanitize(text)
-    raise ValueError('not an object whose "user" and "message" are strings or numbers')
-
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
@@ -166,47 +143,37 @@ def sanitize(text: str) -> str:
     return text.translate(ESCAPES) if UNSAFE_CHAR.search(text) else text
 
 
-# Shut down.
+# Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
+# keys, in this order, and their strings contain only safe characters, and no " or backslash. So
+# nothing in them has to be unescaped or escaped: the strings are the user and the text.
+STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'
+SIMPLE_LINE = re.compile(
+    rf"""
+    ^ \{{"user":[ ]?{STRING},[ ]?"message":[ ]?{STRING}\}} $
+    | ^ .* $  # any other line
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
 
-# A shutdown has to take less than 3 seconds. These add up to 2.7:
-SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-LAST_BATCH_TIME = 0.5  # seconds after that in which the last batch may wait for slow subscribers
-LINGER = 1.2  # seconds after that in which subscribers can receive what is queued for them
 
+def find_simple(lines: list[bytes]) -> list[tuple[str, str] | None]:
+    """Return the user and the text of each simple line, and None for each other line.
 
-class Shutdown:
-    """The time at which the loop ends: SHUTDOWN_DELAY after the first signal."""
-
-    def __init__(self) -> None:
-        self.due_at = math.inf  # until a signal comes
-
-    def max_wait(self) -> float:
-        """Return how many seconds the chat may now wait for a slow subscriber.
-
-        There is no limit until a signal comes. Then it is an eighth of the time left: even if a
-        dozen subscribers stall one after the other, lines that have arrived are published.
-        """
-        return (self.due_at + LAST_BATCH_TIME - time.monotonic()) / 8
-
-    def on_signal(self, _signum: int, _frame: object) -> None:
-        """Set the time at the first signal, and block later signals.
-
-        Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
-        line and publishing it, an exception would lose the line.
-
-        A later signal would interrupt context.destroy in main, and so cut the linger short.
-        """
-        if self.due_at == math.inf:  # It is the first one. (Windows cannot block the others.)
-            self.due_at = time.monotonic() + SHUTDOWN_DELAY
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    This is only for speed: one search over all lines takes a fifth of the time of parsing each.
+    """
+    # Invalid UTF-8 becomes surrogates, which are not SAFE.
+    found = SIMPLE_LINE.findall(b"\n".join(lines).decode(errors="surrogateescape"))
+    if len(found) != len(lines):  # JSON may contain line ends, which break a line in two.
+        return [None] * len(lines)
+    # findall returns two empty strings for a line without them.
+    return [None if strings == ("", "") else strings for strings in found]
 
 
 # Publish.
 
 MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
 MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the longest one again
+RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the maximum again
 
 
 class Publisher:
@@ -218,8 +185,8 @@ class Publisher:
     clients.
 
     After a timeout, the subscriber has stalled: its queue is skipped until half of it has been
-    read. So this subscriber misses messages, and the chat goes on. (On Linux, a subscriber that
-    reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
+    read. So this subscriber misses messages, and the chat goes on. (A subscriber that reads nothing
+    for 20 seconds is disconnected, if the system can do that: see TCP_MAXRT.)
 
     All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that many
     stalls delay the chat by 2, 1, 0.5, ... and finally 0.05 seconds each. The cost: while the
@@ -248,9 +215,10 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
+        # Each send waits for up to 10 ms (SNDTIMEO). That is short, as a signal changes max_wait.
         while time.monotonic() < started + min(self.stall_timeout, self.shutdown.max_wait()):
-            with contextlib.suppress(zmq.Again):  # raised if a queue is full
-                send(self.pub, message)  # for up to 10 ms (SNDTIMEO): a signal may cut the wait
+            with contextlib.suppress(zmq.Again):  # raised if a queue is still full
+                send(self.pub, message)
                 return
         self.send_skipping_full_queues(message)
         self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
@@ -260,12 +228,50 @@ class Publisher:
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        From then on, libzmq skips each queue that was full, until half of it has been read. So
-        later, send fails only if another queue is full.
+        With NODROP off, libzmq drops the message for each queue that is full. It also marks these
+        queues, and skips them in later sends, even with NODROP on, until half of the queue has been
+        read (see dist_t in libzmq's src/dist.cpp). So later, send fails only if another queue is
+        full.
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)
         self.pub.set(zmq.XPUB_NODROP, 1)
+
+
+# Shut down.
+
+# A shutdown takes less than 3 seconds. These add up to 2.7, and receive may wait for 0.2 more:
+SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
+LAST_BATCH_TIME = 0.5  # seconds after that in which the last batch may wait for slow subscribers
+LINGER = 1.2  # seconds after that in which subscribers can receive what is queued for them
+
+
+class Shutdown:
+    """When the loop ends, and how long it may wait for slow subscribers until then."""
+
+    def __init__(self) -> None:
+        self.due_at = math.inf  # the time at which the loop ends, once a signal has come
+
+    def max_wait(self) -> float:
+        """Return how many seconds the chat may now wait for a slow subscriber.
+
+        There is no limit until a signal comes. Then it is an eighth of the time left: after a dozen
+        such waits, a fifth of the time is still left for lines that have arrived.
+        """
+        return (self.due_at + LAST_BATCH_TIME - time.monotonic()) / 8
+
+    def on_signal(self, _signum: int, _frame: object) -> None:
+        """Set the time at the first signal, and block later signals.
+
+        Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
+        line and publishing it, an exception would lose the line.
+
+        A later signal would interrupt context.destroy in main, and so cut the linger short.
+        """
+        if self.due_at == math.inf:  # It is the first one. (Windows cannot block the others.)
+            self.due_at = time.monotonic() + SHUTDOWN_DELAY
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 # Log.
@@ -379,8 +385,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
             sock.set(zmq.CURVE_SERVER, 1)
             sock.set(zmq.CURVE_SECRETKEY, key)
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that takes no data, or answers no probe, for 20 seconds. Probe it if it
-        # has been idle for 10 seconds, and then every 2 seconds.
+        # Disconnect a peer that takes no data, or answers no probe, for 20 seconds (on Linux; other
+        # systems look at probes only). Probe it after 10 idle seconds, and then every 2 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
@@ -397,8 +403,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     # With a large kernel buffer, a slow subscriber takes data in rare, large chunks, and looks
     # stalled between them.
     pub.set(zmq.SNDBUF, 65_536)
-    # PUB receives subscriptions, and processes all that are queued before it sends a message. A
-    # flood of them would delay the chat. So it queues one per client: others wait in the network.
+    # Subscriptions arrive in a queue of PUB, and each send first processes the whole queue. A flood
+    # of them would delay the chat. So queue only one per client: the others wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
     return pull, pub
