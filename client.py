@@ -29,14 +29,14 @@ So the client waits for echoes. The sender of a line receives its message, too: 
 line. It acknowledges this line and all lines before it, since the server publishes them in order.
 Lines that are not acknowledged are pushed again over the next connection. The client cannot know
 whether a line was lost, or only its echo. So a line may appear more than once. What the client does
-if no echo comes is in handle_silence.
+if no echo comes is in Silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are sent to it all the same.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. A pipe is read no further while 1,000 lines wait. If then no echo comes, the client ends:
-see handle_silence.
+see Silence.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -98,7 +98,9 @@ CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
-def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -> None:
+def chat(
+    stdin: Stdin, connection: Connection, outbox: Outbox, silence: Silence, screen: Screen
+) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
     End when the input has ended and no line waits, or when handle_silence says so.
@@ -112,27 +114,22 @@ def chat(stdin: Stdin, connection: Connection, outbox: Outbox, screen: Screen) -
         for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
                 screen.print_problem(problem)
-            if not connection.up or outbox.overdue:
+            if not connection.up or silence.overdue:
                 screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
 
         # push it
-        came_up = connection.update()
-        if came_up:
-            outbox.start_over()
-        if connection.up:
-            outbox.push_to(connection.push)
-            if not reading:  # No later line can come, whose echo would acknowledge all.
-                outbox.probe(connection.push)
+        push_lines(connection, outbox, silence, reading)
         screen.print_notice(connection.take_notice())
 
         # dump buffered messages
         messages = receive(connection.sub)
-        outbox.acknowledge(messages)
+        if outbox.acknowledge(messages):
+            silence.end()
         if not screen.print_messages(messages):
             stdin.ended = True  # The reader of stdout has left, as `| head -1` does: read no more.
 
         # act if no echo comes
-        if handle_silence(outbox, connection, screen, reading):
+        if handle_silence(silence, outbox, connection, screen, reading):
             break
         screen.refresh()  # or suspend, after Ctrl-Z
 
@@ -280,6 +277,23 @@ class Connection:
 # Push it.
 
 
+def push_lines(connection: Connection, outbox: Outbox, silence: Silence, reading: bool) -> None:
+    """Push what can be pushed, if the connection is up. If it is new, start over.
+
+    Connection.update comes right before the pushes. If libzmq reconnected between them, lines in
+    flight could be lost, and echoes of later lines would acknowledge them.
+    """
+    if connection.update():
+        outbox.start_over()
+    if connection.up:
+        if outbox.push(connection.push):
+            silence.postpone_probe(ECHO_TIMEOUT)
+        # While the loop reads input, no probe is needed: the echo of a later line does the same.
+        probe_due = silence.seconds >= silence.probe_at and not reading
+        if probe_due and outbox.probe(connection.push):
+            silence.postpone_probe(math.inf)  # Probe only once.
+
+
 class Outbox:
     """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
@@ -303,10 +317,6 @@ class Outbox:
         # The hashes of echoes that may come twice: see acknowledge.
         self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
-        self.since_echo = 0.0  # a clock: seconds that lines have waited since the last echo
-        self.probe_at = ECHO_TIMEOUT  # the time on this clock at which to probe
-        self.overdue = False  # whether the clock has reached ECHO_TIMEOUT since the last echo
-        self.last_turn = time.monotonic()  # when pass_time was called last
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -334,33 +344,32 @@ class Outbox:
         self.lines.append((frame, echo_hash))
         return problem
 
-    def push_to(self, push: Sock) -> None:
-        """Push lines (slide 8), until WINDOW are in flight.
-
-        Call this right after Connection.update, as chat does. If libzmq reconnected between the two
-        calls, lines in flight could be lost, and echoes of new lines would acknowledge them.
-        """
+    def push(self, push: Sock) -> bool:
+        """Push lines (slide 8), until WINDOW are in flight. Return whether any was pushed."""
+        pushed = False
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.in_flight < min(WINDOW, len(self.lines)):
                 frame, echo_hash = self.lines[self.in_flight]
                 send(push, frame, zmq.NOBLOCK)
-                self.probe_at = self.since_echo + ECHO_TIMEOUT
+                pushed = True
                 if echo_hash is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
                 else:
                     self.in_flight += 1
+        return pushed
 
-    def acknowledge(self, messages: list[Message]) -> None:
+    def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
 
-        A line that was pushed again may be echoed twice. The second echo acknowledges nothing, but
-        it resets the clock, because it shows that the server is alive. (Over a slow link, a
-        thousand second echoes may take longer than DELIVERY_TIMEOUT, before any other echo comes.)
+        Return whether there was an echo, which shows that the server is alive. A line that was
+        pushed again may be echoed twice. The second echo counts, too, although it acknowledges
+        nothing: over a slow link, a thousand of them may come before any other echo.
         """
         if not self.lines:
-            self.resent.clear()  # The clock does not run, so second echoes no longer matter.
-            return
+            self.resent.clear()  # Nobody waits for an echo now.
+            return False
+        found = False
         expected = [echo_hash for _, echo_hash in self.lines[: self.in_flight]]
         for plain, _ in messages:
             echo_hash = hash(plain)
@@ -370,61 +379,37 @@ class Outbox:
                 self.resent.remove(echo_hash)
             else:
                 continue  # It is no echo of a line that waits.
-            self.restart_clock()
-            self.overdue = False
+            found = True
         acknowledged = self.in_flight - len(expected)
         del self.lines[:acknowledged]
         self.in_flight -= acknowledged
+        return found
 
     def start_over(self) -> None:
-        """Let push_to push all lines again, because the connection is new."""
+        """Let push push all lines again, because the connection is new."""
         self.resent.update(echo_hash for _, echo_hash in self.lines[: self.in_flight])
         self.in_flight = 0
 
-    def probe(self, push: Sock) -> None:
-        """Push the newest line in flight again, once, after ECHO_TIMEOUT without an echo or a push.
+    def probe(self, push: Sock) -> bool:
+        """Push the newest line in flight again. Return whether it was pushed.
 
         Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
         subscription took effect late, or stdout was blocked for so long that the server dropped
         messages for this client. (TCP has this as tail loss probe, RFC 8985.) But everybody sees
-        the line twice. So chat probes only if no later line can come, whose echo would do.
+        the line twice.
         """
-        if self.in_flight and self.since_echo >= self.probe_at:
+        if self.in_flight:
             with contextlib.suppress(zmq.Again):
                 newest, _ = self.lines[self.in_flight - 1]
                 send(push, newest, zmq.NOBLOCK)
-                self.probe_at = math.inf
+                return True
+        return False
 
     def give_up(self) -> None:
-        """Forget the lines in flight.
-
-        overdue remains set, so that chat prints the next lines as they were typed: they may get no
-        echo either.
-        """
+        """Forget the lines in flight."""
         self.undelivered += self.in_flight
         del self.lines[: self.in_flight]
         self.in_flight = 0
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Set the clock to zero."""
-        self.since_echo, self.probe_at = 0.0, ECHO_TIMEOUT
-
-    def pass_time(self, running: bool) -> bool:
-        """Let the clock go on, if running. Return whether lines became overdue in this turn.
-
-        In a turn longer than two ticks, this process was suspended, or stdout was blocked: count
-        little of it.
-        """
-        now = time.monotonic()
-        seconds, self.last_turn = min(now - self.last_turn, 2 * TICK), now
-        if not self.lines:
-            self.restart_clock()
-        elif running:
-            self.since_echo += seconds
-        were_overdue = self.overdue
-        self.overdue = were_overdue or self.since_echo >= ECHO_TIMEOUT
-        return self.overdue and not were_overdue
 
     def notice(self) -> str:
         """Return a notice that echoes are overdue."""
@@ -440,29 +425,67 @@ class Outbox:
 # Act if no echo comes.
 
 
-def handle_silence(outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
-    """Act if no echo comes. Return True if the chat should end.
+class Silence:
+    """A clock: the seconds that lines have waited since the last echo.
 
-    After 5 seconds without an echo, lines are overdue until an echo comes. Print a notice, if
-    interactive. If the silence goes on:
+    seconds   while the loop reads input        while it does not
+    5         print a notice, if interactive    the same; probe, if 5 seconds after a push, too
+    8         -                                 end, if there never was a connection
+    30        give up the lines in flight       end
 
-    without an echo for   while the loop reads input    while it does not
-    8 seconds             (nothing)                     end, if there never was a connection
-    30 seconds            give up the lines in flight   end
-
-    The loop does not read after the end of the input, or while the outbox is full. Time counts
-    while lines wait. But while the loop reads input, time without a connection does not count: the
-    lines wait until the server is back. After giving up, the loop goes on, since the server may
-    publish lines in another form.
+    The loop does not read after the end of the input, or while the outbox is full. While it reads,
+    the clock stands still without a connection: the lines wait until the server is back. After
+    giving up, the clock starts again: the server may just publish lines in another form.
     """
-    became_overdue = outbox.pass_time(running=connection.up or not reading)
-    if became_overdue and screen.interactive:
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.probe_at = ECHO_TIMEOUT  # the time on the clock at which to probe
+        self.overdue = False  # whether the clock has reached ECHO_TIMEOUT since the last echo
+        self.last_turn = time.monotonic()  # when advance was called last
+
+    def advance(self, running: bool) -> bool:
+        """Let the clock go on, if running. Return whether echoes became overdue in this turn.
+
+        Count two ticks for a turn at most: in a longer one, this process was suspended, or stdout
+        was blocked.
+        """
+        now = time.monotonic()
+        seconds, self.last_turn = min(now - self.last_turn, 2 * TICK), now
+        if running:
+            self.seconds += seconds
+        were_overdue = self.overdue
+        self.overdue = were_overdue or self.seconds >= ECHO_TIMEOUT
+        return self.overdue and not were_overdue
+
+    def restart(self) -> None:
+        """Set the clock to zero."""
+        self.seconds, self.probe_at = 0.0, ECHO_TIMEOUT
+
+    def end(self) -> None:
+        """Set the clock to zero, because an echo has come."""
+        self.restart()
+        self.overdue = False
+
+    def postpone_probe(self, seconds: float) -> None:
+        """Let the probe be due only in so many seconds."""
+        self.probe_at = self.seconds + seconds
+
+
+def handle_silence(
+    silence: Silence, outbox: Outbox, connection: Connection, screen: Screen, reading: bool
+) -> bool:
+    """Act as the table in Silence says. Return True if the chat should end."""
+    if not outbox.lines:
+        silence.restart()
+    elif silence.advance(running=connection.up or not reading) and screen.interactive:
         screen.print_notice(outbox.notice())
     if reading:
-        if outbox.since_echo >= DELIVERY_TIMEOUT:
+        if silence.seconds >= DELIVERY_TIMEOUT:
             outbox.give_up()
+            silence.restart()
         return False
-    return outbox.since_echo >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
+    return silence.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
 def lines_in_words(count: int) -> str:
@@ -1081,8 +1104,8 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names would become IPv6 addresses.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
-        # Detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT. Probe it if it has
-        # been idle for 10 seconds, and then every 2 seconds.
+        # Detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT. On an idle
+        # connection, send a keepalive packet after 10 seconds, and then one every 2 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
@@ -1174,7 +1197,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     sub.connect(f"tcp://{options.host}:{options.sub_port}")
     push.connect(f"tcp://{options.host}:{options.push_port}")
     stdin = start_reading(screen)
-    chat(stdin, connection, outbox, screen)
+    chat(stdin, connection, outbox, Silence(), screen)
     # Lines that our server will drop may still be in libzmq, as chat did not wait for them. Give it
     # a second to send them. Do so in a thread, since a name lookup may hang.
     call_with_timeout(1, context.destroy, 1_000)

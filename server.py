@@ -49,7 +49,6 @@ MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more)
 PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
-RECEIVE_TIMEOUT = 0.2  # seconds to wait for a line
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # pyzmq's compiled methods, for speed: send(sock, ...) is up to twice as fast as sock.send(...),
@@ -72,17 +71,17 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within RECEIVE_TIMEOUT, so that the loop can end.
+    Return an empty list if no line comes within 0.2 seconds (RCVTIMEO), so that the loop can end.
 
     Batches are for speed: many sends in a row keep libzmq's thread awake. With one line at a time
     (receive, send, receive, send), it would fall asleep after each send, and waking it costs more
     than a send. Batches above MAX_BATCH would gain little more, and would delay lines in a flood.
     """
     lines: list[bytes] = []
-    if pull.poll(int(1_000 * RECEIVE_TIMEOUT)):
-        with contextlib.suppress(zmq.Again):  # raised when no more lines are waiting
-            while len(lines) < MAX_BATCH:
-                lines.append(recv(pull, zmq.NOBLOCK))
+    with contextlib.suppress(zmq.Again):  # raised after the timeout, or when no more lines wait
+        lines.append(recv(pull))
+        while len(lines) < MAX_BATCH:
+            lines.append(recv(pull, zmq.NOBLOCK))
     return lines
 
 
@@ -394,8 +393,9 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
             sock.set(zmq.CURVE_SERVER, 1)
             sock.set(zmq.CURVE_SECRETKEY, key)
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that takes no data, or answers no probe, for 20 seconds (on Linux; other
-        # systems look at probes only). Probe it after 10 idle seconds, and then every 2 seconds.
+        # Disconnect a peer that does not answer for 20 seconds (on Linux; others may take longer).
+        # On an idle connection, send a keepalive packet after 10 seconds, and then one every 2
+        # seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
@@ -405,6 +405,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     # Set the high-water marks here, before bind: setting one later can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
+    pull.set(zmq.RCVTIMEO, 200)  # milliseconds that recv waits for a line
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher

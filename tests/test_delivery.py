@@ -34,6 +34,7 @@ from processes import (
 )
 
 import client
+from client import Outbox, Silence, handle_silence, push_lines
 
 slow = pytest.mark.slow
 
@@ -60,16 +61,25 @@ def numbers_in(output: bytes) -> list[int]:
     return [int(number) for number in re.findall(rb"^k> (\d+)\r?$", output, re.MULTILINE)]
 
 
-def outbox_of(context: Context, user: str | None, texts: str) -> tuple[client.Outbox, Sock]:
+def outbox_of(context: Context, user: str | None, texts: str) -> tuple[Outbox, Sock]:
     """Return an outbox after it has pushed lines of one letter each, and the socket for more."""
     push = context.socket(zmq.PUSH)
     push.set(zmq.SNDHWM, 0)
     push.connect("inproc://nowhere")  # The socket keeps what is pushed.
-    outbox = client.Outbox(user)
+    outbox = Outbox(user)
     for text in texts:
         outbox.add(text.encode())
-    outbox.push_to(push)
+    outbox.push(push)
     return outbox, push
+
+
+def connect(context: Context, server: BareServer) -> client.Connection:
+    """Return a connection to a server, which is not up yet."""
+    push, sub = client.make_sockets(context, ipv6=False, key=None)
+    connection = client.Connection(push, sub, "localhost", interactive=False)
+    for sock, port in zip((push, sub), server.ports, strict=True):
+        sock.connect(f"tcp://127.0.0.1:{port}")
+    return connection
 
 
 def report_of(script: Script) -> str:
@@ -214,11 +224,10 @@ def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: Start
     bare_server.expect([])
 
 
-def test_the_newest_line_goes_again_once(context: Context) -> None:
+def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServer) -> None:
     """Each case has an event, and the lines that are pushed in the 5 seconds after it."""
-    outbox, push = outbox_of(context, "k", "")
-    pull = context.socket(zmq.PULL)
-    pull.bind("inproc://nowhere")
+    connection, outbox, silence = connect(context, bare_server), Outbox("k"), Silence()
+    wait_for(connection.update, lambda: connection.missing)
     cases = [
         ("typed", "abaa"),
         ("a second later", ""),
@@ -235,30 +244,30 @@ def test_the_newest_line_goes_again_once(context: Context) -> None:
                 outbox.add(text.encode())
         elif event == "new connection":
             outbox.start_over()
-        else:
-            outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())])
-        outbox.push_to(push)
-        outbox.probe(push)
-        outbox.since_echo += client.ECHO_TIMEOUT
-        outbox.probe(push)
-        for text in pushed:
-            assert pull.recv(zmq.NOBLOCK) == line_of("k", text)
-        assert not pull.poll(0)
+        elif outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())]):
+            silence.end()
+        push_lines(connection, outbox, silence, reading=False)
+        silence.seconds += client.ECHO_TIMEOUT
+        push_lines(connection, outbox, silence, reading=False)
+        bare_server.expect([line_of("k", text) for text in pushed])
     assert not outbox.lines
 
 
-def test_the_time_of_a_line_that_has_left_does_not_count(context: Context) -> None:
-    outbox, push = outbox_of(context, None, "x")
-    pull = context.socket(zmq.PULL)
-    pull.bind("inproc://nowhere")
-    outbox.since_echo = 20.0  # "x" has waited for a connection. It has left, as it gets no echo.
-    outbox.start_over()
-    outbox.pass_time(running=True)
-    outbox.add(line_of("k", "a"))
-    outbox.push_to(push)
-    outbox.since_echo += client.ECHO_TIMEOUT
-    outbox.probe(push)
-    assert [pull.recv(zmq.NOBLOCK) for _ in range(3)] == [b"x", *2 * [line_of("k", "a")]]
+def test_the_time_of_a_line_that_has_left_does_not_count(
+    context: Context, bare_server: BareServer
+) -> None:
+    connection, outbox, silence = connect(context, bare_server), Outbox(None), Silence()
+    wait_for(connection.update, lambda: connection.missing)
+    outbox.add(b"x")
+    silence.seconds = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
+    push_lines(connection, outbox, silence, reading=False)
+    handle_silence(silence, outbox, connection, client.Screen(color=False), reading=False)
+    assert (outbox.lines, silence.seconds) == ([], 0.0)
+    outbox.add(line_of("k", "given up"))
+    push_lines(connection, outbox, silence, reading=True)
+    silence.seconds = client.DELIVERY_TIMEOUT
+    handle_silence(silence, outbox, connection, client.Screen(color=False), reading=True)
+    assert (outbox.lines, silence.seconds) == ([], 0.0)
 
 
 # README, Delivery in detail: it resends all lines in flight.
@@ -272,14 +281,11 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
             printing.set()
             return unblocked.wait(TIMEOUT)
 
-    push, sub = client.make_sockets(context, ipv6=False, key=None)
-    connection = client.Connection(push, sub, "localhost", interactive=False)
-    for sock, port in zip((push, sub), bare_server.ports, strict=True):
-        sock.connect(f"tcp://127.0.0.1:{port}")
-    stdin, outbox = client.Stdin(client.Splitter().feed), client.Outbox("k")
+    stdin, outbox, silence = client.Stdin(client.Splitter().feed), Outbox("k"), Silence()
     stdin.sender.sendall(typed(1, 2, 3))
     stdin.sender.close()
-    arguments = stdin, connection, outbox, BlockedScreen(color=False)
+    connection = connect(context, bare_server)
+    arguments = stdin, connection, outbox, silence, BlockedScreen(color=False)
     chat = threading.Thread(target=client.chat, args=arguments, daemon=True)
     chat.start()
     bare_server.expect(lines(1, 2, 3))
@@ -289,7 +295,7 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
     bare_server.close("pull")
     bare_server.open("pull")
     assert bare_server.pull.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED).poll(1_000 * TIMEOUT)
-    outbox.since_echo = client.ECHO_TIMEOUT
+    silence.seconds = client.ECHO_TIMEOUT
     unblocked.set()
     assert bare_server.answer(3) == lines(1, 2, 3)
     chat.join(TIMEOUT)
@@ -336,23 +342,19 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         (b"k> 3", 1, False),  # still not sent
     ]
     for message, left, is_echo in cases:
-        outbox.since_echo = 9.0
-        outbox.acknowledge([client.sanitize_message(message)])
-        assert (len(outbox.lines), outbox.since_echo) == (left, 0.0 if is_echo else 9.0)
+        assert outbox.acknowledge([client.sanitize_message(message)]) is is_echo
+        assert len(outbox.lines) == left
         assert outbox.report().startswith(f"{left} line")
     outbox, push = outbox_of(context, "k", "12")
     outbox.start_over()
-    outbox.push_to(push)
+    outbox.push(push)
     # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
     # is of somebody else's line.
-    for since_echo in (0.0, 0.0, 9.0):
-        outbox.since_echo = 9.0
-        outbox.acknowledge([client.sanitize_message(b"k> 1")])
-        assert (len(outbox.lines), outbox.since_echo) == (1, since_echo)
+    for is_echo in (True, True, False):
+        assert outbox.acknowledge([client.sanitize_message(b"k> 1")]) is is_echo
+        assert len(outbox.lines) == 1
     outbox, _ = outbox_of(context, "k", "12")
-    outbox.since_echo = client.DELIVERY_TIMEOUT
     outbox.give_up()
-    assert outbox.since_echo == 0.0
     outbox.add(b"3")
     outbox.acknowledge([client.sanitize_message(b"k> 3")])
     assert len(outbox.lines) == 1
