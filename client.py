@@ -500,18 +500,18 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# SAFE is all of Unicode beyond ASCII, except these characters:
+# All of Unicode beyond ASCII is safe, except these characters:
 #     U+0080-9F, control characters: they could control a terminal
 #     U+2028-29, line separators: they could break a line
 #     U+202A-2E and U+2066-69, embeddings, overrides, isolates: they could mislead a reader
 #     U+D800-DFFF, surrogates: UTF-8 cannot encode them
-SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-UNSAFE_PART = re.compile(rf"[^\t -~{SAFE}]+")  # neither TAB, nor printable ASCII, nor SAFE
+SAFE_NON_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+UNSAFE_PART = re.compile(rf"[^\t -~{SAFE_NON_ASCII}]+")  # TAB and printable ASCII are safe.
 
 # The usual form of a line, as json.dumps or JSON.stringify writes it if there is nothing to escape:
 # its strings contain only safe characters, and no " or backslash. It is only for speed: without it,
 # a pipe would take 1.6 times as long.
-SAFE_STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'
+SAFE_STRING = rf'"([ !#-\[\]-~{SAFE_NON_ASCII}]*)"'
 SIMPLE_LINE = re.compile(rf'\{{"user": ?{SAFE_STRING}, ?"message": ?{SAFE_STRING}\}}')
 
 # "user" and "message" may be JSON numbers. They are shown as they were written.

@@ -122,13 +122,13 @@ def parse(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# SAFE is all of Unicode beyond ASCII, except these characters:
+# All of Unicode beyond ASCII is safe, except these characters:
 #     U+0080-9F, control characters: they could control a terminal
 #     U+2028-29, line separators: they could break a line
 #     U+202A-2E and U+2066-69, embeddings, overrides, isolates: they could mislead a reader
 #     U+D800-DFFF, surrogates: UTF-8 cannot encode them
-SAFE = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-UNSAFE_CHAR = re.compile(rf"[^\t -~{SAFE}]")  # neither TAB, nor printable ASCII, nor SAFE
+SAFE_NON_ASCII = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+UNSAFE_CHAR = re.compile(rf"[^\t -~{SAFE_NON_ASCII}]")  # TAB and printable ASCII are safe.
 # {0: "\\x00", ...}, for str.translate. (In a flood of unsafe characters, re.sub would be too slow.)
 ESCAPES = {
     code: chr(code).encode("unicode_escape").decode()
@@ -146,7 +146,7 @@ def sanitize(text: str) -> str:
 # Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
 # keys, in this order, and their strings contain only safe characters, and no " or backslash. So
 # nothing in them has to be unescaped or escaped: the strings are the user and the text.
-SAFE_STRING = rf'"([ !#-\[\]-~{SAFE}]*)"'
+SAFE_STRING = rf'"([ !#-\[\]-~{SAFE_NON_ASCII}]*)"'
 SIMPLE_LINE = re.compile(
     rf"""
     ^ \{{"user":[ ]?{SAFE_STRING},[ ]?"message":[ ]?{SAFE_STRING}\}} $
@@ -159,10 +159,10 @@ SIMPLE_LINE = re.compile(
 def parse_simple(lines: list[bytes]) -> list[tuple[str, str] | None]:
     """Return the user and the text of each simple line, and None for each line to be parsed.
 
-    This is only for speed: a search in a line takes a sixth of the time of parsing it, and one
-    search in all lines takes 0.6 times as long as a search in each.
+    This is only for speed. A search in a line takes a sixth of the time of parsing it. One search
+    in all lines takes 0.6 times as long as a search in each.
     """
-    # Invalid UTF-8 becomes surrogates, which are not SAFE.
+    # Invalid UTF-8 becomes surrogates, which are not safe.
     batch = b"\n".join(lines).decode(errors="surrogateescape")
     if batch.count("\n") != len(lines) - 1:
         # JSON may contain line ends. Matches would not correspond to lines, so parse all of them.
@@ -186,7 +186,7 @@ class Publisher:
     messages for every subscriber that is only a little slower than the flood. Instead:
 
     1. While the queue of any subscriber is full, send fails, and nobody gets the message. (This is
-       due to XPUB_NODROP, an option of PUB, named after a variant of it.)
+       what the option XPUB_NODROP does, on PUB as well as on XPUB.)
     2. The chat waits: this class tries again and again, until a timeout. Meanwhile, lines stay in
        the queue of PULL, or at the clients.
     3. After the timeout, a subscriber whose queue is full has stalled. Its queue is skipped until
@@ -276,7 +276,7 @@ class Shutdown:
         Block all later signals: even one that does nothing would interrupt context.destroy in main,
         and so cut the linger short.
         """
-        if self.due_at == math.inf:  # It is the first one. (Windows cannot block the others.)
+        if self.due_at == math.inf:  # Windows cannot block later signals.
             self.due_at = time.monotonic() + SHUTDOWN_DELAY
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -410,8 +410,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
-    # With a large kernel buffer, a slow subscriber takes data in rare, large chunks, and looks
-    # stalled between them.
+    # The kernel takes data in steps that grow with its buffer. With a large one, a slow subscriber
+    # would look stalled between two steps.
     pub.set(zmq.SNDBUF, 65_536)
     # Subscriptions arrive in a queue of PUB, and each send first processes the whole queue. A flood
     # of them would delay the chat. So queue only one per client: the others wait in the network.
