@@ -75,12 +75,12 @@ else:
 Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
 # (frame, hash of its echo): a line that waits. The hash is None if our server will drop the line.
-# (A thousand echoes could take 64 MB; their hashes take little.)
+# (The echoes themselves, as str, could take 64 MB.)
 Line = tuple[bytes, int | None]
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
-WINDOW = 1_000  # lines in flight, at most: about half of the server's queue for this client
+WINDOW = 1_000  # lines in flight, at most: their echoes fill half of the server's queue
 SUB_HWM = 200  # messages queued in SUB (its high-water mark), and read in one turn of the loop
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
@@ -90,7 +90,7 @@ RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Outbox.probe)
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
 CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it was never connected
-# pyzmq's compiled methods. For speed: send(sock, ...) takes up to half the time of sock.send(...).
+# pyzmq's compiled methods, for speed: send(sock, ...) is up to twice as fast as sock.send(...).
 recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 # the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
@@ -677,8 +677,8 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 #     ESC O A      Up, in application mode, which an earlier program may have left on
 #     ESC b        Alt-B
 #     ESC ESC O A  Alt-Up
-# An ESC that comes alone waits for what follows. Also, the terminal may still send its answer to an
-# earlier program, such as ESC ] ... BEL.
+# An ESC that comes alone waits for what follows. Keys that edit nothing, such as Alt-Up, are matched
+# only to be ignored. So are answers to an earlier program, such as ESC ] ... BEL.
 
 # A control sequence without its ESC and its last character. The second [ is for the Linux console,
 # where F1 is ESC [ [ A.
@@ -986,10 +986,11 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Meanwhile, give all signals their default action. For SIGTSTP, only that suspends. For
-            # the others, it is because a shell's kill sends SIGTERM, and then SIGCONT: the process
-            # goes on in the background, but the thread that reads at once gets SIGTTIN. This would
-            # stop the process again, before Python could run a handler of SIGTERM.
+            # Meanwhile, give all signals their default action:
+            # - SIGTSTP suspends only by this action.
+            # - SIGTERM would not end a suspended process otherwise. A shell's kill sends SIGTERM and
+            #   SIGCONT, so the process continues, in the background. But the thread that reads the
+            #   terminal gets SIGTTIN. This stops the process before Python can run a handler.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
