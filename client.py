@@ -677,8 +677,8 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 #     ESC O A      Up, in application mode, which an earlier program may have left on
 #     ESC b        Alt-B
 #     ESC ESC O A  Alt-Up
-# An ESC that comes alone waits for what follows. Keys that edit nothing, such as Alt-Up, are matched
-# only to be ignored. So are answers to an earlier program, such as ESC ] ... BEL.
+# An ESC that comes alone waits for what follows. Keys that edit nothing, such as Alt-Up, are only
+# matched to be ignored. So are answers to an earlier program, such as ESC ] ... BEL.
 
 # A control sequence without its ESC and its last character. The second [ is for the Linux console,
 # where F1 is ESC [ [ A.
@@ -989,8 +989,8 @@ if sys.platform != "win32":
             # Meanwhile, give all signals their default action:
             # - SIGTSTP suspends only by this action.
             # - SIGTERM would not end a suspended process otherwise. A shell's kill sends SIGTERM and
-            #   SIGCONT, so the process continues, in the background. But the thread that reads the
-            #   terminal gets SIGTTIN. This stops the process before Python can run a handler.
+            #   SIGCONT. So the process continues, in the background. But the thread that reads the
+            #   terminal gets SIGTTIN, which stops the process before Python can run a handler.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
