@@ -988,9 +988,9 @@ if sys.platform != "win32":
             self.restore()
             # Meanwhile, give all signals their default action:
             # - SIGTSTP suspends only by this action.
-            # - SIGTERM would not end a suspended process otherwise. A shell's kill sends SIGTERM and
-            #   SIGCONT. So the process continues, in the background. But the thread that reads the
-            #   terminal gets SIGTTIN, which stops the process before Python can run a handler.
+            # - SIGTERM would not end a suspended process otherwise. A shell's kill sends SIGTERM,
+            #   and then SIGCONT. So the process continues, in the background. But the thread that
+            #   reads the terminal gets SIGTTIN, which stops the process before a handler can run.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
