@@ -87,7 +87,7 @@ TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's widt
 SLOW_JOINER_DELAY = 0.1  # seconds from a handshake until the subscription should be in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
 RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
-ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Outbox.probe)
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Silence)
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
 CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it was never connected
 # pyzmq's compiled methods, for speed: send(sock, ...) is up to twice as fast as sock.send(...).
@@ -118,7 +118,11 @@ def chat(
                 screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
 
         # push it
-        push_lines(connection, outbox, silence, reading)
+        if connection.update():  # It is new.
+            outbox.resend(WINDOW)  # all lines in flight
+            silence.postpone_probe(ECHO_TIMEOUT)
+        if connection.up:
+            outbox.push(connection.push)
         screen.print_notice(connection.take_notice())
 
         # dump buffered messages
@@ -277,23 +281,6 @@ class Connection:
 # Push it.
 
 
-def push_lines(connection: Connection, outbox: Outbox, silence: Silence, reading: bool) -> None:
-    """Push what can be pushed, if the connection is up. If it is new, start over.
-
-    Connection.update comes right before the pushes. If libzmq reconnected between them, lines in
-    flight could be lost, and echoes of later lines would acknowledge them.
-    """
-    if connection.update():
-        outbox.start_over()
-    if connection.up:
-        if outbox.push(connection.push):
-            silence.postpone_probe(ECHO_TIMEOUT)
-        # While the loop reads input, no probe is needed: the echo of a later line does the same.
-        probe_due = silence.seconds >= silence.probe_at and not reading
-        if probe_due and outbox.probe(connection.push):
-            silence.postpone_probe(math.inf)  # Probe only once.
-
-
 class Outbox:
     """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
@@ -314,8 +301,7 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        # The hashes of echoes that may come twice: see acknowledge.
-        self.resent: set[int | None] = set()
+        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
 
     def add(self, line: bytes) -> str:
@@ -344,20 +330,21 @@ class Outbox:
         self.lines.append((frame, echo_hash))
         return problem
 
-    def push(self, push: Sock) -> bool:
-        """Push lines (slide 8), until WINDOW are in flight. Return whether any was pushed."""
-        pushed = False
+    def push(self, push: Sock) -> None:
+        """Push lines (slide 8), until WINDOW are in flight.
+
+        Call this right after Connection.update, as chat does. If libzmq reconnected between the two
+        calls, lines in flight could be lost, and echoes of later lines would acknowledge them.
+        """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.in_flight < min(WINDOW, len(self.lines)):
                 frame, echo_hash = self.lines[self.in_flight]
                 send(push, frame, zmq.NOBLOCK)
-                pushed = True
                 if echo_hash is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
                 else:
                     self.in_flight += 1
-        return pushed
 
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
@@ -385,25 +372,17 @@ class Outbox:
         self.in_flight -= acknowledged
         return found
 
-    def start_over(self) -> None:
-        """Let push push all lines again, because the connection is new."""
-        self.resent.update(echo_hash for _, echo_hash in self.lines[: self.in_flight])
-        self.in_flight = 0
+    def resend(self, count: int) -> None:
+        """Let push push the last lines in flight again, as many as count.
 
-    def probe(self, push: Sock) -> bool:
-        """Push the newest line in flight again. Return whether it was pushed.
-
-        Its echo acknowledges all lines in flight. This helps if their own echoes were missed: the
-        subscription took effect late, or stdout was blocked for so long that the server dropped
-        messages for this client. (TCP has this as tail loss probe, RFC 8985.) But everybody sees
-        the line twice.
+        After a reconnection, these are all lines in flight. As a probe, it is the newest one: its
+        echo acknowledges all of them. This helps if their own echoes were missed, because the
+        subscription took effect late, or because stdout was blocked for so long that the server
+        dropped messages for this client. (TCP has this as tail loss probe, RFC 8985.)
         """
-        if self.in_flight:
-            with contextlib.suppress(zmq.Again):
-                newest, _ = self.lines[self.in_flight - 1]
-                send(push, newest, zmq.NOBLOCK)
-                return True
-        return False
+        first = max(0, self.in_flight - count)
+        self.resent.update(echo_hash for _, echo_hash in self.lines[first : self.in_flight])
+        self.in_flight = first
 
     def give_up(self) -> None:
         """Forget the lines in flight."""
@@ -429,31 +408,32 @@ class Silence:
     """A clock: the seconds that lines have waited since the last echo.
 
     seconds   while the loop reads input        while it does not
-    5         print a notice, if interactive    the same; probe, if 5 seconds after a push, too
+    5         print a notice, if interactive    the same, and probe: push the newest line again
     8         -                                 end, if there never was a connection
     30        give up the lines in flight       end
 
     The loop does not read after the end of the input, or while the outbox is full. While it reads,
-    the clock stands still without a connection: the lines wait until the server is back. After
-    giving up, the clock starts again: the server may just publish lines in another form.
+    there is no probe, because the echo of a later line does the same. Also, the clock then stands
+    still without a connection: the lines wait until the server is back.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.probe_at = ECHO_TIMEOUT  # the time on the clock at which to probe
-        self.overdue = False  # whether the clock has reached ECHO_TIMEOUT since the last echo
+        # Whether the clock has reached ECHO_TIMEOUT since the last echo. Giving up does not change
+        # this: the server may publish lines in another form, and there will be no echoes at all.
+        self.overdue = False
         self.last_turn = time.monotonic()  # when advance was called last
 
-    def advance(self, running: bool) -> bool:
-        """Let the clock go on, if running. Return whether echoes became overdue in this turn.
+    def advance(self) -> bool:
+        """Let the clock go on. Return whether echoes became overdue now.
 
-        Count two ticks for a turn at most: in a longer one, this process was suspended, or stdout
-        was blocked.
+        If this was called more than two ticks ago, count only two: the clock stood still, or this
+        process was suspended, or stdout was blocked.
         """
         now = time.monotonic()
-        seconds, self.last_turn = min(now - self.last_turn, 2 * TICK), now
-        if running:
-            self.seconds += seconds
+        self.seconds += min(now - self.last_turn, 2 * TICK)
+        self.last_turn = now
         were_overdue = self.overdue
         self.overdue = were_overdue or self.seconds >= ECHO_TIMEOUT
         return self.overdue and not were_overdue
@@ -462,14 +442,14 @@ class Silence:
         """Set the clock to zero."""
         self.seconds, self.probe_at = 0.0, ECHO_TIMEOUT
 
+    def postpone_probe(self, seconds: float) -> None:
+        """Let the probe be due only in so many seconds."""
+        self.probe_at = self.seconds + seconds
+
     def end(self) -> None:
         """Set the clock to zero, because an echo has come."""
         self.restart()
         self.overdue = False
-
-    def postpone_probe(self, seconds: float) -> None:
-        """Let the probe be due only in so many seconds."""
-        self.probe_at = self.seconds + seconds
 
 
 def handle_silence(
@@ -478,13 +458,18 @@ def handle_silence(
     """Act as the table in Silence says. Return True if the chat should end."""
     if not outbox.lines:
         silence.restart()
-    elif silence.advance(running=connection.up or not reading) and screen.interactive:
-        screen.print_notice(outbox.notice())
+    elif connection.up or not reading:
+        became_overdue = silence.advance()
+        if became_overdue and screen.interactive:
+            screen.print_notice(outbox.notice())
     if reading:
         if silence.seconds >= DELIVERY_TIMEOUT:
             outbox.give_up()
             silence.restart()
         return False
+    if connection.up and silence.seconds >= silence.probe_at:
+        outbox.resend(1)
+        silence.postpone_probe(math.inf)  # until an echo comes, or the connection breaks
     return silence.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 

@@ -34,7 +34,7 @@ from processes import (
 )
 
 import client
-from client import Outbox, Silence, handle_silence, push_lines
+from client import Outbox, Silence, handle_silence
 
 slow = pytest.mark.slow
 
@@ -198,8 +198,8 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 
 # README, Delivery in detail: A missed echo does no harm if a later line is echoed in time.
-# README, Delivery in detail: So in that state, if the client is connected, and has neither received
-# an echo nor sent a line for five seconds, it resends its newest line as a probe, whose echo
+# README, Delivery in detail: So in that state, if the client has been connected for five seconds
+# and no echo has come for five seconds, it resends its newest line as a probe, whose echo
 # acknowledges all lines. It does not send another probe before an echo has come, or the connection
 # has broken.
 # README, Delivery in detail: The client misses messages, echoes included, if its stdout is blocked
@@ -228,6 +228,7 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
     """Each case has an event, and the lines that are pushed in the 5 seconds after it."""
     connection, outbox, silence = connect(context, bare_server), Outbox("k"), Silence()
     wait_for(connection.update, lambda: connection.missing)
+    screen = client.Screen(color=False)
     cases = [
         ("typed", "abaa"),
         ("a second later", ""),
@@ -243,13 +244,19 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
             for text in "aba":
                 outbox.add(text.encode())
         elif event == "new connection":
-            outbox.start_over()
+            outbox.resend(client.WINDOW)
+            silence.postpone_probe(client.ECHO_TIMEOUT)
         elif outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())]):
             silence.end()
-        push_lines(connection, outbox, silence, reading=False)
-        silence.seconds += client.ECHO_TIMEOUT
-        push_lines(connection, outbox, silence, reading=False)
+        outbox.push(connection.push)
+        for seconds in (client.ECHO_TIMEOUT - 1, 1):
+            assert not handle_silence(silence, outbox, connection, screen, reading=False)
+            silence.seconds += seconds
+        handle_silence(silence, outbox, connection, screen, reading=True)
+        handle_silence(silence, outbox, connection, screen, reading=False)
+        outbox.push(connection.push)
         bare_server.expect([line_of("k", text) for text in pushed])
+        silence.seconds = min(silence.seconds, client.DELIVERY_TIMEOUT - 10)
     assert not outbox.lines
 
 
@@ -258,15 +265,16 @@ def test_the_time_of_a_line_that_has_left_does_not_count(
 ) -> None:
     connection, outbox, silence = connect(context, bare_server), Outbox(None), Silence()
     wait_for(connection.update, lambda: connection.missing)
+    screen = client.Screen(color=False)
     outbox.add(b"x")
     silence.seconds = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
-    push_lines(connection, outbox, silence, reading=False)
-    handle_silence(silence, outbox, connection, client.Screen(color=False), reading=False)
+    outbox.push(connection.push)
+    handle_silence(silence, outbox, connection, screen, reading=False)
     assert (outbox.lines, silence.seconds) == ([], 0.0)
     outbox.add(line_of("k", "given up"))
-    push_lines(connection, outbox, silence, reading=True)
+    outbox.push(connection.push)
     silence.seconds = client.DELIVERY_TIMEOUT
-    handle_silence(silence, outbox, connection, client.Screen(color=False), reading=True)
+    handle_silence(silence, outbox, connection, screen, reading=True)
     assert (outbox.lines, silence.seconds) == ([], 0.0)
 
 
@@ -346,7 +354,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         assert len(outbox.lines) == left
         assert outbox.report().startswith(f"{left} line")
     outbox, push = outbox_of(context, "k", "12")
-    outbox.start_over()
+    outbox.resend(client.WINDOW)
     outbox.push(push)
     # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
     # is of somebody else's line.
