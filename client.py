@@ -32,7 +32,7 @@ whether a line was lost, or only its echo. So a line may appear more than once. 
 if no echo comes is in Silence.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same.
+are sent to it all the same (but see below for a pipe).
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
 a file. A pipe is read no further while 1,000 lines wait. If then no echo comes, the client ends:
@@ -334,7 +334,8 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight.
 
         Call this right after Connection.update, as chat does. If libzmq reconnected between the two
-        calls, lines in flight could be lost, and echoes of later lines would acknowledge them.
+        calls, lines in flight could be lost, and echoes of later lines would acknowledge them. (It
+        waits for 100 ms before it reconnects.)
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.in_flight < min(WINDOW, len(self.lines)):
@@ -351,7 +352,8 @@ class Outbox:
 
         Return whether there was an echo, which shows that the server is alive. A line that was
         pushed again may be echoed twice. The second echo counts, too, although it acknowledges
-        nothing: over a slow link, a thousand of them may come before any other echo.
+        nothing. (When a thousand lines were pushed again over a slow link, nothing but second
+        echoes may come for a minute.)
         """
         if not self.lines:
             self.resent.clear()  # Nobody waits for an echo now.
@@ -413,8 +415,8 @@ class Silence:
     30        give up the lines in flight       end
 
     The loop does not read after the end of the input, or while the outbox is full. While it reads,
-    there is no probe, because the echo of a later line does the same. Also, the clock then stands
-    still without a connection: the lines wait until the server is back.
+    it does not probe, because the echo of a later line does the same. And while it reads but there
+    is no connection, the clock stands still: the lines wait until the server is back.
     """
 
     def __init__(self) -> None:
@@ -458,10 +460,12 @@ def handle_silence(
     """Act as the table in Silence says. Return True if the chat should end."""
     if not outbox.lines:
         silence.restart()
-    elif connection.up or not reading:
-        became_overdue = silence.advance()
-        if became_overdue and screen.interactive:
-            screen.print_notice(outbox.notice())
+        return False
+    if reading and not connection.up:
+        return False  # The clock stands still.
+    became_overdue = silence.advance()
+    if became_overdue and screen.interactive:
+        screen.print_notice(outbox.notice())
     if reading:
         if silence.seconds >= DELIVERY_TIMEOUT:
             outbox.give_up()
@@ -469,7 +473,7 @@ def handle_silence(
         return False
     if connection.up and silence.seconds >= silence.probe_at:
         outbox.resend(1)
-        silence.postpone_probe(math.inf)  # until an echo comes, or the connection breaks
+        silence.postpone_probe(math.inf)  # until an echo comes, or a new connection
     return silence.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
@@ -1090,7 +1094,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names would become IPv6 addresses.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
-        # Detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT. On an idle
+        # On Linux, detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT. On an idle
         # connection, send a keepalive packet after 10 seconds, and then one every 2 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
         sock.set(zmq.TCP_KEEPALIVE, 1)
