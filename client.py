@@ -338,7 +338,7 @@ class Outbox:
         waits for 100 ms before it reconnects.)
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while self.in_flight < min(WINDOW, len(self.lines)):
+            while not self.all_pushed():
                 frame, echo_hash = self.lines[self.in_flight]
                 send(push, frame, zmq.NOBLOCK)
                 if echo_hash is None:
@@ -346,6 +346,10 @@ class Outbox:
                     del self.lines[self.in_flight]
                 else:
                     self.in_flight += 1
+
+    def all_pushed(self) -> bool:
+        """Return whether all lines are in flight, or as many as WINDOW."""
+        return self.in_flight == min(WINDOW, len(self.lines))
 
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
@@ -471,7 +475,7 @@ def handle_silence(
             outbox.give_up()
             silence.restart()
         return False
-    if connection.up and silence.seconds >= silence.probe_at:
+    if connection.up and outbox.all_pushed() and silence.seconds >= silence.probe_at:
         outbox.resend(1)
         silence.postpone_probe(math.inf)  # until an echo comes, or a new connection
     return silence.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)

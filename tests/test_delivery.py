@@ -258,6 +258,14 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
         bare_server.expect([line_of("k", text) for text in pushed])
         silence.seconds = min(silence.seconds, client.DELIVERY_TIMEOUT - 10)
     assert not outbox.lines
+    for text, pushed in (("c", "c"), ("d", "d"), ("", "d")):  # PUSH is full until d is pushed.
+        outbox.push(connection.push)
+        if text:
+            outbox.add(text.encode())
+        silence.seconds = client.ECHO_TIMEOUT
+        handle_silence(silence, outbox, connection, screen, reading=False)
+        outbox.push(connection.push)
+        bare_server.expect([line_of("k", text) for text in pushed])
 
 
 def test_the_time_of_a_line_that_has_left_does_not_count(
