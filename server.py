@@ -225,8 +225,8 @@ class Publisher:
                 send(self.pub, message)
                 return
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.stall_timeout / 2)
         self.stalled_at = time.monotonic()
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, (self.stalled_at - started) / 2)
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def send_skipping_full_queues(self, message: bytes) -> None:
@@ -246,8 +246,8 @@ class Publisher:
 
 # A shutdown takes less than 3 seconds. These add up to 2.7:
 SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-LAST_BATCH_TIME = 0.5  # seconds after that, at most, until the last batch is published
-LINGER = 1.2  # seconds after that in which subscribers can receive what is queued for them
+LAST_BATCH_TIME = 0.6  # seconds after that, at most, until the last batch is published
+LINGER = 1.1  # seconds after that in which subscribers can receive what is queued for them
 
 
 class Shutdown:
@@ -260,11 +260,11 @@ class Shutdown:
         """Return how many seconds the chat may now wait for a slow subscriber.
 
         There is no limit until a signal comes. Then the last batch has to be published by a
-        deadline. A wait may take an eighth of the time until then, so that several waits in a row
+        deadline. A wait may take a quarter of the time until then, so that several waits in a row
         do not use it up: there is time for lines that have arrived.
         """
         deadline = self.due_at + LAST_BATCH_TIME
-        return (deadline - time.monotonic()) / 8
+        return (deadline - time.monotonic()) / 4
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Let the loop end SHUTDOWN_DELAY after the first signal.
