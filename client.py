@@ -74,9 +74,9 @@ else:
 
 Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
-# (frame, hash of its echo): a line that waits. The hash is None if our server will drop the line.
-# (The echoes themselves, as str, could take 64 MB.)
-Line = tuple[bytes, int | None]
+# A line in the outbox: (frame, hash of its echo). The hash is None if our server drops the line.
+# (A thousand echoes of 16,384 characters could take 64 MB. Their hashes take little.)
+Entry = tuple[bytes, int | None]
 
 MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
 MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
@@ -118,9 +118,9 @@ def chat(
                 screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
 
         # push it
-        if connection.update():  # It is new.
+        if connection.update():  # It has come up now.
             outbox.resend(WINDOW)  # all lines in flight
-            silence.postpone_probe(ECHO_TIMEOUT)
+            silence.probe_in(ECHO_TIMEOUT)
         if connection.up:
             outbox.push(connection.push)
         screen.print_notice(connection.take_notice())
@@ -128,7 +128,7 @@ def chat(
         # dump buffered messages
         messages = receive(connection.sub)
         if outbox.acknowledge(messages):
-            silence.end()
+            silence.hear_echo()
         if not screen.print_messages(messages):
             stdin.ended = True  # The reader of stdout has left, as `| head -1` does: read no more.
 
@@ -299,7 +299,7 @@ class Outbox:
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.lines: list[Line] = []
+        self.lines: list[Entry] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
         self.resent: set[int | None] = set()  # hashes of echoes that may come twice
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -448,12 +448,12 @@ class Silence:
         """Set the clock to zero."""
         self.seconds, self.probe_at = 0.0, ECHO_TIMEOUT
 
-    def postpone_probe(self, seconds: float) -> None:
-        """Let the probe be due only in so many seconds."""
+    def probe_in(self, seconds: float) -> None:
+        """Let the next probe be due in so many seconds."""
         self.probe_at = self.seconds + seconds
 
-    def end(self) -> None:
-        """Set the clock to zero, because an echo has come."""
+    def hear_echo(self) -> None:
+        """Set the clock to zero, because an echo has come. Echoes are not overdue any more."""
         self.restart()
         self.overdue = False
 
@@ -477,7 +477,7 @@ def handle_silence(
         return False
     if connection.up and outbox.all_pushed() and silence.seconds >= silence.probe_at:
         outbox.resend(1)
-        silence.postpone_probe(math.inf)  # until an echo comes, or a new connection
+        silence.probe_in(math.inf)  # until an echo comes, or a new connection
     return silence.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
@@ -493,7 +493,7 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# All of Unicode beyond ASCII is safe, except these characters:
+# All of Unicode beyond ASCII is safe to show, except these characters:
 #     U+0080-9F, control characters: they could control a terminal
 #     U+2028-29, line separators: they could break a line
 #     U+202A-2E and U+2066-69, embeddings, overrides, isolates: they could mislead a reader

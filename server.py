@@ -123,7 +123,7 @@ def parse(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# All of Unicode beyond ASCII is safe, except these characters:
+# All of Unicode beyond ASCII is safe to show, except these characters:
 #     U+0080-9F, control characters: they could control a terminal
 #     U+2028-29, line separators: they could break a line
 #     U+202A-2E and U+2066-69, embeddings, overrides, isolates: they could mislead a reader
@@ -218,14 +218,15 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        # Each send waits for 10 ms at most (SNDTIMEO), so that a signal can shorten the whole wait.
-        while time.monotonic() < started + min(self.stall_timeout, self.shutdown.max_wait()):
+        timeout = min(self.stall_timeout, self.shutdown.max_wait())
+        while time.monotonic() < started + timeout:
             with contextlib.suppress(zmq.Again):  # raised if a queue is still full
-                send(self.pub, message)
+                send(self.pub, message)  # It waits for 10 ms at most (SNDTIMEO).
                 return
+            timeout = min(timeout, self.shutdown.max_wait())  # A signal may have come.
         self.send_skipping_full_queues(message)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, timeout / 2)
         self.stalled_at = time.monotonic()
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, (self.stalled_at - started) / 2)
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def send_skipping_full_queues(self, message: bytes) -> None:
@@ -274,7 +275,7 @@ class Shutdown:
         Block all later signals: even one that does nothing would interrupt context.destroy in main,
         and so cut the linger short.
         """
-        if self.due_at == math.inf:  # Windows cannot block later signals.
+        if self.due_at == math.inf:  # else a later signal, which Windows cannot block
             self.due_at = time.monotonic() + SHUTDOWN_DELAY
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

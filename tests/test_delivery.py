@@ -245,9 +245,9 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
                 outbox.add(text.encode())
         elif event == "new connection":
             outbox.resend(client.WINDOW)
-            silence.postpone_probe(client.ECHO_TIMEOUT)
+            silence.probe_in(client.ECHO_TIMEOUT)
         elif outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())]):
-            silence.end()
+            silence.hear_echo()
         outbox.push(connection.push)
         for seconds in (client.ECHO_TIMEOUT - 1, 1):
             assert not handle_silence(silence, outbox, connection, screen, reading=False)
