@@ -125,7 +125,7 @@ def parse(line: bytes) -> tuple[str, str]:
 
 # The characters to escape
 UNSAFE = (
-    range(0x00, 0x09),  # control characters, except TAB: they could control a terminal
+    range(0x09),  # control characters, except TAB: they could control a terminal
     range(0x0A, 0x20),
     range(0x7F, 0xA0),
     range(0x2028, 0x202A),  # line separators: they could break a line
