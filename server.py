@@ -123,7 +123,7 @@ def parse(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# The characters to escape
+# The characters to escape.
 UNSAFE = (
     range(0x09),  # control characters, except TAB: they could control a terminal
     range(0x0A, 0x20),

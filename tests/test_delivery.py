@@ -74,12 +74,27 @@ def outbox_of(context: Context, user: str | None, texts: str) -> tuple[Outbox, S
 
 
 def connect(context: Context, server: BareServer) -> client.Connection:
-    """Return a connection to a server, which is not up yet."""
+    """Return a connection to a server, once it is up."""
     push, sub = client.make_sockets(context, ipv6=False, key=None)
     connection = client.Connection(push, sub, "localhost", interactive=False)
     for sock, port in zip((push, sub), server.ports, strict=True):
         sock.connect(f"tcp://127.0.0.1:{port}")
+    wait_for(connection.update, lambda: connection.missing)
     return connection
+
+
+def start_chat(
+    context: Context, server: BareServer, screen: client.Screen
+) -> tuple[Silence, threading.Thread]:
+    """Start a chat of three lines, 1, 2 and 3. Return when the server has received them."""
+    stdin, silence = client.Stdin(client.Splitter().feed), Silence()
+    stdin.sender.sendall(typed(1, 2, 3))
+    stdin.sender.close()
+    arguments = stdin, connect(context, server), Outbox("k"), silence, screen
+    chat = threading.Thread(target=client.chat, args=arguments, daemon=True)
+    chat.start()
+    server.expect(lines(1, 2, 3))
+    return silence, chat
 
 
 def report_of(script: Script) -> str:
@@ -227,7 +242,6 @@ def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: Start
 def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServer) -> None:
     """Each case has an event, and the lines that are pushed in the 5 seconds after it."""
     connection, outbox, silence = connect(context, bare_server), Outbox("k"), Silence()
-    wait_for(connection.update, lambda: connection.missing)
     screen = client.Screen(color=False)
     cases = [
         ("typed", "abaa"),
@@ -272,7 +286,6 @@ def test_the_time_of_a_line_that_has_left_does_not_count(
     context: Context, bare_server: BareServer
 ) -> None:
     connection, outbox, silence = connect(context, bare_server), Outbox(None), Silence()
-    wait_for(connection.update, lambda: connection.missing)
     screen = client.Screen(color=False)
     outbox.add(b"x")
     silence.seconds = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
@@ -286,6 +299,24 @@ def test_the_time_of_a_line_that_has_left_does_not_count(
     assert (outbox.lines, silence.seconds) == ([], 0.0)
 
 
+# README, Delivery in detail: Each echo sets the timer back to zero
+def test_an_echo_ends_the_silence_and_a_new_connection_allows_a_probe(
+    context: Context, bare_server: BareServer
+) -> None:
+    silence, chat = start_chat(context, bare_server, client.Screen(color=False))
+    silence.seconds, silence.overdue, silence.probe_at = 9.0, True, math.inf  # It has probed.
+    bare_server.close("pull")
+    bare_server.open("pull")
+    bare_server.expect(lines(1, 2, 3))
+    assert silence.probe_at < math.inf
+    bare_server.echo(*lines(1))
+    wait_for(lambda: not silence.overdue, lambda: silence.seconds)
+    assert silence.seconds < 9.0
+    bare_server.echo(*lines(3))
+    chat.join(TIMEOUT)
+    assert not chat.is_alive()
+
+
 # README, Delivery in detail: it resends all lines in flight.
 def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareServer) -> None:
     """A probe is due, but PUSH has been reconnected while stdout was blocked."""
@@ -297,14 +328,7 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
             printing.set()
             return unblocked.wait(TIMEOUT)
 
-    stdin, outbox, silence = client.Stdin(client.Splitter().feed), Outbox("k"), Silence()
-    stdin.sender.sendall(typed(1, 2, 3))
-    stdin.sender.close()
-    connection = connect(context, bare_server)
-    arguments = stdin, connection, outbox, silence, BlockedScreen(color=False)
-    chat = threading.Thread(target=client.chat, args=arguments, daemon=True)
-    chat.start()
-    bare_server.expect(lines(1, 2, 3))
+    silence, chat = start_chat(context, bare_server, BlockedScreen(color=False))
     unblocked.clear()
     printing.clear()
     assert printing.wait(TIMEOUT)
