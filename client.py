@@ -26,17 +26,16 @@ What the slides do not say about ZeroMQ:
   messages.
 
 So the client waits for echoes. The sender of a line receives its message, too: the echo of the
-line. It acknowledges this line and all lines before it, since the server publishes them in order.
-Lines that are not acknowledged are pushed again over the next connection. The client cannot know
-whether a line was lost, or only its echo. So a line may appear more than once. What the client does
-if no echo comes is in Silence.
-
-"Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are sent to it all the same (but see below for a pipe).
+line. An echo acknowledges its line and all lines before it, since the server publishes them in
+order. Lines that are not acknowledged are pushed again over the next connection. The client cannot
+know whether a line was lost, or only its echo. So a line may appear more than once.
 
 The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. A pipe is read no further while 1,000 lines wait. If then no echo comes, the client ends:
-see Silence.
+a file. A pipe is read no further while 1,000 lines wait.
+
+"Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
+are pushed to it all the same, but nothing acknowledges them. So a pipe ends with status 1, after 30
+seconds without an echo.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -61,7 +60,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 import colorama
 import zmq
@@ -74,28 +73,17 @@ else:
 
 Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
-# A line in the outbox: (frame, hash of its echo). The hash is None if our server drops the line.
-# (A thousand echoes of 16,384 characters could take 64 MB. Their hashes take little.)
-Entry = tuple[bytes, int | None]
 
-MAX_LINE = 16_384  # bytes in the frame of a line: the server closes the connection at a longer one
-MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
+MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
 WINDOW = 1_000  # lines in flight, at most: their echoes fill half of the server's queue
-SUB_HWM = 200  # messages queued in SUB (its high-water mark), and read in one turn of the loop
+MAX_MESSAGES = 200  # messages that one turn of the loop receives, and that SUB queues
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
-SLOW_JOINER_DELAY = 0.1  # seconds from a handshake until the subscription should be in effect
-NOTICE_DELAY = 1.0  # seconds without a connection until a notice
-RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
-ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe (see Silence)
-DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
-CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it was never connected
-# pyzmq's compiled methods, for speed: send(sock, ...) is up to twice as fast as sock.send(...).
-recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
-# the errors of a write to stdout when its reader has left; Windows reports EINVAL, or EPIPE
-READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
-MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+# pyzmq's compiled methods, for speed: send(sock, ...) is up to twice as fast as sock.send(...),
+# which is a wrapper in Python.
+recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
 def chat(
@@ -103,14 +91,14 @@ def chat(
 ) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and no line waits, or when handle_silence says so.
+    End when the input has ended and no line waits, or when no echo comes for too long (Silence).
     Raises OSError if stdout fails.
     """
     while outbox.lines or not stdin.ended:
         # wait for some input, but while the outbox is full, wait only for echoes
         # (a terminal is always read: what a person types must not hang)
-        outbox_full = len(outbox.lines) >= WINDOW and not screen.interactive
-        reading = not stdin.ended and not outbox_full
+        has_room = len(outbox.lines) < WINDOW or screen.interactive
+        reading = has_room and not stdin.ended
         for line in wait(connection, stdin, reading):
             if problem := outbox.add(line):
                 screen.print_problem(problem)
@@ -118,12 +106,14 @@ def chat(
                 screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
 
         # push it
-        if connection.update():  # It has come up now.
-            outbox.resend(WINDOW)  # all lines in flight
-            silence.probe_in(ECHO_TIMEOUT)
+        was_up = connection.up
+        connection.update()
+        if connection.up and not was_up:
+            outbox.resend(outbox.in_flight)  # They may be lost.
+            silence.delay_probe()
         if connection.up:
-            outbox.push(connection.push)
-        screen.print_notice(connection.take_notice())
+            outbox.push_to(connection.push)
+        screen.print_notice(connection.new_notice())
 
         # dump buffered messages
         messages = receive(connection.sub)
@@ -133,9 +123,9 @@ def chat(
             stdin.ended = True  # The reader of stdout has left, as `| head -1` does: read no more.
 
         # act if no echo comes
-        if handle_silence(silence, outbox, connection, screen, reading):
+        if silence.handle(outbox, connection, screen, reading):
             break
-        screen.refresh()  # or suspend, after Ctrl-Z
+        screen.refresh()  # after Ctrl-Z, suspend first
 
 
 # Wait for some input.
@@ -176,10 +166,14 @@ class Stdin:
     def read_lines(self) -> list[bytes]:
         """Return the lines that have come, without their ends, but no empty ones (slide 8)."""
         data = self.receiver.recv(READ_SIZE)  # nothing, at the end of stdin
-        lines, self.ended = self.feed(data)
         if self.failed and not data:
-            return []  # feed has ended the last line, but it may be half a line: do not send it.
+            self.ended = True
+            return []  # feed would end the last line, but that may be half a line: do not send it.
+        lines, self.ended = self.feed(data)
         return [line for line in lines if line]
+
+
+MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
 
 
 class Splitter:
@@ -202,6 +196,11 @@ class Splitter:
 
 # The connection.
 
+SLOW_JOINER_DELAY = 0.1  # seconds from a handshake until the subscription should be in effect
+NOTICE_DELAY = 1.0  # seconds without a connection until a notice
+RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case libzmq gave up
+MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
 
 class Connection:
     """PUSH and SUB. It is up while both are connected and the subscription should be in effect.
@@ -217,21 +216,20 @@ class Connection:
         self.up = False
         self.ever_up = False
         now = time.monotonic()
-        self.ready_at = now  # when the subscription is in effect: see update
+        self.ready_at = now  # when the subscription should be in effect
         self.last_up = now  # when it was up last
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
-        # What the last notice said: True (connected), False (not), or None (no notice yet). True at
-        # first for a pipe, so that its first connection is not announced.
+        # What the last notice said: True (up), False (down), or None (no notice yet). It begins as
+        # True for a pipe, so that its first connection is not announced.
         self.announced_up = None if interactive else True
 
-    def update(self) -> bool:
-        """Read the monitors, and reconnect if need be. Return whether the connection came up now.
+    def update(self) -> None:
+        """Read the monitors, and reconnect if need be.
 
-        One call may read both a loss and the next handshake. Even then, the loss is noticed: the
-        connection comes up SLOW_JOINER_DELAY after a handshake. So it is down after this call, and
-        a later call returns True.
+        Even if this reads both a loss and the next handshake, the caller sees that the connection
+        is down: it is up only SLOW_JOINER_DELAY after a handshake, so not before the next call.
         """
-        now, was_up = time.monotonic(), self.up
+        now = time.monotonic()
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
                 # The first part begins with the event, in 16 bits: see zmq_socket_monitor(3).
@@ -248,7 +246,6 @@ class Connection:
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
-        return self.up and not was_up
 
     def reconnect(self) -> None:
         """Reconnect the sockets that are not connected, since libzmq may have given up.
@@ -260,7 +257,7 @@ class Connection:
             sock.disconnect(endpoint)
             sock.connect(endpoint)
 
-    def take_notice(self) -> str:
+    def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
         if self.up == self.announced_up:
             return ""
@@ -281,6 +278,15 @@ class Connection:
 # Push it.
 
 
+class Line(NamedTuple):
+    """A line in the outbox."""
+
+    frame: bytes
+    # The hash of its echo, or None if our server will drop the line. (A thousand echoes of 16,384
+    # characters could take 64 MB. Their hashes take little.)
+    echo_hash: int | None
+
+
 class Outbox:
     """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
@@ -299,7 +305,7 @@ class Outbox:
 
     def __init__(self, user: str | None) -> None:
         self.user = user
-        self.lines: list[Entry] = []
+        self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
         self.resent: set[int | None] = set()  # hashes of echoes that may come twice
         self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
@@ -318,30 +324,30 @@ class Outbox:
             payload = {"user": self.user, "message": text}
             # Lone surrogates in NAME (bytes that are not UTF-8) become question marks.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
-        if len(frame) > MAX_LINE:
+        if len(frame) > MAX_FRAME:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
-            return f"line not sent: {size}, but the server takes {MAX_LINE:,} at most"
+            return f"line not sent: {size}, but the server takes {MAX_FRAME:,} at most"
         echo_hash = None
         try:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.lines.append((frame, echo_hash))
+        self.lines.append(Line(frame, echo_hash))
         return problem
 
-    def push(self, push: Sock) -> None:
+    def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after Connection.update, as chat does. If libzmq reconnected between the two
-        calls, lines in flight could be lost, and echoes of later lines would acknowledge them. (It
-        waits for 100 ms before it reconnects.)
+        Call this right after Connection.update. If libzmq reconnected between the two calls, lines
+        in flight could be lost, and echoes of later lines would acknowledge them. (It waits for 100
+        ms before it reconnects.)
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while not self.all_pushed():
-                frame, echo_hash = self.lines[self.in_flight]
-                send(push, frame, zmq.NOBLOCK)
-                if echo_hash is None:
+                line = self.lines[self.in_flight]
+                send(push, line.frame, zmq.NOBLOCK)
+                if line.echo_hash is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
                 else:
@@ -363,7 +369,7 @@ class Outbox:
             self.resent.clear()  # Nobody waits for an echo now.
             return False
         found = False
-        expected = [echo_hash for _, echo_hash in self.lines[: self.in_flight]]
+        expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
             echo_hash = hash(plain)
             if echo_hash in expected:
@@ -387,7 +393,7 @@ class Outbox:
         dropped messages for this client. (TCP has this as tail loss probe, RFC 8985.)
         """
         first = max(0, self.in_flight - count)
-        self.resent.update(echo_hash for _, echo_hash in self.lines[first : self.in_flight])
+        self.resent.update(line.echo_hash for line in self.lines[first : self.in_flight])
         self.in_flight = first
 
     def give_up(self) -> None:
@@ -396,89 +402,15 @@ class Outbox:
         del self.lines[: self.in_flight]
         self.in_flight = 0
 
-    def notice(self) -> str:
+    def overdue_notice(self) -> str:
         """Return a notice that echoes are overdue."""
-        first, _ = self.lines[0]
-        return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {excerpt(first)}"
+        first = excerpt(self.lines[0].frame)
+        return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {first}"
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
         count = self.undelivered + len(self.lines)
         return f"{lines_in_words(count)} may not have been delivered" if count else ""
-
-
-# Act if no echo comes.
-
-
-class Silence:
-    """A clock: the seconds that lines have waited since the last echo.
-
-    seconds   while the loop reads input        while it does not
-    5         print a notice, if interactive    the same, and probe: push the newest line again
-    8         -                                 end, if there never was a connection
-    30        give up the lines in flight       end
-
-    The loop does not read after the end of the input, or while the outbox is full. While it reads,
-    it does not probe, because the echo of a later line does the same. And while it reads but there
-    is no connection, the clock stands still: the lines wait until the server is back.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.probe_at = ECHO_TIMEOUT  # the time on the clock at which to probe
-        # Whether the clock has reached ECHO_TIMEOUT since the last echo. Giving up does not change
-        # this: the server may publish lines in another form, and there will be no echoes at all.
-        self.overdue = False
-        self.last_turn = time.monotonic()  # when advance was called last
-
-    def advance(self) -> bool:
-        """Let the clock go on. Return whether echoes became overdue now.
-
-        If this was called more than two ticks ago, count only two: the clock stood still, or this
-        process was suspended, or stdout was blocked.
-        """
-        now = time.monotonic()
-        self.seconds += min(now - self.last_turn, 2 * TICK)
-        self.last_turn = now
-        were_overdue = self.overdue
-        self.overdue = were_overdue or self.seconds >= ECHO_TIMEOUT
-        return self.overdue and not were_overdue
-
-    def restart(self) -> None:
-        """Set the clock to zero."""
-        self.seconds, self.probe_at = 0.0, ECHO_TIMEOUT
-
-    def probe_in(self, seconds: float) -> None:
-        """Let the next probe be due in so many seconds."""
-        self.probe_at = self.seconds + seconds
-
-    def hear_echo(self) -> None:
-        """Set the clock to zero, because an echo has come. Echoes are not overdue any more."""
-        self.restart()
-        self.overdue = False
-
-
-def handle_silence(
-    silence: Silence, outbox: Outbox, connection: Connection, screen: Screen, reading: bool
-) -> bool:
-    """Act as the table in Silence says. Return True if the chat should end."""
-    if not outbox.lines:
-        silence.restart()
-        return False
-    if reading and not connection.up:
-        return False  # The clock stands still.
-    became_overdue = silence.advance()
-    if became_overdue and screen.interactive:
-        screen.print_notice(outbox.notice())
-    if reading:
-        if silence.seconds >= DELIVERY_TIMEOUT:
-            outbox.give_up()
-            silence.restart()
-        return False
-    if connection.up and outbox.all_pushed() and silence.seconds >= silence.probe_at:
-        outbox.resend(1)
-        silence.probe_in(math.inf)  # until an echo comes, or a new connection
-    return silence.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
 
 
 def lines_in_words(count: int) -> str:
@@ -493,21 +425,21 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# Characters to escape. TAB is safe. So are joiners, which emoji and Persian need, and no-break
-# spaces.
+# The characters to escape.
 UNSAFE = (
-    r"\x00-\x08\x0a-\x1f\x7f-\x9f"  # control characters: they could control a terminal
-    r"\u2028\u2029"  # line separators: they could break a line
-    r"\u202a-\u202e\u2066-\u2069"  # embeddings, overrides, isolates: they could mislead a reader
-    r"\ud800-\udfff"  # lone surrogates: UTF-8 cannot encode them
+    range(0x09),  # control characters, except TAB: they could control a terminal
+    range(0x0A, 0x20),
+    range(0x7F, 0xA0),
+    range(0x2028, 0x202A),  # line separators: they could break a line
+    range(0x202A, 0x202F),  # embeddings, overrides, isolates: they could mislead a reader
+    range(0x2066, 0x206A),
+    range(0xD800, 0xE000),  # lone surrogates: UTF-8 cannot encode them
 )
-UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
+ESCAPES = {code: chr(code).encode("unicode_escape").decode() for codes in UNSAFE for code in codes}
 
-# The usual form of a line, as json.dumps or JSON.stringify writes it if there is nothing to escape:
-# no backslash, nothing unsafe, and no TAB (which JSON forbids in strings). It is only for speed:
-# without it, a pipe would take 1.6 times as long.
-SAFE_STRING = rf'"([^"\\\t{UNSAFE}]*)"'
-SIMPLE_LINE = re.compile(rf'\{{"user": ?{SAFE_STRING}, ?"message": ?{SAFE_STRING}\}}')
+# The usual form of a line, as json.dumps or JSON.stringify writes it. It is only for speed: without
+# it, a pipe would take 1.6 times as long.
+SIMPLE_FRAME = re.compile(r'\{"user": ?"([^"\\]*)", ?"message": ?"([^"\\]*)"\}')
 
 # "user" and "message" may be JSON numbers. They are shown as they were written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
@@ -522,8 +454,9 @@ def echo_of(frame: bytes) -> str:
         text = frame.decode()
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    if simple := SIMPLE_LINE.fullmatch(text):
-        # Even with its colour, it is shorter than the frame, so not too long.
+    if text.isprintable() and (simple := SIMPLE_FRAME.fullmatch(text)):
+        # There is nothing to escape: no unsafe character is printable. Even with its colour, the
+        # message is shorter than the frame, so it is not too long.
         return f"{simple[1]}> {simple[2]}"
     text = text.removeprefix("\ufeff")  # a byte order mark, as the server does
     try:
@@ -538,14 +471,14 @@ def echo_of(frame: bytes) -> str:
             if text.startswith("{") and not text.endswith("}"):
                 hint = "write the whole object on one line"
             raise ValueError(f'not a JSON object with "user" and "message" ({hint})')
-    if len(echo.encode()) + len(CYAN + RESET) > MAX_LINE:
+    if len(echo.encode()) + len(CYAN + RESET) > MAX_FRAME:
         raise ValueError("too long once escaped")
     return echo
 
 
 def sanitize(text: str) -> str:
-    r"""Return text with its unsafe characters escaped, such as `\x1b`."""
-    return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
+    r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
+    return text.translate(ESCAPES)
 
 
 # Dump buffered messages.
@@ -555,10 +488,10 @@ COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
 
 
 def receive(sub: Sock) -> list[Message]:
-    """Return the messages that SUB holds (slide 8), at most SUB_HWM, so that a flood ends here."""
+    """Return the messages that SUB holds (slide 8), but at most MAX_MESSAGES."""
     messages: list[Message] = []
     with contextlib.suppress(zmq.Again):  # SUB holds no more.
-        while len(messages) < SUB_HWM:
+        while len(messages) < MAX_MESSAGES:
             messages.append(sanitize_message(recv(sub, zmq.NOBLOCK)))
     return messages
 
@@ -568,8 +501,8 @@ def sanitize_message(data: bytes) -> Message:
     text = data.decode(errors="replace")
     plain = text.removesuffix(RESET).replace(CYAN, "", 1)
     if plain.isprintable() and text.endswith(RESET):
-        # The usual message of our server. There is nothing to escape, since no unsafe character is
-        # printable. (Only for speed: without this, a pipe would take 1.4 times as long.)
+        # The usual message of our server: there is nothing to escape. (Only for speed: without
+        # this, a pipe would take 1.4 times as long.)
         return plain, text
     parts = COLOR.split(text)  # text, colour, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
@@ -579,7 +512,85 @@ def sanitize_message(data: bytes) -> Message:
     return plain, colored
 
 
+# Act if no echo comes.
+
+ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe
+DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
+CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it was never connected
+
+
+class Silence:
+    """A clock, which shows how long lines have waited since the last echo, and what to do then.
+
+    seconds   while the loop reads stdin        while it does not
+    5         print a notice, if interactive    the same, and probe: push the newest line again
+    8         -                                 end, if there never was a connection
+    30        give up the lines in flight       end
+
+    The loop does not read after the end of stdin, or while the outbox is full. While it reads, it
+    does not probe, because the echo of a later line does the same. And while it reads but there is
+    no connection, the clock stands still: the lines wait until the server is back.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # what the clock shows
+        self.last_turn = time.monotonic()  # when advance was called last
+        self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
+        # Whether the clock has reached ECHO_TIMEOUT since the last echo. Only an echo ends this, as
+        # the server may be one that publishes lines in another form.
+        self.overdue = False
+
+    def handle(self, outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
+        """Act as the table says. Return True if the chat should end."""
+        if not outbox.lines:
+            self.restart()
+            return False
+        if reading and not connection.up:
+            return False  # The clock stands still.
+        self.advance()
+        if self.seconds >= ECHO_TIMEOUT and not self.overdue:
+            self.overdue = True
+            if screen.interactive:
+                screen.print_notice(outbox.overdue_notice())
+        if reading:
+            if self.seconds >= DELIVERY_TIMEOUT:
+                outbox.give_up()
+                self.restart()
+            return False
+        # (Before all lines are pushed, the last one in flight is not the newest.)
+        if self.seconds >= self.probe_at and connection.up and outbox.all_pushed():
+            outbox.resend(1)
+            self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
+        return self.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
+
+    def advance(self) -> None:
+        """Let the clock go on, by two ticks at most.
+
+        More time than that passes between two calls only if the clock stood still, this process was
+        suspended, or stdout was blocked.
+        """
+        now = time.monotonic()
+        self.seconds += min(now - self.last_turn, 2 * TICK)
+        self.last_turn = now
+
+    def restart(self) -> None:
+        """Set the clock to zero."""
+        self.seconds, self.probe_at = 0.0, ECHO_TIMEOUT
+
+    def hear_echo(self) -> None:
+        """Set the clock to zero, because an echo has come."""
+        self.restart()
+        self.overdue = False
+
+    def delay_probe(self) -> None:
+        """Give the lines that are pushed over a new connection time to be echoed."""
+        self.probe_at = self.seconds + ECHO_TIMEOUT
+
+
 # The screen.
+
+# The errors of a write to stdout when its reader has left. Windows reports EINVAL, or EPIPE.
+READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 
 
 class Screen:
@@ -715,6 +726,7 @@ EDITS = {key: edit for keys, edit in BINDINGS.items() for key in keys}
 CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut off what is too long for a row, or wrap it as usual
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
+SHOWN_AS = {**dict.fromkeys(ESCAPES, "\ufffd"), ord("\t"): " "}  # one column for each
 
 
 class Editor:
@@ -823,7 +835,8 @@ class Editor:
         reserved = sum(map(width, fit(after, columns // 4)))
         before = fit(before[::-1], columns - reserved - 1)[::-1]  # its last characters
         after = fit(after, columns - sum(map(width, before)))  # the columns that are left
-        return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
+        shown_before, shown_after = ("".join(part).translate(SHOWN_AS) for part in (before, after))
+        return f"{NO_WRAP}{shown_before}{SAVE_CURSOR}{shown_after}{RESTORE_CURSOR}{WRAP}"
 
 
 JOINER = "\u200d"  # joins two emoji into one
@@ -843,12 +856,6 @@ def characters(text: str) -> list[str]:
         else:
             found.append(char)
     return found
-
-
-def visible(line: list[str]) -> str:
-    """Return a line as it is shown: TABs as spaces, unsafe characters as U+FFFD."""
-    text = "".join(line).replace("\t", " ")
-    return UNSAFE_PART.sub(lambda part: "\ufffd" * len(part[0]), text)
 
 
 def width(character: str) -> int:
@@ -981,11 +988,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Meanwhile, give all signals their default action:
-            # - SIGTSTP suspends only by this action.
-            # - SIGTERM would not end a suspended process otherwise. A shell's kill sends SIGTERM,
-            #   and then SIGCONT. So the process continues, in the background. But the thread that
-            #   reads the terminal gets SIGTTIN, which stops the process before a handler can run.
+            # Meanwhile, give all signals their default action. SIGTSTP suspends only by this. And
+            # SIGTERM could not end the process by a handler. A shell's kill sends SIGTERM and then
+            # SIGCONT, so that the process continues, in the background. But there, it is stopped
+            # again at once (by SIGTTIN, as its thread reads the terminal), before a handler runs.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1024,22 +1030,26 @@ else:
             keys = ""
             # An emoji comes in halves: wait for the second one.
             while not keys or msvcrt.kbhit() or "\ud800" <= keys[-1] <= "\udbff":
-                char = msvcrt.getwch()
-                if char in "\0\xe0":
-                    # A special key comes in two calls: Up as 0xE0 (or NUL), and then H. But the
-                    # letter à comes as 0xE0 alone. To tell them apart, try to put the character
-                    # back. This fails if a second one is waiting.
-                    try:
-                        msvcrt.ungetwch(char)
-                    except OSError:
-                        char = CONSOLE_KEYS.get(msvcrt.getwch(), "")
-                    else:
-                        msvcrt.getwch()  # It was the letter: take it back out.
-                elif char == "\x03":  # Ctrl-C
-                    signal.raise_signal(signal.SIGINT)
-                keys += char.replace("\x1a", CTRL_D)  # Ctrl-Z, which ends the input on Windows
+                keys += self.read_key()
             # Join the halves of emoji.
             return keys.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+        def read_key(self) -> str:
+            """Wait for a key. Return its character, or what other terminals send for it."""
+            char = msvcrt.getwch()
+            if char == "\x03":  # Ctrl-C
+                signal.raise_signal(signal.SIGINT)
+            if char == "\x1a":  # Ctrl-Z, which ends the input on Windows
+                return CTRL_D
+            if char not in "\0\xe0":
+                return char
+            # A special key is NUL or 0xE0, and a second character: Up is 0xE0 and H. But the letter
+            # à is 0xE0 alone. To tell them apart, put it back: this fails if a second one waits.
+            try:
+                msvcrt.ungetwch(char)
+            except OSError:
+                return CONSOLE_KEYS.get(msvcrt.getwch(), "")
+            return msvcrt.getwch()  # the letter
 
 
 # Start and end.
@@ -1109,8 +1119,8 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
-    sub.set(zmq.MAXMSGSIZE, 4 * MAX_LINE)  # Another server may publish longer messages than ours.
-    sub.set(zmq.RCVHWM, SUB_HWM)
+    sub.set(zmq.MAXMSGSIZE, 4 * MAX_FRAME)  # Another server may publish longer messages than ours.
+    sub.set(zmq.RCVHWM, MAX_MESSAGES)
     sub.set(zmq.SUBSCRIBE, b"")
     return push, sub
 

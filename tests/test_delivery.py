@@ -34,7 +34,7 @@ from processes import (
 )
 
 import client
-from client import Outbox, Silence, handle_silence
+from client import Outbox, Silence
 
 slow = pytest.mark.slow
 
@@ -69,7 +69,7 @@ def outbox_of(context: Context, user: str | None, texts: str) -> tuple[Outbox, S
     outbox = Outbox(user)
     for text in texts:
         outbox.add(text.encode())
-    outbox.push(push)
+    outbox.push_to(push)
     return outbox, push
 
 
@@ -79,7 +79,12 @@ def connect(context: Context, server: BareServer) -> client.Connection:
     connection = client.Connection(push, sub, "localhost", interactive=False)
     for sock, port in zip((push, sub), server.ports, strict=True):
         sock.connect(f"tcp://127.0.0.1:{port}")
-    wait_for(connection.update, lambda: connection.missing)
+
+    def is_up() -> bool:
+        connection.update()
+        return connection.up
+
+    wait_for(is_up, lambda: connection.missing)
     return connection
 
 
@@ -185,7 +190,8 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
     for sock, port in zip((push, sub), bare_server.ports, strict=True):
         sock.connect(f"tcp://127.0.0.1:{port}")
     connected_at = 0.0
-    while not connection.update():
+    while not connection.up:
+        connection.update()
         if connection.missing:
             connected_at = time.monotonic()
     assert time.monotonic() - connected_at >= 0.1
@@ -258,27 +264,27 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
             for text in "aba":
                 outbox.add(text.encode())
         elif event == "new connection":
-            outbox.resend(client.WINDOW)
-            silence.probe_in(client.ECHO_TIMEOUT)
+            outbox.resend(outbox.in_flight)
+            silence.delay_probe()
         elif outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())]):
             silence.hear_echo()
-        outbox.push(connection.push)
+        outbox.push_to(connection.push)
         for seconds in (client.ECHO_TIMEOUT - 1, 1):
-            assert not handle_silence(silence, outbox, connection, screen, reading=False)
+            assert not silence.handle(outbox, connection, screen, reading=False)
             silence.seconds += seconds
-        handle_silence(silence, outbox, connection, screen, reading=True)
-        handle_silence(silence, outbox, connection, screen, reading=False)
-        outbox.push(connection.push)
+        silence.handle(outbox, connection, screen, reading=True)
+        silence.handle(outbox, connection, screen, reading=False)
+        outbox.push_to(connection.push)
         bare_server.expect([line_of("k", text) for text in pushed])
         silence.seconds = min(silence.seconds, client.DELIVERY_TIMEOUT - 10)
     assert not outbox.lines
     for text, pushed in (("c", "c"), ("d", "d"), ("", "d")):  # PUSH is full until d is pushed.
-        outbox.push(connection.push)
+        outbox.push_to(connection.push)
         if text:
             outbox.add(text.encode())
         silence.seconds = client.ECHO_TIMEOUT
-        handle_silence(silence, outbox, connection, screen, reading=False)
-        outbox.push(connection.push)
+        silence.handle(outbox, connection, screen, reading=False)
+        outbox.push_to(connection.push)
         bare_server.expect([line_of("k", text) for text in pushed])
 
 
@@ -289,13 +295,13 @@ def test_the_time_of_a_line_that_has_left_does_not_count(
     screen = client.Screen(color=False)
     outbox.add(b"x")
     silence.seconds = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
-    outbox.push(connection.push)
-    handle_silence(silence, outbox, connection, screen, reading=False)
+    outbox.push_to(connection.push)
+    silence.handle(outbox, connection, screen, reading=False)
     assert (outbox.lines, silence.seconds) == ([], 0.0)
     outbox.add(line_of("k", "given up"))
-    outbox.push(connection.push)
+    outbox.push_to(connection.push)
     silence.seconds = client.DELIVERY_TIMEOUT
-    handle_silence(silence, outbox, connection, screen, reading=True)
+    silence.handle(outbox, connection, screen, reading=True)
     assert (outbox.lines, silence.seconds) == ([], 0.0)
 
 
@@ -386,8 +392,8 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         assert len(outbox.lines) == left
         assert outbox.report().startswith(f"{left} line")
     outbox, push = outbox_of(context, "k", "12")
-    outbox.resend(client.WINDOW)
-    outbox.push(push)
+    outbox.resend(outbox.in_flight)
+    outbox.push_to(push)
     # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
     # is of somebody else's line.
     for is_echo in (True, True, False):
