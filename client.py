@@ -1110,9 +1110,9 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     for sock in (push, sub):
         sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names would become IPv6 addresses.
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
-        # On Linux, detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT. On an idle
-        # connection, send a keepalive packet after 10 seconds, and then one every 2 seconds.
+        # On Linux, detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
         sock.set(zmq.TCP_MAXRT, 20_000)
+        # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)

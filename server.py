@@ -45,7 +45,7 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more) or of a message
+MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
 PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
 PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
@@ -59,7 +59,7 @@ recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input and forward it to all subscribers (slide 3), until a shutdown is due."""
     publisher = Publisher(pub, shutdown, log)
-    while time.monotonic() < shutdown.due_at:
+    while not shutdown.is_due():
         lines = receive(pull)
         messages = chat_messages(lines, log)
         publisher.publish(messages)
@@ -96,7 +96,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple_lines(lines), strict=True):
         try:
-            if not user:  # The line is not simple, or the user is empty.
+            if not user:  # The line is not simple.
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -143,12 +143,12 @@ def sanitize(text: str) -> str:
 
 
 # Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
-# keys, in this order, and their strings contain no TAB, no " or backslash, and nothing to escape.
-# So the strings are the user and the text.
-SAFE_STRING = r'"([ !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]*)"'
+# keys, in this order, and their strings contain no TAB, no " or backslash, and nothing to escape (a
+# test checks every character). So the strings are the user, which is not empty, and the text.
+SAFE = r"[ !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]"
 SIMPLE_LINE = re.compile(
     rf"""
-    ^ \{{"user":[ ]?{SAFE_STRING},[ ]?"message":[ ]?{SAFE_STRING}\}} $
+    ^ \{{"user":[ ]?"({SAFE}+)",[ ]?"message":[ ]?"({SAFE}*)"\}} $
     | ^ .* $  # any other line: findall returns ("", "")
     """,
     re.MULTILINE | re.VERBOSE,
@@ -158,12 +158,12 @@ SIMPLE_LINE = re.compile(
 def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    This is only for speed. A search in a line takes a sixth of the time of parsing it. One search
-    in all lines takes 0.6 times as long as a search in each.
+    This is only for speed: a search in a line takes a sixth of the time of parsing it, and one
+    search in all lines, joined, is again faster than one in each.
     """
     # Invalid UTF-8 becomes lone surrogates, so this line is not simple.
     batch = b"\n".join(lines).decode(errors="surrogateescape")
-    if batch.count("\n") != len(lines) - 1:  # A line contains a line end (or there are no lines).
+    if batch.count("\n") != len(lines) - 1:  # There is a line end within a line, or no line.
         return [("", "")] * len(lines)
     return SIMPLE_LINE.findall(batch)  # There is one match for each line, in order.
 
@@ -176,22 +176,23 @@ RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the m
 
 
 class Publisher:
-    """Publishes messages, and waits for slow subscribers.
+    """Publishes messages, and waits for slow subscribers, but not for long.
 
-    In a flood, a queue of 2,000 messages fills in 10 milliseconds. By default, PUB would then drop
-    messages for every subscriber that is only a little slower than the flood. Instead:
+    By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue is full
+    at once. So every subscriber that is a little slower would miss messages. Instead:
 
-    1. While the queue of any subscriber is full, send fails, and nobody gets the message. (This is
-       what the option XPUB_NODROP does, on PUB as well as on XPUB.)
-    2. The chat waits: this class tries again and again, until a timeout. Meanwhile, lines stay in
-       the queue of PULL, or at the clients.
-    3. After the timeout, a subscriber whose queue is full has stalled. Its queue is skipped until
-       half of it has been read. So this subscriber misses messages, and the chat goes on. (A
-       subscriber that reads nothing for 20 seconds is disconnected: see TCP_MAXRT.)
+    1. While any queue is full, send raises zmq.Again, and sends to nobody. (This is what the option
+       XPUB_NODROP does, on PUB as well as on XPUB.)
+    2. The loop waits: this class tries again, until a timeout. Meanwhile, lines stay in the queue
+       of PULL, or at the clients.
+    3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
+       the others, and the loop goes on. libzmq skips each of the full queues until half of it has
+       been read. (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see
+       TCP_MAXRT.)
 
-    All subscribers share one timeout. Each stall halves it, down to MIN_STALL_TIMEOUT, so that many
-    stalls delay the chat by 2, 1, 0.5, ... and finally 0.05 seconds each. The cost: while the
-    timeout is short, merely slow subscribers count as stalled, too.
+    All subscribers share one timeout: normally, 2 seconds. Each stall halves it, down to 0.05
+    seconds, so that many stalls do not delay the chat for long. 20 seconds after the last stall, it
+    is 2 seconds again. The cost: while it is short, merely slow subscribers count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -242,39 +243,41 @@ class Publisher:
 
 # Shut down.
 
-# A shutdown takes less than 3 seconds. These add up to 2.7:
-SHUTDOWN_DELAY = 1.0  # seconds that the loop goes on after a signal, to publish what has arrived
-LAST_BATCH_TIME = 0.6  # seconds after that, at most, until the last batch is published
-LINGER = 1.1  # seconds after that in which subscribers can receive what is queued for them
+# Seconds after the signal at which
+LOOP_END = 1.0  # the loop ends: it has published what had arrived
+WAITS_END = 1.6  # the last batch has been published, at the latest
+LINGER_END = 2.7  # the server exits, at the latest: subscribers have received what was queued
 
 
 class Shutdown:
     """When the loop ends, and how long it may wait for slow subscribers until then."""
 
     def __init__(self) -> None:
-        self.due_at = math.inf  # the time at which the loop ends, once a signal has come
+        self.signal_at = math.inf  # the time of the first signal, if one has come
+
+    def is_due(self) -> bool:
+        """Return whether the loop has to end."""
+        return time.monotonic() >= self.signal_at + LOOP_END
 
     def max_wait(self) -> float:
-        """Return how many seconds the chat may now wait for a slow subscriber.
+        """Return how many seconds the loop may now wait for a slow subscriber.
 
-        There is no limit until a signal comes. Then the last batch has to be published by a
-        deadline. A wait may take a quarter of the time until then, so that several waits in a row
-        do not use it up: there is time for lines that have arrived.
+        There is no limit until a signal comes. Then it is a quarter of the time until WAITS_END, so
+        that one wait leaves time for others, and for lines that have arrived.
         """
-        deadline = self.due_at + LAST_BATCH_TIME
-        return (deadline - time.monotonic()) / 4
+        return (self.signal_at + WAITS_END - time.monotonic()) / 4
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Let the loop end SHUTDOWN_DELAY after the first signal.
+        """Note the time of the first signal.
 
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
 
-        Block all later signals: even one that does nothing would interrupt context.destroy in main,
-        and so cut the linger short.
+        Block all later signals: even if a handler does nothing, a signal interrupts context.destroy
+        in main, and so cuts the linger short.
         """
-        if self.due_at == math.inf:  # else a later signal, which Windows cannot block
-            self.due_at = time.monotonic() + SHUTDOWN_DELAY
+        if self.signal_at == math.inf:  # else a later signal, which Windows cannot block
+            self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
@@ -286,22 +289,22 @@ class Log:
     """Reports to the operator, on stderr. The chat never waits for it.
 
     A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. Reports
-    may come in floods, so the thread writes every 0.2 seconds and merges reports with the same text
+    may come in floods, so the thread writes every 0.2 seconds and merges reports of the same event
     into one, with their count and the last detail.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.reports: dict[str, tuple[int, str]] = {}  # text: (count, last detail), not written yet
+        self.reports: dict[str, tuple[int, str]] = {}  # event: (count, last detail), not written
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
-    def report(self, text: str, detail: str = "") -> None:
-        """Queue a report, or count it with those of the same text that are queued."""
+    def report(self, event: str, detail: str = "") -> None:
+        """Queue a report, or count it with the queued ones of the same event."""
         with self.lock:
-            count, _ = self.reports.get(text, (0, ""))
-            self.reports[text] = count + 1, detail
+            count, _ = self.reports.get(event, (0, ""))
+            self.reports[event] = count + 1, detail
 
     def close(self) -> None:
         """Write what is queued, unless stderr is blocked."""
@@ -310,18 +313,21 @@ class Log:
 
     def run(self) -> None:
         """Write what is queued, until the log is closed. This runs in the thread."""
-        last = False
-        while not last:
-            last = self.closed.wait(0.2)
-            with self.lock:
-                reports, self.reports = self.reports, {}
-            for text, (count, detail) in reports.items():
-                times = f" ({count:,} times)" if count > 1 else ""
-                suffix = f": {detail}" if detail else ""
-                # AttributeError: sys.stderr is None if it was closed when Python started.
-                with contextlib.suppress(OSError, AttributeError):
-                    sys.stderr.write(sanitize(f"server.py: {text}{times}{suffix}") + "\n")
-                    sys.stderr.flush()
+        while not self.closed.wait(0.2):
+            self.write()
+        self.write()
+
+    def write(self) -> None:
+        """Write what is queued."""
+        with self.lock:
+            reports, self.reports = self.reports, {}
+        for event, (count, detail) in reports.items():
+            times = f" ({count:,} times)" if count > 1 else ""
+            suffix = f": {detail}" if detail else ""
+            # AttributeError: sys.stderr is None if it was closed when Python started.
+            with contextlib.suppress(OSError, AttributeError):
+                sys.stderr.write(sanitize(f"server.py: {event}{times}{suffix}") + "\n")
+                sys.stderr.flush()
 
 
 # Start.
@@ -356,8 +362,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. If neither file exists, make both. Raises ValueError, with the
-    reason, if they cannot be used.
+    NAME.key holds the public key. The server admits any client that has it, so it should be kept
+    private, too. If neither file exists, make both. Raises ValueError, with the reason, if they
+    cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -379,21 +386,16 @@ def load_key(name: str) -> bytes:
 
 
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26).
-
-    The server admits any client that has its public key. So keep that key private, although it
-    is called public.
-    """
+    """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26)."""
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
         if key:
             sock.set(zmq.CURVE_SERVER, 1)
             sock.set(zmq.CURVE_SECRETKEY, key)
         sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # Disconnect a peer that takes no data, or does not answer, for 20 seconds (on Linux).
-        # On an idle connection, send a keepalive packet after 10 seconds, and then one every 2
-        # seconds.
+        # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
+        # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
@@ -407,8 +409,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
-    # A full kernel buffer takes new data only when a good part of it has been sent (on Linux, a
-    # third). With a large buffer, a slow subscriber would look stalled until then.
+    # A full kernel buffer takes no data until a good part of it has been sent (a third, on Linux).
+    # If it were large, a slow subscriber would look stalled until then.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
     # them would delay the chat. So queue only one per client: the others wait in the network.
@@ -481,7 +483,7 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    context.destroy(linger=int(1_000 * LINGER))
+    context.destroy(linger=int(1_000 * (LINGER_END - WAITS_END)))
     log.close()
     return 0
 
