@@ -14,7 +14,8 @@ Out: the frame is the line as it was typed, which should be JSON for our server.
 In:  a message should be UTF-8. It is printed with its control characters escaped, except colours
      and TABs.
 
-The function chat is the talk's loop, but messages appear without pressing Enter.
+The function chat is the talk's loop, but messages appear without pressing Enter. The exit status is
+0 if all lines were published.
 
 What the slides do not say about ZeroMQ:
 - Its library, libzmq, connects and reconnects by itself. What was on its way at a break may be
@@ -99,18 +100,18 @@ def chat(
         # (a terminal is always read: what a person types must not hang)
         has_room = len(outbox.lines) < WINDOW or screen.interactive
         reading = has_room and not stdin.ended
-        for line in wait(connection, stdin, reading):
-            if problem := outbox.add(line):
-                screen.print_problem(problem)
+        for line in wait_for_input(connection, stdin, reading):
+            problem = outbox.add(line)
             if not connection.up or silence.overdue:
                 screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
+            screen.print_problem(problem)
 
         # push it
         was_up = connection.up
         connection.update()
         if connection.up and not was_up:
-            outbox.resend(outbox.in_flight)  # They may be lost.
-            silence.delay_probe()
+            outbox.rewind(outbox.in_flight)  # These lines may be lost.
+            silence.hear_connection()
         if connection.up:
             outbox.push_to(connection.push)
         screen.print_notice(connection.new_notice())
@@ -120,7 +121,7 @@ def chat(
         if outbox.acknowledge(messages):
             silence.hear_echo()
         if not screen.print_messages(messages):
-            stdin.ended = True  # The reader of stdout has left, as `| head -1` does: read no more.
+            stdin.ended = True  # The reader of stdout has left, as `| head -1` does. It has enough.
 
         # act if no echo comes
         if silence.handle(outbox, connection, screen, reading):
@@ -131,14 +132,19 @@ def chat(
 # Wait for some input.
 
 
-def wait(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
-    """Wait until something happens. Return the lines of stdin that can be read, if reading."""
+def wait_for_input(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
+    """Wait for stdin (if reading), SUB, or the monitors. Return the lines of stdin."""
     fd = stdin.receiver.fileno()  # zmq.select takes and returns a plain socket as its number
     sources: list[Sock | int] = [connection.sub, *connection.monitors.values()]
     if reading:
         sources.append(fd)
     ready, _, _ = zmq.select(sources, [], [], TICK)
     return stdin.read_lines() if fd in ready else []
+
+
+# A function that takes what was read from stdin (nothing, at its end). It returns the lines that
+# are complete now, and whether stdin has ended.
+Feed = Callable[[bytes], tuple[list[bytes], bool]]
 
 
 class Stdin:
@@ -148,8 +154,8 @@ class Stdin:
     the loop reads on.
     """
 
-    def __init__(self, feed: Callable[[bytes], tuple[list[bytes], bool]]) -> None:
-        self.feed = feed  # Splitter.feed or Editor.feed
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed  # of a Splitter, or of the line editor
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
         self.failed = False  # True if reading failed; what was read before may still be to come
@@ -184,7 +190,7 @@ class Splitter:
         self.bom = codecs.BOM_UTF8  # what PowerShell puts before the first line; empty after that
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Return the lines that data completes, and whether stdin has ended. No data means that."""
+        """Return the lines that data completes, and whether stdin has ended: see Feed."""
         new = data or b"\n"  # The end of stdin ends the last line, too.
         *lines, partial = (self.partial + new).split(b"\n")
         self.partial = partial[:MAX_KEPT]  # A longer line is not sent anyway: see Outbox.add.
@@ -205,13 +211,20 @@ MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 class Connection:
     """PUSH and SUB. It is up while both are connected and the subscription should be in effect.
 
-    libzmq connects and reconnects by itself, and reports it on other sockets, the monitors. Create
-    a Connection before its sockets connect: later, a monitor may miss the first event.
+    libzmq connects and reconnects by itself, and reports it on other sockets, the monitors.
     """
 
-    def __init__(self, push: Sock, sub: Sock, host: str, interactive: bool) -> None:
-        self.push, self.sub, self.host = push, sub, host
+    def __init__(self, push: Sock, sub: Sock, options: argparse.Namespace, announce: bool) -> None:
+        self.push, self.sub, self.host = push, sub, options.host
+        address = f"tcp://{options.host}"
+        self.endpoints = {
+            sub: f"{address}:{options.sub_port}",
+            push: f"{address}:{options.push_port}",
+        }
+        # Create the monitors before the sockets connect, or they may miss the first event.
         self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
+        for sock, endpoint in self.endpoints.items():
+            sock.connect(endpoint)
         self.missing = {push, sub}  # which of the two sockets are not connected
         self.up = False
         self.ever_up = False
@@ -219,15 +232,15 @@ class Connection:
         self.ready_at = now  # when the subscription should be in effect
         self.last_up = now  # when it was up last
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
-        # What the last notice said: True (up), False (down), or None (no notice yet). It begins as
-        # True for a pipe, so that its first connection is not announced.
-        self.announced_up = None if interactive else True
+        # What the last notice said: up, or not up. Or None, if the first connection is to be
+        # announced, and no notice has come yet.
+        self.announced_up = None if announce else True
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        Even if this reads both a loss and the next handshake, the caller sees that the connection
-        is down: it is up only SLOW_JOINER_DELAY after a handshake, so not before the next call.
+        The caller, who looks at self.up, overlooks no loss. Even if one call reads a loss and the
+        next handshake, the connection is not up then, but only SLOW_JOINER_DELAY later.
         """
         now = time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -253,9 +266,8 @@ class Connection:
         It gives up after a protocol error: a message is too long, or only one side uses --key.
         """
         for sock in self.missing:
-            endpoint = sock.get_string(zmq.LAST_ENDPOINT)
-            sock.disconnect(endpoint)
-            sock.connect(endpoint)
+            sock.disconnect(self.endpoints[sock])
+            sock.connect(self.endpoints[sock])
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
@@ -270,8 +282,7 @@ class Connection:
         problem = f"no server at {self.host} (or its --key differs)"
         if len(self.missing) == 1:
             [sock] = self.missing
-            port_number = sock.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-            problem = f"no answer from port {port_number} of {self.host}"
+            problem = f"no answer from {self.endpoints[sock]}"
         return f"{problem}; your lines will be sent when it is back"
 
 
@@ -293,22 +304,21 @@ class Outbox:
     A line leaves when it is acknowledged or given up. (A line that our server will drop leaves when
     it has been pushed, and counts as undelivered.)
 
-    An echo acknowledges its line and all lines before it, because the server publishes them in
-    order. A connection that breaks may lose lines. If only new lines were pushed over the next
+    A connection that breaks may lose lines. If only new lines were pushed over the next
     connection, their echoes would acknowledge the lost lines as well. So all lines in flight are
     pushed again, in order. (This is go-back-N with cumulative acknowledgements.) For example: push
     A, B, C; the connection breaks, and B is lost; push A, B, C; the echo of A comes: A leaves; the
     echo of C comes: B and C leave. Everybody has seen A, and perhaps C, twice.
 
-    An echo is recognized by its text, so a message of the same text is mistaken for it.
+    An echo is recognized by its text. So a message of the same text is mistaken for it.
     """
 
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
-        self.undelivered = 0  # lines that were given up, or are too long, or that the server drops
+        self.resent: set[int | None] = set()  # hashes (never None) of echoes that may come twice
+        self.doubtful = 0  # lines that have left without an echo, and lines that were too long
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -325,7 +335,7 @@ class Outbox:
             # Lone surrogates in NAME (bytes that are not UTF-8) become question marks.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_FRAME:
-            self.undelivered += 1
+            self.doubtful += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return f"line not sent: {size}, but the server takes {MAX_FRAME:,} at most"
         echo_hash = None
@@ -339,16 +349,16 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after Connection.update. If libzmq reconnected between the two calls, lines
-        in flight could be lost, and echoes of later lines would acknowledge them. (It waits for 100
-        ms before it reconnects.)
+        Call this right after Connection.update, within the 100 ms that libzmq waits before it
+        reconnects. Otherwise, later lines could go over a new connection before the lines in flight
+        that were lost, and their echoes would acknowledge these.
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while not self.all_pushed():
                 line = self.lines[self.in_flight]
                 send(push, line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:
-                    self.undelivered += 1
+                    self.doubtful += 1
                     del self.lines[self.in_flight]
                 else:
                     self.in_flight += 1
@@ -366,8 +376,7 @@ class Outbox:
         echoes may come for a minute.)
         """
         if not self.lines:
-            self.resent.clear()  # Nobody waits for an echo now.
-            return False
+            self.resent.clear()  # No line waits for an echo now.
         found = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
@@ -384,21 +393,21 @@ class Outbox:
         self.in_flight -= acknowledged
         return found
 
-    def resend(self, count: int) -> None:
-        """Let push push the last lines in flight again, as many as count.
+    def rewind(self, count: int) -> None:
+        """Make push_to push the last lines in flight again, as many as count.
 
         After a reconnection, these are all lines in flight. As a probe, it is the newest one: its
         echo acknowledges all of them. This helps if their own echoes were missed, because the
         subscription took effect late, or because stdout was blocked for so long that the server
         dropped messages for this client. (TCP has this as tail loss probe, RFC 8985.)
         """
-        first = max(0, self.in_flight - count)
+        first = self.in_flight - count
         self.resent.update(line.echo_hash for line in self.lines[first : self.in_flight])
         self.in_flight = first
 
     def give_up(self) -> None:
         """Forget the lines in flight."""
-        self.undelivered += self.in_flight
+        self.doubtful += self.in_flight
         del self.lines[: self.in_flight]
         self.in_flight = 0
 
@@ -409,7 +418,7 @@ class Outbox:
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
-        count = self.undelivered + len(self.lines)
+        count = self.doubtful + len(self.lines)
         return f"{lines_in_words(count)} may not have been delivered" if count else ""
 
 
@@ -520,7 +529,7 @@ CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it wa
 
 
 class Silence:
-    """A clock, which shows how long lines have waited since the last echo, and what to do then.
+    """How long lines have waited since the last echo, and what the client does about it.
 
     seconds   while the loop reads stdin        while it does not
     5         print a notice, if interactive    the same, and probe: push the newest line again
@@ -533,11 +542,11 @@ class Silence:
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # what the clock shows
+        self.seconds = 0.0  # how long lines have waited
         self.last_turn = time.monotonic()  # when advance was called last
-        self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
-        # Whether the clock has reached ECHO_TIMEOUT since the last echo. Only an echo ends this, as
-        # the server may be one that publishes lines in another form.
+        self.probe_at = ECHO_TIMEOUT  # how many seconds lines wait until a probe
+        # True from the notice until the next echo. Giving up does not end it: perhaps this server
+        # never echoes.
         self.overdue = False
 
     def handle(self, outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
@@ -552,22 +561,23 @@ class Silence:
             self.overdue = True
             if screen.interactive:
                 screen.print_notice(outbox.overdue_notice())
-        if reading:
+        if reading:  # the left column of the table
             if self.seconds >= DELIVERY_TIMEOUT:
                 outbox.give_up()
                 self.restart()
             return False
-        # (Before all lines are pushed, the last one in flight is not the newest.)
+        # The right column. (While lines are still to be pushed, their echoes do what a probe does.)
         if self.seconds >= self.probe_at and connection.up and outbox.all_pushed():
-            outbox.resend(1)
-            self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
-        return self.seconds >= (DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT)
+            outbox.rewind(1)
+            self.probe_at = math.inf
+        limit = DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT
+        return self.seconds >= limit
 
     def advance(self) -> None:
         """Let the clock go on, by two ticks at most.
 
-        More time than that passes between two calls only if the clock stood still, this process was
-        suspended, or stdout was blocked.
+        A longer gap does not count: the clock stood still, this process was suspended, or stdout
+        was blocked.
         """
         now = time.monotonic()
         self.seconds += min(now - self.last_turn, 2 * TICK)
@@ -582,8 +592,8 @@ class Silence:
         self.restart()
         self.overdue = False
 
-    def delay_probe(self) -> None:
-        """Give the lines that are pushed over a new connection time to be echoed."""
+    def hear_connection(self) -> None:
+        """Put off the probe: the lines are pushed again now, so give their echoes time."""
         self.probe_at = self.seconds + ECHO_TIMEOUT
 
 
@@ -599,7 +609,7 @@ class Screen:
     def __init__(self, color: bool) -> None:
         self.color = color
         self.interactive = is_terminal(0)
-        self.problems: set[str] = set()  # the kinds that were printed
+        self.printed_kinds: set[str] = set()  # of problems
 
     def print_messages(self, messages: list[Message]) -> bool:
         """Print messages (slide 8). Return False if the reader of stdout has left.
@@ -617,10 +627,10 @@ class Screen:
         return True
 
     def print_problem(self, problem: str) -> None:
-        """Print the problem with a line. For a pipe, print only the first one of a kind."""
+        """Print the problem with a line, if any. For a pipe, print only the first of each kind."""
         kind = problem.partition(":")[0]
-        if self.interactive or kind not in self.problems:
-            self.problems.add(kind)
+        if self.interactive or kind not in self.printed_kinds:
+            self.printed_kinds.add(kind)
             self.print_notice(problem)
 
     def print_notice(self, text: str) -> None:
@@ -686,13 +696,13 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 # An ESC that comes alone waits for what follows. Keys that edit nothing, such as Alt-Up, are only
 # matched to be ignored. So are answers to an earlier program, such as ESC ] ... BEL.
 
-# A control sequence without its ESC and its last character. The second [ is for the Linux console,
-# where F1 is ESC [ [ A.
+# What a control sequence has between ESC and its last character: parameters (0 to ?), and then
+# intermediates (space to /). The second [ is for the Linux console, where F1 is ESC [ [ A.
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(  # The first alternative that matches counts.
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (or the start of an invalid sequence)
+    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (without ~, it is invalid, and ignored)
     | \x1b+ O[0-9;]*.                # ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL
     | \x1b+ .                        # ESC b
@@ -818,7 +828,7 @@ class Editor:
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
         letters = "".join(character[0] for character in ahead)  # without marks
         match = re.match(pattern, letters)
-        assert match  # Either pattern matches any text, if only an empty part of it.
+        assert match  # Both patterns also match nothing.
         return self.cursor + step * match.end()
 
     def draw(self, columns: int) -> str:
@@ -875,9 +885,6 @@ def fit(line: list[str], columns: int) -> list[str]:
     return line
 
 
-NOT_DRAWN = ("", 0)
-
-
 class EditorScreen(Screen):
     """A screen with a row below the messages, which shows the line being typed.
 
@@ -889,18 +896,18 @@ class EditorScreen(Screen):
         super().__init__(color)
         self.editor = Editor()
         self.terminal = Terminal()
-        self.drawn = NOT_DRAWN  # the row as it was drawn last, and the width of the window then
+        self.drawn = ""  # what drew the row last
 
-    def row(self) -> tuple[str, int]:
-        """Return what draws the row, and the width of the window, in columns."""
+    def row(self) -> str:
+        """Return what draws the row."""
         columns = os.get_terminal_size(1).columns or 80  # 0 if the terminal does not know
-        return self.editor.draw(columns), columns
+        return self.editor.draw(columns)
 
     def write(self, texts: list[str], stream: TextIO) -> None:
         """Write texts, above the row if the stream is a terminal. Raises OSError."""
         if is_terminal(stream.fileno()):
             self.drawn = self.row()
-            stream.write(CLEAR + "\n".join([*texts, self.drawn[0]]))
+            stream.write(CLEAR + "\n".join([*texts, self.drawn]))
             stream.flush()
         else:
             super().write(texts, stream)
@@ -914,7 +921,7 @@ class EditorScreen(Screen):
         if self.terminal.suspend_requested:
             os.write(1, CLEAR.encode())
             self.terminal.suspend()
-            self.drawn = NOT_DRAWN
+            self.drawn = ""
         if self.drawn != self.row():
             self.write([], sys.stdout)
 
@@ -948,7 +955,7 @@ if sys.platform != "win32":
                 # the kernel suspends a background job that changes them.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
-            self.editor_settings = termios.tcgetattr(0)
+            self.editor_settings = termios.tcgetattr(0)  # to be changed:
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
             self.editor_settings[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             self.editor_settings[tty.LFLAG] |= termios.NOFLSH  # else Ctrl-Z drops queued output
@@ -988,10 +995,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Meanwhile, give all signals their default action. SIGTSTP suspends only by this. And
-            # SIGTERM could not end the process by a handler. A shell's kill sends SIGTERM and then
-            # SIGCONT, so that the process continues, in the background. But there, it is stopped
-            # again at once (by SIGTTIN, as its thread reads the terminal), before a handler runs.
+            # Meanwhile, give all signals their default action. For SIGTSTP, this is what stops the
+            # process. For SIGTERM, a handler would never run: after a shell's kill, the process
+            # continues in the background, where reading the terminal stops it again at once
+            # (SIGTTIN).
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1044,7 +1051,8 @@ else:
             if char not in "\0\xe0":
                 return char
             # A special key is NUL or 0xE0, and a second character: Up is 0xE0 and H. But the letter
-            # à is 0xE0 alone. To tell them apart, put it back: this fails if a second one waits.
+            # à is 0xE0 alone. To tell them apart, try to put the character back into the console.
+            # This fails while getwch holds the second character of a special key.
             try:
                 msvcrt.ungetwch(char)
             except OSError:
@@ -1199,13 +1207,11 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     """
     context = zmq.Context()
     push, sub = make_sockets(context, ":" in options.host, options.key)
-    connection = Connection(push, sub, options.host, screen.interactive)
-    sub.connect(f"tcp://{options.host}:{options.sub_port}")
-    push.connect(f"tcp://{options.host}:{options.push_port}")
+    connection = Connection(push, sub, options, announce=screen.interactive)
     stdin = start_reading(screen)
     chat(stdin, connection, outbox, Silence(), screen)
-    # Lines that our server will drop may still be in libzmq, as chat did not wait for them. Give it
-    # a second to send them. Do so in a thread, since a name lookup may hang.
+    # chat does not wait for lines that our server will drop (another one may publish them). So they
+    # may still be in libzmq. Give it a second to send them, in a thread: a name lookup may hang.
     call_with_timeout(1, context.destroy, 1_000)
     return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
 

@@ -7,17 +7,20 @@
 
 Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
-In:  a line is one frame (what one send sends), a JSON object in UTF-8: {"user": USER, "message":
-     TEXT}. Both values are strings or numbers. (On the slides, the user types this JSON.)
-Out: a message is one frame, in UTF-8: USER> TEXT, with TEXT between ESC[36m (cyan) and ESC[0m.
+In:  {"user": USER, "message": TEXT}
+     A line is a JSON object in UTF-8. Both values are strings or numbers. (On the slides, people
+     type this JSON.)
+Out: USER> TEXT
+     A message is text in UTF-8. Its TEXT is between ESC[36m (cyan) and ESC[0m.
+
+Each line and each message is one frame, which is what one send sends.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- The chat waits for a slow subscriber, so that this subscriber misses nothing. But the wait is
-  limited. After that, the subscriber counts as stalled: it misses messages, and the chat goes on.
-  See Publisher.
+- If a subscriber is slow, the chat waits for it, so that it misses nothing, but no longer than 2
+  seconds. Then the subscriber has stalled: it misses messages, and the chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
   about as fast as a loop that parses nothing. See parse_simple_lines.
@@ -96,7 +99,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple_lines(lines), strict=True):
         try:
-            if not user:  # The line is not simple.
+            if not user:  # parse_simple_lines has left this line to parse.
                 user, text = parse(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -125,12 +128,12 @@ def parse(line: bytes) -> tuple[str, str]:
 
 # The characters to escape.
 UNSAFE = (
-    range(0x09),  # control characters, except TAB: they could control a terminal
-    range(0x0A, 0x20),
-    range(0x7F, 0xA0),
+    range(0x09),  # control characters before TAB: they could control a terminal
+    range(0x0A, 0x20),  # control characters after TAB
+    range(0x7F, 0xA0),  # DEL, and more control characters
     range(0x2028, 0x202A),  # line separators: they could break a line
-    range(0x202A, 0x202F),  # embeddings, overrides, isolates: they could mislead a reader
-    range(0x2066, 0x206A),
+    range(0x202A, 0x202F),  # embeddings and overrides of direction: they could mislead a reader
+    range(0x2066, 0x206A),  # isolates, which do so, too
     range(0xD800, 0xE000),  # lone surrogates: UTF-8 cannot encode them
 )
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for codes in UNSAFE for code in codes}
@@ -138,32 +141,33 @@ ESCAPES = {code: chr(code).encode("unicode_escape").decode() for codes in UNSAFE
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
-    # None of these characters is printable, and isprintable is faster than translate.
+    # No unsafe character is printable, and isprintable is faster than translate.
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
 # Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
-# keys, in this order, and their strings contain no TAB, no " or backslash, and nothing to escape (a
-# test checks every character). So the strings are the user, which is not empty, and the text.
-SAFE = r"[ !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]"
+# keys, in this order, and their strings contain only characters that need no escape, neither in
+# JSON nor in a message. So the strings are the user and the text, as they are.
+SAFE = (
+    r"[ !#-\[\]-~"  # ASCII, without control characters, " and backslash
+    r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]"  # the rest, without UNSAFE
+)
 SIMPLE_LINE = re.compile(
-    rf"""
-    ^ \{{"user":[ ]?"({SAFE}+)",[ ]?"message":[ ]?"({SAFE}*)"\}} $
-    | ^ .* $  # any other line: findall returns ("", "")
-    """,
-    re.MULTILINE | re.VERBOSE,
+    rf'^\{{"user": ?"({SAFE}+)", ?"message": ?"({SAFE}*)"\}}$'
+    r"|^.*$",  # any other line: findall returns ("", "")
+    re.MULTILINE,
 )
 
 
 def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    This is only for speed: a search in a line takes a sixth of the time of parsing it, and one
-    search in all lines, joined, is again faster than one in each.
+    This is only for speed: matching a line takes a sixth of the time of parsing it, and matching
+    all lines at once takes even less.
     """
-    # Invalid UTF-8 becomes lone surrogates, so this line is not simple.
+    # Invalid UTF-8 becomes lone surrogates, which are unsafe: that line is not simple.
     batch = b"\n".join(lines).decode(errors="surrogateescape")
-    if batch.count("\n") != len(lines) - 1:  # There is a line end within a line, or no line.
+    if batch.count("\n") != len(lines) - 1:  # A frame contains a newline, or there are no frames.
         return [("", "")] * len(lines)
     return SIMPLE_LINE.findall(batch)  # There is one match for each line, in order.
 
@@ -181,14 +185,14 @@ class Publisher:
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue is full
     at once. So every subscriber that is a little slower would miss messages. Instead:
 
-    1. While any queue is full, send raises zmq.Again, and sends to nobody. (This is what the option
-       XPUB_NODROP does, on PUB as well as on XPUB.)
-    2. The loop waits: this class tries again, until a timeout. Meanwhile, lines stay in the queue
-       of PULL, or at the clients.
+    1. If a queue is full, send raises zmq.Again, and sends to nobody. (The option XPUB_NODROP does
+       this, on PUB as well as on XPUB.)
+    2. This class tries again, until a timeout. Meanwhile, lines wait in the queue of PULL, or at
+       the clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
-       the others, and the loop goes on. libzmq skips each of the full queues until half of it has
-       been read. (On Linux, a subscriber that reads nothing for 20 seconds is disconnected: see
-       TCP_MAXRT.)
+       all others. From then on, libzmq ignores the full queues: send neither fills them nor fails
+       because of them, until half of each has been read. (On Linux, a subscriber that reads nothing
+       for 20 seconds is disconnected: see TCP_MAXRT.)
 
     All subscribers share one timeout: normally, 2 seconds. Each stall halves it, down to 0.05
     seconds, so that many stalls do not delay the chat for long. 20 seconds after the last stall, it
@@ -208,8 +212,8 @@ class Publisher:
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
         if not messages:
-            # libzmq frees the queues of departed subscribers only during a call on PUB, such as
-            # send. While nothing is sent, any other call will do.
+            # Any call on PUB lets libzmq free the queues of departed subscribers. Nothing is sent
+            # now, so make a harmless call.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -217,24 +221,24 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        timeout = min(self.stall_timeout, self.shutdown.max_wait())
-        while time.monotonic() < started + timeout:
+        while time.monotonic() < started + self.timeout():
             with contextlib.suppress(zmq.Again):  # raised if a queue is still full
                 send(self.pub, message)  # It waits for 10 ms at most (SNDTIMEO).
                 return
-            timeout = min(timeout, self.shutdown.max_wait())  # A signal may have come.
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, timeout / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+    def timeout(self) -> float:
+        """Return how many seconds a wait may take now. In a shutdown, there is less time."""
+        return min(self.stall_timeout, self.shutdown.max_wait())
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        With NODROP off, libzmq drops the message for each queue that is full. It also marks these
-        queues, and skips them in later sends, even with NODROP on, until half of the queue has been
-        read (see dist_t in libzmq's src/dist.cpp). So later, send fails only if another queue is
-        full.
+        With NODROP off, libzmq drops the message for each queue that is full, and marks the queue
+        as one to ignore, even when NODROP is on again (see dist_t in libzmq's src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)
@@ -243,10 +247,10 @@ class Publisher:
 
 # Shut down.
 
-# Seconds after the signal at which
-LOOP_END = 1.0  # the loop ends: it has published what had arrived
-WAITS_END = 1.6  # the last batch has been published, at the latest
-LINGER_END = 2.7  # the server exits, at the latest: subscribers have received what was queued
+# A shutdown takes 2.7 seconds at most, after the signal:
+LOOP_TIME = 1.0  # seconds in which the loop goes on, to publish the lines that have arrived
+LAST_BATCH_TIME = 0.6  # seconds in which its last batch may still wait for slow subscribers
+LINGER = 1.1  # seconds in which subscribers can receive what is queued for them
 
 
 class Shutdown:
@@ -257,15 +261,17 @@ class Shutdown:
 
     def is_due(self) -> bool:
         """Return whether the loop has to end."""
-        return time.monotonic() >= self.signal_at + LOOP_END
+        return time.monotonic() >= self.signal_at + LOOP_TIME
 
     def max_wait(self) -> float:
         """Return how many seconds the loop may now wait for a slow subscriber.
 
-        There is no limit until a signal comes. Then it is a quarter of the time until WAITS_END, so
-        that one wait leaves time for others, and for lines that have arrived.
+        There is no limit until a signal comes. Then the last batch has a deadline. Each wait may
+        take only a part of the time until then, which leaves time for other waits, and for lines
+        that have arrived.
         """
-        return (self.signal_at + WAITS_END - time.monotonic()) / 4
+        deadline = self.signal_at + LOOP_TIME + LAST_BATCH_TIME
+        return (deadline - time.monotonic()) / 4
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal.
@@ -380,7 +386,7 @@ def load_key(name: str) -> bytes:
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: no key in a file
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: no public key
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return secret
 
@@ -435,7 +441,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
     except zmq.ZMQError as error:
         raise ValueError(f"cannot bind: {error}; see --help") from None
     bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
-    # libzmq returns [::] for *, which looks like IPv6 only.
+    # For *, libzmq returns [::], as if only IPv6 were bound.
     return bound.replace("[::]", "*") if address == "*" else bound
 
 
@@ -483,7 +489,7 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    context.destroy(linger=int(1_000 * (LINGER_END - WAITS_END)))
+    context.destroy(linger=int(1_000 * LINGER))
     log.close()
     return 0
 

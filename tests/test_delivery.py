@@ -1,5 +1,6 @@
 """README, "Delivery": lines, their echoes, and what is sent again when."""
 
+import argparse
 import math
 import re
 import signal
@@ -40,7 +41,7 @@ slow = pytest.mark.slow
 
 BACK = "your lines will be sent when it is back\n"
 NO_SERVER = f"client.py: no server at localhost (or its --key differs); {BACK}"
-NO_PORT = f"client.py: no answer from port {{}} of localhost; {BACK}"
+NO_PORT = f"client.py: no answer from tcp://localhost:{{}}; {BACK}"
 CONNECTED = "client.py: connected to localhost\n"
 REPORT = "client.py: {} may not have been delivered\n"
 NOT_READ = r"client\.py: the rest of the input was not read; \d+,\d+ lines may not .*\n"
@@ -73,12 +74,16 @@ def outbox_of(context: Context, user: str | None, texts: str) -> tuple[Outbox, S
     return outbox, push
 
 
+def options_for(server: BareServer) -> argparse.Namespace:
+    """Return the options of a client of that server."""
+    push_port, sub_port = server.ports
+    return argparse.Namespace(host="127.0.0.1", push_port=push_port, sub_port=sub_port)
+
+
 def connect(context: Context, server: BareServer) -> client.Connection:
     """Return a connection to a server, once it is up."""
     push, sub = client.make_sockets(context, ipv6=False, key=None)
-    connection = client.Connection(push, sub, "localhost", interactive=False)
-    for sock, port in zip((push, sub), server.ports, strict=True):
-        sock.connect(f"tcp://127.0.0.1:{port}")
+    connection = client.Connection(push, sub, options_for(server), announce=False)
 
     def is_up() -> bool:
         connection.update()
@@ -186,9 +191,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
-    connection = client.Connection(push, sub, "localhost", False)
-    for sock, port in zip((push, sub), bare_server.ports, strict=True):
-        sock.connect(f"tcp://127.0.0.1:{port}")
+    connection = client.Connection(push, sub, options_for(bare_server), announce=False)
     connected_at = 0.0
     while not connection.up:
         connection.update()
@@ -264,8 +267,8 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
             for text in "aba":
                 outbox.add(text.encode())
         elif event == "new connection":
-            outbox.resend(outbox.in_flight)
-            silence.delay_probe()
+            outbox.rewind(outbox.in_flight)
+            silence.hear_connection()
         elif outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())]):
             silence.hear_echo()
         outbox.push_to(connection.push)
@@ -392,7 +395,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         assert len(outbox.lines) == left
         assert outbox.report().startswith(f"{left} line")
     outbox, push = outbox_of(context, "k", "12")
-    outbox.resend(outbox.in_flight)
+    outbox.rewind(outbox.in_flight)
     outbox.push_to(push)
     # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
     # is of somebody else's line.
