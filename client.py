@@ -230,8 +230,7 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # when the subscription should be in effect
-        self.last_up = now  # when it was up last
-        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
+        self.waiting_since = now  # when it was up last, or was reconnected
         # What the last notice said: up, or not up. Or None, if the first connection is to be
         # announced, and no notice has come yet.
         self.announced_up = None if announce else True
@@ -255,9 +254,9 @@ class Connection:
                     self.missing.add(sock)
         self.up = not self.missing and now >= self.ready_at
         if self.up:
-            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
-        elif now >= self.retry_at:
-            self.retry_at = now + RETRY_INTERVAL
+            self.ever_up, self.waiting_since = True, now
+        elif now >= self.waiting_since + RETRY_INTERVAL:
+            self.waiting_since = now
             self.reconnect()
 
     def reconnect(self) -> None:
@@ -276,7 +275,7 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.last_up + NOTICE_DELAY:
+        if not self.missing or time.monotonic() < self.waiting_since + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"

@@ -409,6 +409,17 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     assert len(outbox.lines) == 1
 
 
+# README, Delivery in detail: | open | down | until the server is up | sends the lines, or resends
+# them |
+def test_even_a_long_host_name_may_be_down(context: Context) -> None:
+    """Its endpoints are longer than what pyzmq reads of zmq.LAST_ENDPOINT."""
+    options = argparse.Namespace(host=".".join(["x" * 60] * 5), push_port=1, sub_port=2)
+    push, sub = client.make_sockets(context, ipv6=False, key=None)
+    connection = client.Connection(push, sub, options, announce=True)
+    connection.reconnect()
+    assert connection.missing == {push, sub}
+
+
 # README, Delivery in detail: When the client reconnects, that is, when both of its sockets are
 # connected again, it resends all lines in flight.
 # README, More differences: a notice; lines wait until the server is up
