@@ -126,17 +126,13 @@ def parse(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# The characters to escape.
-UNSAFE = (
-    range(0x09),  # control characters before TAB: they could control a terminal
-    range(0x0A, 0x20),  # control characters after TAB
-    range(0x7F, 0xA0),  # DEL, and more control characters
-    range(0x2028, 0x202A),  # line separators: they could break a line
-    range(0x202A, 0x202F),  # embeddings and overrides of direction: they could mislead a reader
-    range(0x2066, 0x206A),  # isolates, which do so, too
-    range(0xD800, 0xE000),  # lone surrogates: UTF-8 cannot encode them
-)
-ESCAPES = {code: chr(code).encode("unicode_escape").decode() for codes in UNSAFE for code in codes}
+# The characters to escape: control characters, except TAB, could control a terminal.
+UNSAFE = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0)]
+UNSAFE += range(0x2028, 0x202A)  # Line separators could break a line.
+UNSAFE += range(0x202A, 0x202F)  # Embeddings and overrides of the direction of text, ...
+UNSAFE += range(0x2066, 0x206A)  # ... and isolates, could mislead a reader.
+UNSAFE += range(0xD800, 0xE000)  # Lone surrogates have no encoding in UTF-8.
+ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 
 def sanitize(text: str) -> str:
@@ -146,17 +142,13 @@ def sanitize(text: str) -> str:
 
 
 # Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
-# keys, in this order, and their strings contain only characters that need no escape, neither in
-# JSON nor in a message. So the strings are the user and the text, as they are.
-SAFE = (
-    r"[ !#-\[\]-~"  # ASCII, without control characters, " and backslash
-    r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]"  # the rest, without UNSAFE
+# keys, in this order. Their strings are not empty, and have no characters that JSON or sanitize
+# would escape. So the strings are the user and the text, as they are.
+STRING = (
+    r'"([ !#-\[\]-~'  # ASCII, without control characters, " and backslash
+    r'\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]+)"'  # the rest, without UNSAFE
 )
-SIMPLE_LINE = re.compile(
-    rf'^\{{"user": ?"({SAFE}+)", ?"message": ?"({SAFE}*)"\}}$'
-    r"|^.*$",  # any other line: findall returns ("", "")
-    re.MULTILINE,
-)
+SIMPLE_OR_OTHER = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n|.*\n')
 
 
 def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
@@ -166,10 +158,10 @@ def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     all lines at once takes even less.
     """
     # Invalid UTF-8 becomes lone surrogates, which are unsafe: that line is not simple.
-    batch = b"\n".join(lines).decode(errors="surrogateescape")
-    if batch.count("\n") != len(lines) - 1:  # A frame contains a newline, or there are no frames.
+    batch = b"\n".join([*lines, b""]).decode(errors="surrogateescape")
+    if batch.count("\n") != len(lines):  # A frame contains a newline.
         return [("", "")] * len(lines)
-    return SIMPLE_LINE.findall(batch)  # There is one match for each line, in order.
+    return SIMPLE_OR_OTHER.findall(batch)  # There is one match for each line, in order.
 
 
 # Publish.
@@ -211,28 +203,23 @@ class Publisher:
                 send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
-        if not messages:
-            # Any call on PUB lets libzmq free the queues of departed subscribers. Nothing is sent
-            # now, so make a harmless call.
-            self.pub.get(zmq.EVENTS)
+        # Let libzmq free the queues of departed subscribers, even if nothing is sent: any call on
+        # PUB does so.
+        self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send as soon as no queue is full. If that takes too long, skip the full queues."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < started + self.timeout():
+        while time.monotonic() < started + self.shutdown.limit(self.stall_timeout):
             with contextlib.suppress(zmq.Again):  # raised if a queue is still full
                 send(self.pub, message)  # It waits for 10 ms at most (SNDTIMEO).
                 return
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.shutdown.limit(self.stall_timeout) / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
-
-    def timeout(self) -> float:
-        """Return how many seconds a wait may take now. In a shutdown, there is less time."""
-        return min(self.stall_timeout, self.shutdown.max_wait())
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
@@ -263,15 +250,14 @@ class Shutdown:
         """Return whether the loop has to end."""
         return time.monotonic() >= self.signal_at + LOOP_TIME
 
-    def max_wait(self) -> float:
-        """Return how many seconds the loop may now wait for a slow subscriber.
+    def limit(self, timeout: float) -> float:
+        """Return how many seconds a wait with this timeout may take now: less, after a signal.
 
-        There is no limit until a signal comes. Then the last batch has a deadline. Each wait may
-        take only a part of the time until then, which leaves time for other waits, and for lines
-        that have arrived.
+        The last batch has a deadline. One wait may take only a part of the time until then, which
+        leaves time for other waits, and for lines that have arrived.
         """
         deadline = self.signal_at + LOOP_TIME + LAST_BATCH_TIME
-        return (deadline - time.monotonic()) / 4
+        return min(timeout, (deadline - time.monotonic()) / 4)
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal.
@@ -279,10 +265,10 @@ class Shutdown:
         Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
         line and publishing it, an exception would lose the line.
 
-        Block all later signals: even if a handler does nothing, a signal interrupts context.destroy
-        in main, and so cuts the linger short.
+        Block all later signals: even if a handler does nothing, a signal restarts the timeout of
+        recv, and interrupts context.destroy in main, which would cut the linger short.
         """
-        if self.signal_at == math.inf:  # else a later signal, which Windows cannot block
+        if self.signal_at == math.inf:  # else a later one: Windows, or another thread, took it
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -332,8 +318,7 @@ class Log:
             suffix = f": {detail}" if detail else ""
             # AttributeError: sys.stderr is None if it was closed when Python started.
             with contextlib.suppress(OSError, AttributeError):
-                sys.stderr.write(sanitize(f"server.py: {event}{times}{suffix}") + "\n")
-                sys.stderr.flush()
+                sys.stderr.write(f"server.py: {event}{times}{suffix}\n")
 
 
 # Start.
@@ -375,13 +360,10 @@ def load_key(name: str) -> bytes:
     import zmq.auth  # slow to import and only needed here
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
-    folder, base = os.path.split(name)
     try:
-        if base in ("", ".", ".."):
-            raise ValueError("give a name, such as --key chat")
         if not public_file.exists() and not secret_file.exists():
             os.umask(0o077)  # Nobody else may read the secret key.
-            zmq.auth.create_certificates(folder, base)
+            zmq.auth.create_certificates("", name)
         public, _ = zmq.auth.load_certificate(public_file)
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
@@ -428,18 +410,12 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
 def bind(sock: Sock, address: str, port_number: int) -> str:
     """Bind a socket to an address, or to a network interface. Return the bound endpoint.
 
-    Raises ValueError, with the reason.
+    Raises zmq.ZMQError.
     """
-    address = address.strip("[]")
     # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
     # its IPv6 address. So turn IPv6 on for * and for IPv6 addresses, and off for all others.
     sock.set(zmq.IPV6, int(address == "*" or ":" in address))
-    host = f"[{address}]" if ":" in address else address
-    endpoint = f"tcp://{host}:{port_number}"
-    try:
-        sock.bind(endpoint)
-    except zmq.ZMQError as error:
-        raise ValueError(f"cannot bind: {error}; see --help") from None
+    sock.bind(f"tcp://{address}:{port_number}")
     bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
     # For *, libzmq returns [::], as if only IPv6 were bound.
     return bound.replace("[::]", "*") if address == "*" else bound
@@ -482,7 +458,7 @@ def main() -> int:
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
     except (ValueError, zmq.ZMQError) as error:
-        log.report(str(error))
+        log.report(f"cannot start: {error}; see --help")
         log.close()
         return 1
     log.report(f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")

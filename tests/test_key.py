@@ -76,18 +76,17 @@ def test_damaged_keys_are_refused_and_left(
     process = start(script, "--key", key)
     assert process.wait() == 1
     files = f"{key} and {key}_secret" if script == "server.py" else key
-    problem = rf"{script}: --key: cannot use {re.escape(files)}: .+\n"
+    problem = rf"{script}: (cannot start: )?--key: cannot use {re.escape(files)}: .+\n"
     assert re.fullmatch(problem, process.stderr)
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["", "sub/", "sub/.", "missing/chat", "x" * 300])
+@pytest.mark.parametrize("name", ["missing/chat", "x" * 300])
 def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, name: str) -> None:
-    (tmp_path / "sub").mkdir()
     process = start("server.py", f"--key={name}", cwd=tmp_path)
     assert process.wait() == 1
-    assert re.fullmatch(r"server\.py: --key: cannot use .+\n", process.stderr)
-    assert contents(tmp_path) == {tmp_path / "sub": False}
+    assert re.fullmatch(r"server\.py: cannot start: --key: cannot use .+; see --help\n", process.stderr)
+    assert contents(tmp_path) == {}
 
 
 # README, Keys: Somebody who has no `chat.key` can neither read nor post, nor crash the server

@@ -160,6 +160,7 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
         pytest.param(line_of("k", "aa\x7f" * 2_700), id="valid"),
         pytest.param(line_of("k", "\x7f" * 16_000), id="too long", marks=slow),
         pytest.param(b"\n" * server_script.MAX_SIZE, id="line ends"),
+        pytest.param(b"\xff" * server_script.MAX_SIZE, id="not UTF-8", marks=slow),
     ],
 )
 def test_a_flood_of_control_characters_hardly_delays_the_chat(

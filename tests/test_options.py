@@ -90,7 +90,7 @@ REFUSED = [  # options, and the endpoint; {} is a port that is taken
     ("--pull-port 0 --pub-port {}", "*:{}"),
     ("--pull-port 0 --bind no.such.interface", "no.such.interface:0"),
     ("--pull-port 0 --bind 192.0.2.1", "192.0.2.1:0"),
-    ("--pull-port 0 --bind 2001:db8::1", "[2001:db8::1]:0"),
+    ("--pull-port 0 --bind 2001:db8::1", "2001:db8::1:0"),
     pytest.param("--pull-port 0 --bind ''", ":0", marks=POSIX),  # Windows takes it for its own.
 ]
 
@@ -104,7 +104,7 @@ def test_an_endpoint_that_cannot_be_bound_is_reported(
         script = start("server.py", *shlex.split(options.format(port)))
         assert script.wait() == 1
     address = re.escape(f"(addr='tcp://{endpoint.format(port)}'); see --help")
-    assert re.fullmatch(rf"server\.py: cannot bind: .+ {address}\n", script.stderr)
+    assert re.fullmatch(rf"server\.py: cannot start: .+ {address}\n", script.stderr)
 
 
 # README, Output and exit status: 2 on a usage error
