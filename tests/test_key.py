@@ -85,7 +85,8 @@ def test_damaged_keys_are_refused_and_left(
 def test_a_name_that_cannot_be_used_is_refused(start: Start, tmp_path: Path, name: str) -> None:
     process = start("server.py", f"--key={name}", cwd=tmp_path)
     assert process.wait() == 1
-    assert re.fullmatch(r"server\.py: cannot start: --key: cannot use .+; see --help\n", process.stderr)
+    problem = r"server\.py: cannot start: --key: cannot use .+; see --help\n"
+    assert re.fullmatch(problem, process.stderr)
     assert contents(tmp_path) == {}
 
 
