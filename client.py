@@ -433,17 +433,14 @@ def excerpt(frame: bytes) -> str:
 
 # What the server makes of a line. server.py has the same rules; this script works without it.
 
-# The characters to escape.
-UNSAFE = (
-    range(0x09),  # control characters, except TAB: they could control a terminal
-    range(0x0A, 0x20),
-    range(0x7F, 0xA0),
-    range(0x2028, 0x202A),  # line separators: they could break a line
-    range(0x202A, 0x202F),  # embeddings, overrides, isolates: they could mislead a reader
-    range(0x2066, 0x206A),
-    range(0xD800, 0xE000),  # lone surrogates: UTF-8 cannot encode them
-)
-ESCAPES = {code: chr(code).encode("unicode_escape").decode() for codes in UNSAFE for code in codes}
+# The characters to escape: they could control a terminal, break a line, or mislead a reader.
+UNSAFE = [
+    *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
+    *range(0x2028, 0x202A),  # line separators
+    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # overrides of the direction of text, and such
+    *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
+]  # fmt: skip
+ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 # The usual form of a line, as json.dumps or JSON.stringify writes it. It is only for speed: without
 # it, a pipe would take 1.6 times as long.

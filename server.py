@@ -8,19 +8,18 @@
 Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
 In:  {"user": USER, "message": TEXT}
-     A line is a JSON object in UTF-8. Both values are strings or numbers. (On the slides, people
-     type this JSON.)
+     A line is a JSON object in UTF-8. Both values are strings or numbers.
 Out: USER> TEXT
      A message is text in UTF-8. Its TEXT is between ESC[36m (cyan) and ESC[0m.
 
-Each line and each message is one frame, which is what one send sends.
+Each line and each message is one ZeroMQ frame: one send, one recv.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- If a subscriber is slow, the chat waits for it, so that it misses nothing, but no longer than 2
-  seconds. Then the subscriber has stalled: it misses messages, and the chat goes on. See Publisher.
+- The chat waits up to 2 seconds for a slow subscriber to catch up, so that it misses nothing. After
+  that, the subscriber has stalled: it misses messages, and the chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
   about as fast as a loop that parses nothing. See parse_simple_lines.
@@ -48,9 +47,9 @@ from colorama import Fore, Style
 
 Sock = zmq.Socket[bytes]
 
-MAX_SIZE = 16_384  # bytes of a line (libzmq disconnects clients that send more), or of a message
-PULL_HWM = 256  # lines queued from each client: at most 4.2 MB each
-PUB_HWM = 2_000  # messages queued for each subscriber: at most 33 MB each
+MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send longer lines
+PULL_HWM = 256  # lines queued per client: at most 4.2 MB
+PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
@@ -64,7 +63,7 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     publisher = Publisher(pub, shutdown, log)
     while not shutdown.is_due():
         lines = receive(pull)
-        messages = chat_messages(lines, log)
+        messages = make_messages(lines, log)
         publisher.publish(messages)
 
 
@@ -81,7 +80,7 @@ def receive(pull: Sock) -> list[bytes]:
     than a send. Batches above MAX_BATCH would gain little more, and would delay lines in a flood.
     """
     lines: list[bytes] = []
-    with contextlib.suppress(zmq.Again):  # raised after the timeout, or when no more lines wait
+    with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
         lines.append(recv(pull))
         while len(lines) < MAX_BATCH:
             lines.append(recv(pull, zmq.NOBLOCK))
@@ -91,7 +90,7 @@ def receive(pull: Sock) -> list[bytes]:
 # Make messages.
 
 
-def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
+def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each line (slide 3): `user> text`, with the text in cyan.
 
     Invalid lines are dropped and reported.
@@ -99,8 +98,8 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple_lines(lines), strict=True):
         try:
-            if not user:  # parse_simple_lines has left this line to parse.
-                user, text = parse(line)
+            if not user:  # The line is not simple, so parse it fully.
+                user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
@@ -114,7 +113,7 @@ def chat_messages(lines: list[bytes], log: Log) -> list[bytes]:
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
-def parse(line: bytes) -> tuple[str, str]:
+def parse_line(line: bytes) -> tuple[str, str]:
     """Return the user and the text of a line, sanitized.
 
     Raises ValueError if the line is not UTF-8, not JSON, or not an object whose "user" and
@@ -126,12 +125,13 @@ def parse(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# The characters to escape: control characters, except TAB, could control a terminal.
-UNSAFE = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0)]
-UNSAFE += range(0x2028, 0x202A)  # Line separators could break a line.
-UNSAFE += range(0x202A, 0x202F)  # Embeddings and overrides of the direction of text, ...
-UNSAFE += range(0x2066, 0x206A)  # ... and isolates, could mislead a reader.
-UNSAFE += range(0xD800, 0xE000)  # Lone surrogates have no encoding in UTF-8.
+# The characters to escape: they could control a terminal, break a line, or mislead a reader.
+UNSAFE = [
+    *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
+    *range(0x2028, 0x202A),  # line separators
+    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # overrides of the direction of text, and such
+    *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
+]  # fmt: skip
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 
@@ -144,10 +144,9 @@ def sanitize(text: str) -> str:
 # Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
 # keys, in this order. Their strings are not empty, and have no characters that JSON or sanitize
 # would escape. So the strings are the user and the text, as they are.
-STRING = (
-    r'"([ !#-\[\]-~'  # ASCII, without control characters, " and backslash
-    r'\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]+)"'  # the rest, without UNSAFE
-)
+SAFE_ASCII = r" !#-\[\]-~"  # without control characters, " and backslash
+SAFE_OTHERS = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"  # without UNSAFE
+STRING = f'"([{SAFE_ASCII}{SAFE_OTHERS}]+)"'  # A class like [^...] would be a fifth slower.
 SIMPLE_OR_OTHER = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n|.*\n')
 
 
@@ -159,7 +158,7 @@ def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     # Invalid UTF-8 becomes lone surrogates, which are unsafe: that line is not simple.
     batch = b"\n".join([*lines, b""]).decode(errors="surrogateescape")
-    if batch.count("\n") != len(lines):  # A frame contains a newline.
+    if batch.count("\n") != len(lines):  # A line contains a newline: leave all to parse_line.
         return [("", "")] * len(lines)
     return SIMPLE_OR_OTHER.findall(batch)  # There is one match for each line, in order.
 
@@ -203,21 +202,22 @@ class Publisher:
                 send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
-        # Let libzmq free the queues of departed subscribers, even if nothing is sent: any call on
-        # PUB does so.
+        # libzmq frees the queues of departed subscribers only during a call on PUB. If there was
+        # nothing to send, this is the call.
         self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send as soon as no queue is full. If that takes too long, skip the full queues."""
+        """Send as soon as no queue is full. After a timeout, skip the full queues."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < started + self.shutdown.limit(self.stall_timeout):
-            with contextlib.suppress(zmq.Again):  # raised if a queue is still full
-                send(self.pub, message)  # It waits for 10 ms at most (SNDTIMEO).
+        # Wait in steps of 10 ms (SNDTIMEO), since a signal may come and shorten the timeout.
+        while time.monotonic() < started + (timeout := self.shutdown.cap(self.stall_timeout)):
+            with contextlib.suppress(zmq.Again):  # A queue is still full.
+                send(self.pub, message)
                 return
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.shutdown.limit(self.stall_timeout) / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
@@ -234,10 +234,10 @@ class Publisher:
 
 # Shut down.
 
-# A shutdown takes 2.7 seconds at most, after the signal:
+# After a signal, a shutdown takes less than 3 seconds:
 LOOP_TIME = 1.0  # seconds in which the loop goes on, to publish the lines that have arrived
-LAST_BATCH_TIME = 0.6  # seconds in which its last batch may still wait for slow subscribers
-LINGER = 1.1  # seconds in which subscribers can receive what is queued for them
+LAST_BATCH_TIME = 0.6  # seconds more, at most, to publish the batch that the loop is in
+LINGER = 1.1  # seconds more, at most, in which subscribers receive what is queued for them
 
 
 class Shutdown:
@@ -250,25 +250,25 @@ class Shutdown:
         """Return whether the loop has to end."""
         return time.monotonic() >= self.signal_at + LOOP_TIME
 
-    def limit(self, timeout: float) -> float:
-        """Return how many seconds a wait with this timeout may take now: less, after a signal.
+    def cap(self, timeout: float) -> float:
+        """Return a timeout, but after a signal, at most a quarter of the time left for publishing.
 
-        The last batch has a deadline. One wait may take only a part of the time until then, which
-        leaves time for other waits, and for lines that have arrived.
+        The rest is for other waits, and for lines that have arrived but are not yet received.
         """
-        deadline = self.signal_at + LOOP_TIME + LAST_BATCH_TIME
-        return min(timeout, (deadline - time.monotonic()) / 4)
+        end = self.signal_at + LOOP_TIME + LAST_BATCH_TIME
+        return min(timeout, (end - time.monotonic()) / 4)  # After the end, this is negative.
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Note the time of the first signal.
+        """Note the time of the first signal, and block later ones.
 
-        Unlike Python's own handler for Ctrl-C, this one raises no exception: between receiving a
-        line and publishing it, an exception would lose the line.
+        Unlike Python's own handler for Ctrl-C, this raises no exception: between receiving a line
+        and publishing it, an exception would lose the line.
 
-        Block all later signals: even if a handler does nothing, a signal restarts the timeout of
-        recv, and interrupts context.destroy in main, which would cut the linger short.
+        Later signals are blocked because a signal, even if its handler does nothing, restarts the
+        timeout of recv, and interrupts context.destroy in main, which would cut the linger short.
         """
-        if self.signal_at == math.inf:  # else a later one: Windows, or another thread, took it
+        # The block is for this thread only, and Windows has none. So a later signal may still come.
+        if self.signal_at == math.inf:
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -14,7 +14,7 @@ from processes import RunClient, Script, Start, close, port_options, python
 from terminal import CONNECTED, Open
 
 import client
-from server import chat_messages
+from server import make_messages
 
 WILL_BE_DROPPED = "the server will drop this line: "
 NOT_JSON = f'{WILL_BE_DROPPED}not a JSON object with "user" and "message"'
@@ -109,7 +109,7 @@ def test_a_problem_is_reported(user: str | None, line: bytes, notice: str) -> No
     assert outbox.report() == "1 line may not have been delivered"
     will_be_sent = [line] if notice.startswith(WILL_BE_DROPPED) else []
     assert [frame for frame, _ in outbox.lines] == will_be_sent
-    assert chat_messages([line], log=Mock()) == []
+    assert make_messages([line], log=Mock()) == []
 
 
 def test_a_pipe_reports_the_first_of_a_kind(server: Script, run_client: RunClient) -> None:
@@ -167,7 +167,7 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
         expected = [client.echo_of(line)]
     except ValueError:
         expected = []
-    published = chat_messages([line], log=Mock())
+    published = make_messages([line], log=Mock())
     assert [client.sanitize_message(message)[0] for message in published] == expected
 
 

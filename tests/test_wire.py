@@ -14,7 +14,7 @@ from peers import Join, line_of, message_of
 from processes import LINUX, POSIX, Script, Start, after, free_port, python, server_options
 from terminal import Open
 
-from server import chat_messages
+from server import make_messages
 
 HELLO = line_of("ken", "hello")
 COMPACT = b'{"user":"k","message":"%s"}'  # without the message
@@ -67,7 +67,7 @@ def messages_of(*lines: bytes) -> tuple[list[bytes], list[str]]:
     """Return the messages of lines that the server receives in one go, and its reports."""
     reports: list[str] = []
     log: Any = SimpleNamespace(report=lambda *parts: reports.append(": ".join(parts)))
-    return chat_messages(list(lines), log), reports
+    return make_messages(list(lines), log), reports
 
 
 # README, The wire: A ZeroMQ program in any language can take the place of either script, if it
