@@ -5,17 +5,19 @@
 # ///
 """The chat client of the talk "Ømq & Services @ Chartboost" (slides 8 to 14), in Python.
 
-It PUSHes each line of stdin to the server and prints what SUB receives. Here, a line is what comes
-from stdin, its frame is what the client pushes, and a message is what the server makes of a frame
-and publishes to everybody.
+It PUSHes each line of stdin to the server, and prints what SUB receives. The function chat is the
+talk's loop, but messages appear without pressing Enter. The exit status is 0 if all lines were
+published.
 
-Out: the frame is the line as it was typed, which should be JSON for our server. With --user, the
-     client makes the JSON: {"user": NAME, "message": LINE}.
-In:  a message should be UTF-8. It is printed with its control characters escaped, except colours
-     and TABs.
-
-The function chat is the talk's loop, but messages appear without pressing Enter. The exit status is
-0 if all lines were published.
+line       what comes from stdin
+frame      what is pushed for a line: the line as it was typed, which should be JSON for our server,
+           or with --user, JSON that the client makes: {"user": NAME, "message": LINE}
+message    what the server makes of a frame and publishes to everybody, in UTF-8; it is printed with
+           its control characters escaped, except colours and TABs
+echo       the message of a line of this client
+in flight  pushed, but not acknowledged by an echo
+pipe       stdin that is not a terminal, even if it is a file; if it is a terminal, the client is
+           interactive
 
 What the slides do not say about ZeroMQ:
 - Its library, libzmq, connects and reconnects by itself. What was on its way at a break may be
@@ -26,13 +28,10 @@ What the slides do not say about ZeroMQ:
 - PUB queues messages for each subscriber (our server: 2,000). A subscriber that stalls loses
   messages.
 
-So the client waits for echoes. The sender of a line receives its message, too: the echo of the
-line. An echo acknowledges its line and all lines before it, since the server publishes them in
-order. Lines that are not acknowledged are pushed again over the next connection. The client cannot
-know whether a line was lost, or only its echo. So a line may appear more than once.
-
-The client is interactive if stdin is a terminal. If not, stdin is called a pipe here, even if it is
-a file. A pipe is read no further while 1,000 lines wait.
+So the client waits for echoes. An echo acknowledges its line and all lines before it, since the
+server publishes them in order. Lines that are not acknowledged are pushed again over the next
+connection. The client cannot know whether a line was lost, or only its echo. So a line may appear
+more than once. A pipe is read no further while 1,000 lines wait.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
 are pushed to it all the same, but nothing acknowledges them. So a pipe ends with status 1, after 30
@@ -88,30 +87,30 @@ recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
 def chat(
-    stdin: Stdin, connection: Connection, outbox: Outbox, silence: Silence, screen: Screen
+    stdin: Stdin, connection: Connection, outbox: Outbox, watchdog: Watchdog, screen: Screen
 ) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and no line waits, or when no echo comes for too long (Silence).
-    Raises OSError if stdout fails.
+    End when the input has ended and no line waits, or when no echo has come for too long. (The rest
+    of slide 8, which makes the sockets, is in run.) Raises OSError if stdout fails.
     """
     while outbox.lines or not stdin.ended:
-        # wait for some input, but while the outbox is full, wait only for echoes
-        # (a terminal is always read: what a person types must not hang)
+        # wait for some input, or only for echoes while the outbox is full
+        # (a terminal is read even then: typing must not hang)
         has_room = len(outbox.lines) < WINDOW or screen.interactive
         reading = has_room and not stdin.ended
-        for line in wait_for_input(connection, stdin, reading):
+        lines = wait_for_input(connection, stdin, reading)
+        for line in lines:
             problem = outbox.add(line)
-            if not connection.up or silence.overdue:
-                screen.print_typed(line)  # The editor shows it no more, and its echo may be late.
+            if not connection.up or watchdog.overdue:
+                # Enter has removed it from the editor's row, and its echo may take long.
+                screen.print_typed(line)
             screen.print_problem(problem)
 
         # push it
-        was_up = connection.up
-        connection.update()
-        if connection.up and not was_up:
-            outbox.rewind(outbox.in_flight)  # These lines may be lost.
-            silence.hear_connection()
+        if connection.update():  # It has come up. The lines in flight may have been lost before.
+            outbox.rewind()
+            watchdog.postpone_probe()
         if connection.up:
             outbox.push_to(connection.push)
         screen.print_notice(connection.new_notice())
@@ -119,14 +118,14 @@ def chat(
         # dump buffered messages
         messages = receive(connection.sub)
         if outbox.acknowledge(messages):
-            silence.hear_echo()
+            watchdog.echo_came()
         if not screen.print_messages(messages):
             stdin.ended = True  # The reader of stdout has left, as `| head -1` does. It has enough.
 
         # act if no echo comes
-        if silence.handle(outbox, connection, screen, reading):
+        if watchdog.check(outbox, connection, screen, reading):
             break
-        screen.refresh()  # after Ctrl-Z, suspend first
+        screen.refresh()  # or suspend, if Ctrl-Z was pressed
 
 
 # Wait for some input.
@@ -142,11 +141,6 @@ def wait_for_input(connection: Connection, stdin: Stdin, reading: bool) -> list[
     return stdin.read_lines() if fd in ready else []
 
 
-# A function that takes what was read from stdin (nothing, at its end). It returns the lines that
-# are complete now, and whether stdin has ended.
-Feed = Callable[[bytes], tuple[list[bytes], bool]]
-
-
 class Stdin:
     """The lines of stdin. A thread reads it, because on Windows zmq.select takes only sockets.
 
@@ -154,8 +148,8 @@ class Stdin:
     the loop reads on.
     """
 
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed  # of a Splitter, or of the line editor
+    def __init__(self, splitter: Splitter | Editor) -> None:
+        self.splitter = splitter  # makes lines of what was read
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
         self.failed = False  # True if reading failed; what was read before may still be to come
@@ -172,10 +166,10 @@ class Stdin:
     def read_lines(self) -> list[bytes]:
         """Return the lines that have come, without their ends, but no empty ones (slide 8)."""
         data = self.receiver.recv(READ_SIZE)  # nothing, at the end of stdin
+        lines = self.splitter.feed(data)
+        self.ended = self.splitter.ended
         if self.failed and not data:
-            self.ended = True
-            return []  # feed would end the last line, but that may be half a line: do not send it.
-        lines, self.ended = self.feed(data)
+            return []  # The last line may be cut off: do not send it.
         return [line for line in lines if line]
 
 
@@ -187,17 +181,19 @@ class Splitter:
 
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
-        self.bom = codecs.BOM_UTF8  # what PowerShell puts before the first line; empty after that
+        self.bom = codecs.BOM_UTF8  # PowerShell puts it before the first line; empty after that
+        self.ended = False  # True at the end of stdin
 
-    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Return the lines that data completes, and whether stdin has ended: see Feed."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that data completes. No data means the end of stdin."""
+        self.ended = not data
         new = data or b"\n"  # The end of stdin ends the last line, too.
         *lines, partial = (self.partial + new).split(b"\n")
         self.partial = partial[:MAX_KEPT]  # A longer line is not sent anyway: see Outbox.add.
         if lines:
             lines[0] = lines[0].removeprefix(self.bom)
             self.bom = b""
-        return [line.removesuffix(b"\r") for line in lines], not data
+        return [line.removesuffix(b"\r") for line in lines]
 
 
 # The connection.
@@ -225,46 +221,47 @@ class Connection:
         self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
         for sock, endpoint in self.endpoints.items():
             sock.connect(endpoint)
-        self.missing = {push, sub}  # which of the two sockets are not connected
+        self.unconnected = {push, sub}  # which of the two sockets are not connected
         self.up = False
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # when the subscription should be in effect
-        self.waiting_since = now  # when it was up last, or was reconnected
+        self.down_since = now  # when it was up last, or since the last reconnect
         # What the last notice said: up, or not up. Or None, if the first connection is to be
         # announced, and no notice has come yet.
         self.announced_up = None if announce else True
 
-    def update(self) -> None:
-        """Read the monitors, and reconnect if need be.
+    def update(self) -> bool:
+        """Read the monitors, and reconnect if need be. Return whether the connection has come up.
 
-        The caller, who looks at self.up, overlooks no loss. Even if one call reads a loss and the
-        next handshake, the connection is not up then, but only SLOW_JOINER_DELAY later.
+        After each handshake, it is down for SLOW_JOINER_DELAY. So no loss is overlooked, even if
+        one call reads both the loss and the next handshake.
         """
-        now = time.monotonic()
+        was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
             while monitor.poll(0):
                 # The first part begins with the event, in 16 bits: see zmq_socket_monitor(3).
                 # zmq.utils.monitor would import asyncio, which takes as long as all other imports.
                 event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self.missing.discard(sock)
+                    self.unconnected.discard(sock)
                     self.ready_at = now + SLOW_JOINER_DELAY
                 else:  # EVENT_DISCONNECTED
-                    self.missing.add(sock)
-        self.up = not self.missing and now >= self.ready_at
+                    self.unconnected.add(sock)
+        self.up = not self.unconnected and now >= self.ready_at
         if self.up:
-            self.ever_up, self.waiting_since = True, now
-        elif now >= self.waiting_since + RETRY_INTERVAL:
-            self.waiting_since = now
+            self.ever_up, self.down_since = True, now
+        elif now >= self.down_since + RETRY_INTERVAL:
+            self.down_since = now
             self.reconnect()
+        return self.up and not was_up
 
     def reconnect(self) -> None:
         """Reconnect the sockets that are not connected, since libzmq may have given up.
 
         It gives up after a protocol error: a message is too long, or only one side uses --key.
         """
-        for sock in self.missing:
+        for sock in self.unconnected:
             sock.disconnect(self.endpoints[sock])
             sock.connect(self.endpoints[sock])
 
@@ -275,12 +272,12 @@ class Connection:
         if self.up:
             self.announced_up = True
             return f"connected to {self.host}"
-        if not self.missing or time.monotonic() < self.waiting_since + NOTICE_DELAY:
+        if not self.unconnected or time.monotonic() < self.down_since + NOTICE_DELAY:
             return ""  # It is about to come up, or the loss may be brief.
         self.announced_up = False
         problem = f"no server at {self.host} (or its --key differs)"
-        if len(self.missing) == 1:
-            [sock] = self.missing
+        if len(self.unconnected) == 1:
+            [sock] = self.unconnected
             problem = f"no answer from {self.endpoints[sock]}"
         return f"{problem}; your lines will be sent when it is back"
 
@@ -316,8 +313,8 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        self.resent: set[int | None] = set()  # hashes (never None) of echoes that may come twice
-        self.doubtful = 0  # lines that have left without an echo, and lines that were too long
+        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
+        self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> str:
         """Add a line. Return the problem with it, or an empty string.
@@ -334,7 +331,7 @@ class Outbox:
             # Lone surrogates in NAME (bytes that are not UTF-8) become question marks.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_FRAME:
-            self.doubtful += 1
+            self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return f"line not sent: {size}, but the server takes {MAX_FRAME:,} at most"
         echo_hash = None
@@ -348,16 +345,16 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after Connection.update, within the 100 ms that libzmq waits before it
-        reconnects. Otherwise, later lines could go over a new connection before the lines in flight
-        that were lost, and their echoes would acknowledge these.
+        Call this right after Connection.update. If the connection breaks in between, libzmq waits
+        100 ms before it reconnects. So a line that is pushed here cannot overtake lines in flight
+        that were just lost. (Its echo would acknowledge them.)
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while not self.all_pushed():
                 line = self.lines[self.in_flight]
                 send(push, line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:
-                    self.doubtful += 1
+                    self.undelivered += 1
                     del self.lines[self.in_flight]
                 else:
                     self.in_flight += 1
@@ -392,21 +389,23 @@ class Outbox:
         self.in_flight -= acknowledged
         return found
 
-    def rewind(self, count: int) -> None:
-        """Make push_to push the last lines in flight again, as many as count.
-
-        After a reconnection, these are all lines in flight. As a probe, it is the newest one: its
-        echo acknowledges all of them. This helps if their own echoes were missed, because the
-        subscription took effect late, or because stdout was blocked for so long that the server
-        dropped messages for this client. (TCP has this as tail loss probe, RFC 8985.)
-        """
-        first = self.in_flight - count
+    def rewind(self, first: int = 0) -> None:
+        """Make push_to push lines in flight again, from an index on."""
         self.resent.update(line.echo_hash for line in self.lines[first : self.in_flight])
         self.in_flight = first
 
+    def probe(self) -> None:
+        """Make push_to push the newest line in flight again: its echo acknowledges all of them.
+
+        This helps if their own echoes were missed, because the subscription took effect late, or
+        because stdout was blocked for so long that the server dropped messages for this client.
+        (TCP has this as tail loss probe, RFC 8985.)
+        """
+        self.rewind(self.in_flight - 1)
+
     def give_up(self) -> None:
         """Forget the lines in flight."""
-        self.doubtful += self.in_flight
+        self.undelivered += self.in_flight
         del self.lines[: self.in_flight]
         self.in_flight = 0
 
@@ -417,7 +416,7 @@ class Outbox:
 
     def report(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
-        count = self.doubtful + len(self.lines)
+        count = self.undelivered + len(self.lines)
         return f"{lines_in_words(count)} may not have been delivered" if count else ""
 
 
@@ -524,7 +523,7 @@ DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or 
 CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it was never connected
 
 
-class Silence:
+class Watchdog:
     """How long lines have waited since the last echo, and what the client does about it.
 
     seconds   while the loop reads stdin        while it does not
@@ -533,26 +532,32 @@ class Silence:
     30        give up the lines in flight       end
 
     The loop does not read after the end of stdin, or while the outbox is full. While it reads, it
-    does not probe, because the echo of a later line does the same. And while it reads but there is
-    no connection, the clock stands still: the lines wait until the server is back.
+    does not probe, because the echo of the next line will acknowledge all lines before it. And
+    while it reads but there is no connection, the clock stands still: the lines wait until the
+    server is back.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # how long lines have waited
-        self.last_turn = time.monotonic()  # when advance was called last
-        self.probe_at = ECHO_TIMEOUT  # how many seconds lines wait until a probe
+        self.seconds = 0.0  # how long lines have waited: the clock
+        self.last_check = time.monotonic()
+        self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
         # True from the notice until the next echo. Giving up does not end it: perhaps this server
         # never echoes.
         self.overdue = False
 
-    def handle(self, outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
-        """Act as the table says. Return True if the chat should end."""
+    def check(self, outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
+        """Let the clock go on, and act as the table says. Return True if the chat should end."""
+        now = time.monotonic()
+        # Count two ticks at most: a longer gap means that this process was suspended, or that
+        # stdout was blocked.
+        elapsed = min(now - self.last_check, 2 * TICK)
+        self.last_check = now
         if not outbox.lines:
             self.restart()
             return False
         if reading and not connection.up:
             return False  # The clock stands still.
-        self.advance()
+        self.seconds += elapsed
         if self.seconds >= ECHO_TIMEOUT and not self.overdue:
             self.overdue = True
             if screen.interactive:
@@ -564,32 +569,22 @@ class Silence:
             return False
         # The right column. (While lines are still to be pushed, their echoes do what a probe does.)
         if self.seconds >= self.probe_at and connection.up and outbox.all_pushed():
-            outbox.rewind(1)
-            self.probe_at = math.inf
+            outbox.probe()
+            self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
         limit = DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT
         return self.seconds >= limit
-
-    def advance(self) -> None:
-        """Let the clock go on, by two ticks at most.
-
-        A longer gap does not count: the clock stood still, this process was suspended, or stdout
-        was blocked.
-        """
-        now = time.monotonic()
-        self.seconds += min(now - self.last_turn, 2 * TICK)
-        self.last_turn = now
 
     def restart(self) -> None:
         """Set the clock to zero."""
         self.seconds, self.probe_at = 0.0, ECHO_TIMEOUT
 
-    def hear_echo(self) -> None:
-        """Set the clock to zero, because an echo has come."""
+    def echo_came(self) -> None:
+        """Set the clock to zero, and end the state of being overdue."""
         self.restart()
         self.overdue = False
 
-    def hear_connection(self) -> None:
-        """Put off the probe: the lines are pushed again now, so give their echoes time."""
+    def postpone_probe(self) -> None:
+        """Give the lines that are pushed over a new connection time to be echoed."""
         self.probe_at = self.seconds + ECHO_TIMEOUT
 
 
@@ -600,11 +595,15 @@ READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno
 
 
 class Screen:
-    """stdout for messages, stderr for notices. With a line editor, it is an EditorScreen."""
+    """stdout for messages, stderr for notices. With a line editor, it is an EditorScreen.
+
+    A notice is a text of this client. A problem is a notice about a line. A report is the last
+    notice, at the end.
+    """
 
     def __init__(self, color: bool) -> None:
         self.color = color
-        self.interactive = is_terminal(0)
+        self.interactive = is_terminal(0)  # whether somebody types
         self.printed_kinds: set[str] = set()  # of problems
 
     def print_messages(self, messages: list[Message]) -> bool:
@@ -630,13 +629,13 @@ class Screen:
             self.print_notice(problem)
 
     def print_notice(self, text: str) -> None:
-        """Print a notice, if there is one: a text of this client, not of the chat."""
+        """Print a notice, if there is one."""
         if text:
             with contextlib.suppress(OSError):
                 self.write([f"client.py: {sanitize(text)}"], sys.stderr)
 
     def print_typed(self, line: bytes) -> None:
-        """Do nothing: without a line editor, what is typed stays on the terminal anyway."""
+        """Do nothing: without a line editor, what was typed stays on the terminal anyway."""
 
     def write(self, texts: list[str], stream: TextIO) -> None:
         """Write texts, each on a line of its own. Raises OSError."""
@@ -750,13 +749,15 @@ class Editor:
         self.draft: str = ""  # the new line, while an older one is shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
+        self.ended = False  # True at the end of stdin
 
-    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Process the keys in data. Return the completed lines, and whether stdin has ended.
+    def feed(self, data: bytes) -> list[bytes]:
+        """Process the keys in data. Return the completed lines.
 
-        It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is
+        No data means the end of stdin, and so does Ctrl-D in an empty line. A line without Enter is
         dropped then.
         """
+        self.ended = not data
         keys = KEY_PATTERN.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
         lines = []
@@ -767,13 +768,14 @@ class Editor:
             elif key in ENTER:
                 lines.append(self.enter())
             elif key == CTRL_D and not self.line:
-                return lines, True
+                self.ended = True
+                break
             elif edit := EDITS.get(key):
                 edit(self)
             elif match["text"]:
                 self.insert(key)
             # Any other key does nothing.
-        return lines, not data
+        return lines
 
     def enter(self) -> bytes:
         """Return the line, add it to the history, and begin a new one."""
@@ -784,7 +786,8 @@ class Editor:
         return text.encode(errors="surrogateescape")
 
     def insert(self, text: str) -> None:
-        """Insert text at the cursor. An accent joins the character before the cursor."""
+        """Insert text at the cursor."""
+        # Split it together with the character before: it may begin with an accent.
         start = max(self.cursor - 1, 0)
         inserted = characters("".join(self.line[start : self.cursor]) + text)
         self.line[start : self.cursor] = inserted
@@ -854,20 +857,20 @@ def characters(text: str) -> list[str]:
     Marks, skin tones, joiners, and what follows a joiner belong to the character before.
     """
     found: list[str] = []
-    for char in text:  # each code point
-        is_mark = unicodedata.category(char)[0] == "M"
-        is_skin_tone = "\U0001f3fb" <= char <= "\U0001f3ff"
-        if found and (is_mark or is_skin_tone or JOINER in (char, found[-1][-1])):
-            found[-1] += char
+    for point in text:  # each code point
+        is_mark = unicodedata.category(point)[0] == "M"
+        is_skin_tone = "\U0001f3fb" <= point <= "\U0001f3ff"
+        if found and (is_mark or is_skin_tone or JOINER in (point, found[-1][-1])):
+            found[-1] += point
         else:
-            found.append(char)
+            found.append(point)
     return found
 
 
 def width(character: str) -> int:
     """Return the columns that a character takes. Where terminals differ, return the most."""
-    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in character)
-    marks = sum(unicodedata.category(char) in ("Mn", "Me") for char in character)  # Mc takes one
+    wide = sum(unicodedata.east_asian_width(point) in "WF" for point in character)
+    marks = sum(unicodedata.category(point) in ("Mn", "Me") for point in character)  # Mc takes one
     emoji = character.count("\ufe0f")  # This mark makes a narrow character a wide emoji.
     return len(character) - marks + wide + emoji
 
@@ -992,8 +995,8 @@ if sys.platform != "win32":
             self.suspend_requested = False
             self.restore()
             # Meanwhile, give all signals their default action. For SIGTSTP, this is what stops the
-            # process. For SIGTERM, a handler would never run: after a shell's kill, the process
-            # continues in the background, where reading the terminal stops it again at once
+            # process. For SIGTERM, a handler would not get to run: a shell's kill continues the
+            # process in the background, where its next read of the terminal stops it again
             # (SIGTTIN).
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
@@ -1006,7 +1009,7 @@ if sys.platform != "win32":
                 signal.signal(signum, handler)
 
 else:
-    # The second character of a special key, and what other terminals send for the key.
+    # The second character of a special key (its scan code), and what other terminals send for it.
     CONSOLE_KEYS = {
         # Up, Down, Left, Right, Home, End
         "H": "\x1b[A", "P": "\x1b[B", "K": "\x1b[D", "M": "\x1b[C", "G": "\x1b[H", "O": "\x1b[F",
@@ -1066,8 +1069,9 @@ def make_screen(color: str) -> Screen:
     wrapped = sys.stdout is not stdout  # by colorama, for a console without escape codes
     has_escapes = not wrapped and os.environ.get("TERM") != "dumb"
     auto_color = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
-    kind = EditorScreen if is_terminal(0) and is_terminal(1) and has_escapes else Screen
-    return kind(color == "always" or (color == "auto" and auto_color))
+    has_editor = is_terminal(0) and is_terminal(1) and has_escapes
+    screen_class = EditorScreen if has_editor else Screen
+    return screen_class(color == "always" or (color == "auto" and auto_color))
 
 
 def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:
@@ -1185,10 +1189,10 @@ def parse_options() -> argparse.Namespace:
 def start_reading(screen: Screen) -> Stdin:
     """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
     if isinstance(screen, EditorScreen):
-        stdin, read = Stdin(screen.editor.feed), screen.terminal.read
+        stdin, read = Stdin(screen.editor), screen.terminal.read
         screen.terminal.set_up()
     else:
-        stdin, read = Stdin(Splitter().feed), functools.partial(os.read, 0, READ_SIZE)
+        stdin, read = Stdin(Splitter()), functools.partial(os.read, 0, READ_SIZE)
         if sys.platform == "win32":  # os.read would return text in the console's code page.
             file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
             read = functools.partial(file.read, READ_SIZE)
@@ -1197,18 +1201,24 @@ def start_reading(screen: Screen) -> Stdin:
 
 
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
-    """Make the sockets, and chat. Return a problem, or an empty string.
+    """Make the sockets (slide 8), and chat. Return a problem, or an empty string.
 
     Raises OSError if the key cannot be used, or stdout fails.
     """
+    # create the context
     context = zmq.Context()
-    push, sub = make_sockets(context, ":" in options.host, options.key)
+
+    # create the two sockets we need
+    push, sub = make_sockets(context, ipv6=":" in options.host, key=options.key)
+
+    # connect the sockets
     connection = Connection(push, sub, options, announce=screen.interactive)
+
     stdin = start_reading(screen)
-    chat(stdin, connection, outbox, Silence(), screen)
+    chat(stdin, connection, outbox, Watchdog(), screen)
     # chat does not wait for lines that our server will drop (another one may publish them). So they
     # may still be in libzmq. Give it a second to send them, in a thread: a name lookup may hang.
-    call_with_timeout(1, context.destroy, 1_000)
+    call_with_timeout(1, functools.partial(context.destroy, linger=1_000))
     return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
 
 

@@ -35,7 +35,7 @@ from processes import (
 )
 
 import client
-from client import Outbox, Silence
+from client import Outbox, Watchdog
 
 slow = pytest.mark.slow
 
@@ -89,22 +89,22 @@ def connect(context: Context, server: BareServer) -> client.Connection:
         connection.update()
         return connection.up
 
-    wait_for(is_up, lambda: connection.missing)
+    wait_for(is_up, lambda: connection.unconnected)
     return connection
 
 
 def start_chat(
     context: Context, server: BareServer, screen: client.Screen
-) -> tuple[Silence, threading.Thread]:
+) -> tuple[Watchdog, threading.Thread]:
     """Start a chat of three lines, 1, 2 and 3. Return when the server has received them."""
-    stdin, silence = client.Stdin(client.Splitter().feed), Silence()
+    stdin, watchdog = client.Stdin(client.Splitter()), Watchdog()
     stdin.sender.sendall(typed(1, 2, 3))
     stdin.sender.close()
-    arguments = stdin, connect(context, server), Outbox("k"), silence, screen
+    arguments = stdin, connect(context, server), Outbox("k"), watchdog, screen
     chat = threading.Thread(target=client.chat, args=arguments, daemon=True)
     chat.start()
     server.expect(lines(1, 2, 3))
-    return silence, chat
+    return watchdog, chat
 
 
 def report_of(script: Script) -> str:
@@ -195,7 +195,7 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
     connected_at = 0.0
     while not connection.up:
         connection.update()
-        if connection.missing:
+        if connection.unconnected:
             connected_at = time.monotonic()
     assert time.monotonic() - connected_at >= 0.1
 
@@ -250,7 +250,7 @@ def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: Start
 
 def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServer) -> None:
     """Each case has an event, and the lines that are pushed in the 5 seconds after it."""
-    connection, outbox, silence = connect(context, bare_server), Outbox("k"), Silence()
+    connection, outbox, watchdog = connect(context, bare_server), Outbox("k"), Watchdog()
     screen = client.Screen(color=False)
     cases = [
         ("typed", "abaa"),
@@ -267,26 +267,26 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
             for text in "aba":
                 outbox.add(text.encode())
         elif event == "new connection":
-            outbox.rewind(outbox.in_flight)
-            silence.hear_connection()
+            outbox.rewind()
+            watchdog.postpone_probe()
         elif outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())]):
-            silence.hear_echo()
+            watchdog.echo_came()
         outbox.push_to(connection.push)
         for seconds in (client.ECHO_TIMEOUT - 1, 1):
-            assert not silence.handle(outbox, connection, screen, reading=False)
-            silence.seconds += seconds
-        silence.handle(outbox, connection, screen, reading=True)
-        silence.handle(outbox, connection, screen, reading=False)
+            assert not watchdog.check(outbox, connection, screen, reading=False)
+            watchdog.seconds += seconds
+        watchdog.check(outbox, connection, screen, reading=True)
+        watchdog.check(outbox, connection, screen, reading=False)
         outbox.push_to(connection.push)
         bare_server.expect([line_of("k", text) for text in pushed])
-        silence.seconds = min(silence.seconds, client.DELIVERY_TIMEOUT - 10)
+        watchdog.seconds = min(watchdog.seconds, client.DELIVERY_TIMEOUT - 10)
     assert not outbox.lines
     for text, pushed in (("c", "c"), ("d", "d"), ("", "d")):  # PUSH is full until d is pushed.
         outbox.push_to(connection.push)
         if text:
             outbox.add(text.encode())
-        silence.seconds = client.ECHO_TIMEOUT
-        silence.handle(outbox, connection, screen, reading=False)
+        watchdog.seconds = client.ECHO_TIMEOUT
+        watchdog.check(outbox, connection, screen, reading=False)
         outbox.push_to(connection.push)
         bare_server.expect([line_of("k", text) for text in pushed])
 
@@ -294,33 +294,33 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
 def test_the_time_of_a_line_that_has_left_does_not_count(
     context: Context, bare_server: BareServer
 ) -> None:
-    connection, outbox, silence = connect(context, bare_server), Outbox(None), Silence()
+    connection, outbox, watchdog = connect(context, bare_server), Outbox(None), Watchdog()
     screen = client.Screen(color=False)
     outbox.add(b"x")
-    silence.seconds = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
+    watchdog.seconds = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
     outbox.push_to(connection.push)
-    silence.handle(outbox, connection, screen, reading=False)
-    assert (outbox.lines, silence.seconds) == ([], 0.0)
+    watchdog.check(outbox, connection, screen, reading=False)
+    assert (outbox.lines, watchdog.seconds) == ([], 0.0)
     outbox.add(line_of("k", "given up"))
     outbox.push_to(connection.push)
-    silence.seconds = client.DELIVERY_TIMEOUT
-    silence.handle(outbox, connection, screen, reading=True)
-    assert (outbox.lines, silence.seconds) == ([], 0.0)
+    watchdog.seconds = client.DELIVERY_TIMEOUT
+    watchdog.check(outbox, connection, screen, reading=True)
+    assert (outbox.lines, watchdog.seconds) == ([], 0.0)
 
 
 # README, Delivery in detail: Each echo sets the timer back to zero
 def test_an_echo_ends_the_silence_and_a_new_connection_allows_a_probe(
     context: Context, bare_server: BareServer
 ) -> None:
-    silence, chat = start_chat(context, bare_server, client.Screen(color=False))
-    silence.seconds, silence.overdue, silence.probe_at = 9.0, True, math.inf  # It has probed.
+    watchdog, chat = start_chat(context, bare_server, client.Screen(color=False))
+    watchdog.seconds, watchdog.overdue, watchdog.probe_at = 9.0, True, math.inf  # It has probed.
     bare_server.close("pull")
     bare_server.open("pull")
     bare_server.expect(lines(1, 2, 3))
-    assert silence.probe_at < math.inf
+    assert watchdog.probe_at < math.inf
     bare_server.echo(*lines(1))
-    wait_for(lambda: not silence.overdue, lambda: silence.seconds)
-    assert silence.seconds < 9.0
+    wait_for(lambda: not watchdog.overdue, lambda: watchdog.seconds)
+    assert watchdog.seconds < 9.0
     bare_server.echo(*lines(3))
     chat.join(TIMEOUT)
     assert not chat.is_alive()
@@ -337,14 +337,14 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
             printing.set()
             return unblocked.wait(TIMEOUT)
 
-    silence, chat = start_chat(context, bare_server, BlockedScreen(color=False))
+    watchdog, chat = start_chat(context, bare_server, BlockedScreen(color=False))
     unblocked.clear()
     printing.clear()
     assert printing.wait(TIMEOUT)
     bare_server.close("pull")
     bare_server.open("pull")
     assert bare_server.pull.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED).poll(1_000 * TIMEOUT)
-    silence.seconds = client.ECHO_TIMEOUT
+    watchdog.seconds = client.ECHO_TIMEOUT
     unblocked.set()
     assert bare_server.answer(3) == lines(1, 2, 3)
     chat.join(TIMEOUT)
@@ -395,7 +395,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         assert len(outbox.lines) == left
         assert outbox.report().startswith(f"{left} line")
     outbox, push = outbox_of(context, "k", "12")
-    outbox.rewind(outbox.in_flight)
+    outbox.rewind()
     outbox.push_to(push)
     # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
     # is of somebody else's line.
@@ -417,7 +417,7 @@ def test_even_a_long_host_name_may_be_down(context: Context) -> None:
     push, sub = client.make_sockets(context, ipv6=False, key=None)
     connection = client.Connection(push, sub, options, announce=True)
     connection.reconnect()
-    assert connection.missing == {push, sub}
+    assert connection.unconnected == {push, sub}
 
 
 # README, Delivery in detail: When the client reconnects, that is, when both of its sockets are

@@ -63,7 +63,7 @@ def test_streams_may_be_non_blocking(server: Script, start_client: Start) -> Non
 
 
 def test_half_a_line_is_not_sent_if_reading_fails() -> None:
-    stdin = client.Stdin(client.Splitter().feed)
+    stdin = client.Stdin(client.Splitter())
     reads = [b"one\nha", b"lf"]
 
     def read() -> bytes:
@@ -188,7 +188,7 @@ def test_keys_of_the_console(
         console, editor, sent = Console(keys, at_once), client.Editor(), list[bytes]()
         monkeypatch.setattr(client, "msvcrt", console)
         while console.keys or console.pushed_back:
-            sent += editor.feed(client.Terminal().read())[0]
+            sent += editor.feed(client.Terminal().read())
         assert sent == [line.encode()]
 
 

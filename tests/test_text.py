@@ -47,7 +47,7 @@ AS_TYPED = {  # the input, and the lines that are sent
 @pytest.mark.parametrize(("typed", "lines"), AS_TYPED.values(), ids=AS_TYPED)
 def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes], size: int) -> None:
     """However the input is cut. Its end is a read without data."""
-    stdin, outbox = client.Stdin(client.Splitter().feed), client.Outbox(None)
+    stdin, outbox = client.Stdin(client.Splitter()), client.Outbox(None)
     for start in range(0, len(typed) + size, size):
         stdin.sender.sendall(typed[start : start + size])
         if start >= len(typed):
