@@ -16,8 +16,11 @@ message    what the server makes of a frame and publishes to everybody, in UTF-8
            its control characters escaped, except colours and TABs
 echo       the message of a line of this client
 in flight  pushed, but not acknowledged by an echo
+waiting    in flight, or still to be pushed
 pipe       stdin that is not a terminal, even if it is a file; if it is a terminal, the client is
            interactive
+notice     what this client says itself, on stderr; a problem is a notice about a line, and the
+           report is the last notice
 
 What the slides do not say about ZeroMQ:
 - Its library, libzmq, connects and reconnects by itself. What was on its way at a break may be
@@ -91,25 +94,23 @@ def chat(
 ) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when the input has ended and no line waits, or when no echo has come for too long. (The rest
-    of slide 8, which makes the sockets, is in run.) Raises OSError if stdout fails.
+    End when stdin has ended and no line waits, or when the watchdog has expired. (The rest of slide
+    8 is in make_sockets and Connection.) Raises OSError if stdout fails.
     """
-    while outbox.lines or not stdin.ended:
+    while (outbox.lines or not stdin.ended) and not watchdog.expired:
         # wait for some input, or only for echoes while the outbox is full
         # (a terminal is read even then: typing must not hang)
         has_room = len(outbox.lines) < WINDOW or screen.interactive
         reading = has_room and not stdin.ended
-        lines = wait_for_input(connection, stdin, reading)
-        for line in lines:
-            problem = outbox.add(line)
+        for line in wait_for_input(connection, stdin, reading):
             if not connection.up or watchdog.overdue:
-                # Enter has removed it from the editor's row, and its echo may take long.
-                screen.print_typed(line)
-            screen.print_problem(problem)
+                screen.print_typed(line)  # The editor no longer shows it. Its echo may take long.
+            screen.print_problem(outbox.add(line))
 
         # push it
-        if connection.update():  # It has come up. The lines in flight may have been lost before.
-            outbox.rewind()
+        connection.update()
+        if connection.came_up:
+            outbox.rewind()  # Lines that were pushed over the last connection may be lost.
             watchdog.postpone_probe()
         if connection.up:
             outbox.push_to(connection.push)
@@ -123,8 +124,7 @@ def chat(
             stdin.ended = True  # The reader of stdout has left, as `| head -1` does. It has enough.
 
         # act if no echo comes
-        if watchdog.check(outbox, connection, screen, reading):
-            break
+        watchdog.act(outbox, connection, screen, reading)
         screen.refresh()  # or suspend, if Ctrl-Z was pressed
 
 
@@ -204,6 +204,49 @@ RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
+def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
+    """Return PUSH and SUB (slide 8).
+
+    ipv6 is whether the host is an IPv6 address. The key is the file of the server's public key, or
+    None. Raises OSError if that file cannot be used.
+    """
+    push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
+    for sock in (push, sub):
+        sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, a name would be resolved to IPv6 only.
+        sock.set(zmq.RECONNECT_IVL, 100)  # milliseconds until a reconnect: see Outbox.push_to
+        sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between later attempts, at most
+        # On Linux, detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
+        sock.set(zmq.TCP_MAXRT, 20_000)
+        # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
+        sock.set(zmq.TCP_KEEPALIVE, 1)
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+    if key is not None:
+        encrypt(push, sub, key)
+    push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
+    sub.set(zmq.MAXMSGSIZE, 4 * MAX_FRAME)  # Another server may publish longer messages than ours.
+    sub.set(zmq.RCVHWM, MAX_MESSAGES)
+    sub.set(zmq.SUBSCRIBE, b"")
+    return push, sub
+
+
+def encrypt(push: Sock, sub: Sock, key: str) -> None:
+    """Encrypt for the server whose public key is in a file (CURVE, ZeroMQ's RFC 26).
+
+    Raises OSError.
+    """
+    import zmq.auth  # This takes 14 ms, and is only needed here.
+
+    try:
+        server_key, _ = zmq.auth.load_certificate(key)
+        for sock in (push, sub):
+            sock.curve_serverkey = server_key
+            # This side needs a key pair as well, but any will do.
+            sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
+        raise OSError(f"--key: cannot use {key}: {error}") from None
+
+
 class Connection:
     """PUSH and SUB. It is up while both are connected and the subscription should be in effect.
 
@@ -223,19 +266,21 @@ class Connection:
             sock.connect(endpoint)
         self.unconnected = {push, sub}  # which of the two sockets are not connected
         self.up = False
+        self.came_up = False  # whether the last update has found it up again, or for the first time
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # when the subscription should be in effect
-        self.down_since = now  # when it was up last, or since the last reconnect
-        # What the last notice said: up, or not up. Or None, if the first connection is to be
-        # announced, and no notice has come yet.
-        self.announced_up = None if announce else True
+        self.last_up = now  # when it was up last
+        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
+        # The state that the last notice said, "up" or "down". It begins as "up" for a pipe, so that
+        # its first connection is not announced.
+        self.announced = "" if announce else "up"
 
-    def update(self) -> bool:
-        """Read the monitors, and reconnect if need be. Return whether the connection has come up.
+    def update(self) -> None:
+        """Read the monitors, and reconnect if need be.
 
-        After each handshake, it is down for SLOW_JOINER_DELAY. So no loss is overlooked, even if
-        one call reads both the loss and the next handshake.
+        After each handshake, the connection is down for SLOW_JOINER_DELAY. So even if one call
+        reads a loss and the next handshake, the connection goes down and comes up again.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -249,12 +294,12 @@ class Connection:
                 else:  # EVENT_DISCONNECTED
                     self.unconnected.add(sock)
         self.up = not self.unconnected and now >= self.ready_at
+        self.came_up = self.up and not was_up
         if self.up:
-            self.ever_up, self.down_since = True, now
-        elif now >= self.down_since + RETRY_INTERVAL:
-            self.down_since = now
+            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
+        elif now >= self.retry_at:
+            self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
-        return self.up and not was_up
 
     def reconnect(self) -> None:
         """Reconnect the sockets that are not connected, since libzmq may have given up.
@@ -267,19 +312,19 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        if self.up == self.announced_up:
+        state = "up" if self.up else "down"
+        about_to_come_up = not self.up and not self.unconnected
+        brief = not self.up and time.monotonic() < self.last_up + NOTICE_DELAY
+        if state == self.announced or about_to_come_up or brief:
             return ""
+        self.announced = state
         if self.up:
-            self.announced_up = True
             return f"connected to {self.host}"
-        if not self.unconnected or time.monotonic() < self.down_since + NOTICE_DELAY:
-            return ""  # It is about to come up, or the loss may be brief.
-        self.announced_up = False
-        problem = f"no server at {self.host} (or its --key differs)"
+        cause = f"no server at {self.host} (or its --key differs)"
         if len(self.unconnected) == 1:
             [sock] = self.unconnected
-            problem = f"no answer from {self.endpoints[sock]}"
-        return f"{problem}; your lines will be sent when it is back"
+            cause = f"no answer from {self.endpoints[sock]}"
+        return f"{cause}; your lines will be sent when it is back"
 
 
 # Push it.
@@ -289,8 +334,8 @@ class Line(NamedTuple):
     """A line in the outbox."""
 
     frame: bytes
-    # The hash of its echo, or None if our server will drop the line. (A thousand echoes of 16,384
-    # characters could take 64 MB. Their hashes take little.)
+    # The hash of its echo, or None if our server will drop the line. (A thousand echoes could take
+    # 64 MB, as Python may use 4 bytes for a character.)
     echo_hash: int | None
 
 
@@ -345,12 +390,12 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after Connection.update. If the connection breaks in between, libzmq waits
-        100 ms before it reconnects. So a line that is pushed here cannot overtake lines in flight
-        that were just lost. (Its echo would acknowledge them.)
+        A line must not be pushed over a new connection before the lines in flight that the old one
+        lost, or its echo would acknowledge them. So call this right after Connection.update. If the
+        connection breaks in between, PUSH has none for 100 ms (RECONNECT_IVL), and takes nothing.
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while not self.all_pushed():
+            while not self.nothing_to_push():
                 line = self.lines[self.in_flight]
                 send(push, line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:
@@ -359,35 +404,33 @@ class Outbox:
                 else:
                     self.in_flight += 1
 
-    def all_pushed(self) -> bool:
+    def nothing_to_push(self) -> bool:
         """Return whether all lines are in flight, or as many as WINDOW."""
         return self.in_flight == min(WINDOW, len(self.lines))
 
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
 
-        Return whether there was an echo, which shows that the server is alive. A line that was
-        pushed again may be echoed twice. The second echo counts, too, although it acknowledges
-        nothing. (When a thousand lines were pushed again over a slow link, nothing but second
-        echoes may come for a minute.)
+        Return whether there was an echo, which shows that the server is alive. A second echo does
+        so, too: when a thousand lines were pushed again over a slow link, nothing but second echoes
+        may come for a minute.
         """
         if not self.lines:
             self.resent.clear()  # No line waits for an echo now.
-        found = False
+        alive = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
             echo_hash = hash(plain)
             if echo_hash in expected:
                 del expected[: expected.index(echo_hash) + 1]
+                alive = True
             elif echo_hash in self.resent:
                 self.resent.remove(echo_hash)
-            else:
-                continue  # It is no echo of a line that waits.
-            found = True
+                alive = True
         acknowledged = self.in_flight - len(expected)
         del self.lines[:acknowledged]
         self.in_flight -= acknowledged
-        return found
+        return alive
 
     def rewind(self, first: int = 0) -> None:
         """Make push_to push lines in flight again, from an index on."""
@@ -436,7 +479,7 @@ def excerpt(frame: bytes) -> str:
 UNSAFE = (
     r"\x00-\x08\x0a-\x1f\x7f-\x9f"  # control characters, except TAB
     r"\u2028\u2029"  # line separators
-    r"\u202a-\u202e\u2066-\u2069"  # overrides of the direction of text, and such
+    r"\u202a-\u202e\u2066-\u2069"  # they change the direction of text
     r"\ud800-\udfff"  # lone surrogates, which UTF-8 cannot encode
 )
 UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
@@ -539,54 +582,53 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # how long lines have waited: the clock
-        self.last_check = time.monotonic()
+        self.clock = 0.0  # how many seconds lines have waited
+        self.last_act = time.monotonic()  # when act was called last
         self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
         # True from the notice until the next echo. Giving up does not end it: perhaps this server
         # never echoes.
         self.overdue = False
+        self.expired = False  # True if the chat should end
 
-    def check(self, outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> bool:
-        """Let the clock go on, and act as the table says. Return True if the chat should end."""
+    def act(self, outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> None:
+        """Let the clock go on, and act as the table says."""
         now = time.monotonic()
         # Count two ticks at most: a longer gap means that this process was suspended, or that
         # stdout was blocked.
-        elapsed = min(now - self.last_check, 2 * TICK)
-        self.last_check = now
+        elapsed, self.last_act = min(now - self.last_act, 2 * TICK), now
         if not outbox.lines:
             self.restart()
-            return False
-        if reading and not connection.up:
-            return False  # The clock stands still.
-        self.seconds += elapsed
-        if self.seconds >= ECHO_TIMEOUT and not self.overdue:
+        elif connection.up or not reading:  # else the clock stands still
+            self.clock += elapsed
+
+        if self.clock >= ECHO_TIMEOUT and not self.overdue:
             self.overdue = True
             if screen.interactive:
                 screen.print_notice(outbox.overdue_notice())
         if reading:  # the left column of the table
-            if self.seconds >= DELIVERY_TIMEOUT:
+            if self.clock >= DELIVERY_TIMEOUT:
                 outbox.give_up()
                 self.restart()
-            return False
-        # The right column. (While lines are still to be pushed, their echoes do what a probe does.)
-        if self.seconds >= self.probe_at and connection.up and outbox.all_pushed():
-            outbox.probe()
-            self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
-        limit = DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT
-        return self.seconds >= limit
+        else:  # the right column
+            # (While lines are still to be pushed, their echoes will do what a probe does.)
+            if self.clock >= self.probe_at and connection.up and outbox.nothing_to_push():
+                outbox.probe()
+                self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
+            limit = DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT
+            self.expired = self.clock >= limit
 
     def restart(self) -> None:
         """Set the clock to zero."""
-        self.seconds, self.probe_at = 0.0, ECHO_TIMEOUT
+        self.clock, self.probe_at = 0.0, ECHO_TIMEOUT
 
     def echo_came(self) -> None:
-        """Set the clock to zero, and end the state of being overdue."""
+        """Set the clock to zero. Echoes are not overdue any more."""
         self.restart()
         self.overdue = False
 
     def postpone_probe(self) -> None:
         """Give the lines that are pushed over a new connection time to be echoed."""
-        self.probe_at = self.seconds + ECHO_TIMEOUT
+        self.probe_at = self.clock + ECHO_TIMEOUT
 
 
 # The screen.
@@ -596,16 +638,19 @@ READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno
 
 
 class Screen:
-    """stdout for messages, stderr for notices. With a line editor, it is an EditorScreen.
-
-    A notice is a text of this client. A problem is a notice about a line. A report is the last
-    notice, at the end.
-    """
+    """stdout for messages, stderr for notices. With a line editor, it is an EditorScreen."""
 
     def __init__(self, color: bool) -> None:
         self.color = color
         self.interactive = is_terminal(0)  # whether somebody types
         self.printed_kinds: set[str] = set()  # of problems
+
+    def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
+        """Return what makes lines of stdin, and the function that reads it."""
+        if sys.platform == "win32":  # os.read would return text in the console's code page.
+            stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+            return Splitter(), functools.partial(stdin.read, READ_SIZE)
+        return Splitter(), functools.partial(os.read, 0, READ_SIZE)
 
     def print_messages(self, messages: list[Message]) -> bool:
         """Print messages (slide 8). Return False if the reader of stdout has left.
@@ -692,7 +737,7 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 # An ESC that comes alone waits for what follows. Keys that edit nothing, such as Alt-Up, are only
 # matched to be ignored. So are answers to an earlier program, such as ESC ] ... BEL.
 
-# What a control sequence has between ESC and its last character: parameters (0 to ?), and then
+# What a control sequence has between ESC and its last character: [, parameters (0 to ?), and then
 # intermediates (space to /). The second [ is for the Linux console, where F1 is ESC [ [ A.
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(  # The first alternative that matches counts.
@@ -789,7 +834,7 @@ class Editor:
         """Insert text at the cursor."""
         # Split it together with the character before: it may begin with an accent.
         start = max(self.cursor - 1, 0)
-        inserted = characters("".join(self.line[start : self.cursor]) + text)
+        inserted = split_characters("".join(self.line[start : self.cursor]) + text)
         self.line[start : self.cursor] = inserted
         self.cursor = start + len(inserted)
 
@@ -819,7 +864,7 @@ class Editor:
             if self.history_index == len(self.history):
                 self.draft = "".join(self.line)
             self.history_index += step
-            self.line = characters([*self.history, self.draft][self.history_index])
+            self.line = split_characters([*self.history, self.draft][self.history_index])
             self.cursor = len(self.line)
 
     def word_edge(self, step: int, pattern: str = r"\W*\w*") -> int:
@@ -833,9 +878,9 @@ class Editor:
     def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        If the line is too long, show as much before the cursor as fits, but reserve a column for
-        the cursor, and up to a quarter of the row for what follows. For example, with the cursor on
-        the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
+        If the line is too long, show as much before the cursor as fits, but leave a column for the
+        character under the cursor, and up to a quarter of the row for what follows. For example,
+        with the cursor on the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
         cursor belongs.
@@ -850,7 +895,7 @@ class Editor:
 JOINER = "\u200d"  # joins two emoji into one
 
 
-def characters(text: str) -> list[str]:
+def split_characters(text: str) -> list[str]:
     """Split text into what a person sees as characters.
 
     Marks, skin tones, joiners, and what follows a joiner belong to the character before.
@@ -901,6 +946,11 @@ class EditorScreen(Screen):
         self.editor = Editor()
         self.terminal = Terminal()
         self.drawn = ""  # what drew the row last
+
+    def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
+        """Set up the terminal. Return the editor, and the function that reads keys."""
+        self.terminal.set_up()
+        return self.editor, self.terminal.read
 
     def row(self) -> str:
         """Return what draws the row."""
@@ -959,7 +1009,7 @@ if sys.platform != "win32":
                 # the kernel suspends a background job that changes them.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
-            self.editor_settings = termios.tcgetattr(0)  # to be changed:
+            self.editor_settings = termios.tcgetattr(0)  # a copy to change
             # Pass on each key at once, as it is, and not shown. Ctrl-C remains a signal.
             self.editor_settings[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
             self.editor_settings[tty.LFLAG] |= termios.NOFLSH  # else Ctrl-Z drops queued output
@@ -1000,9 +1050,9 @@ if sys.platform != "win32":
             self.suspend_requested = False
             self.restore()
             # Meanwhile, give all signals their default action. For SIGTSTP, this is what stops the
-            # process. For SIGTERM, a handler would not get to run: a shell's kill continues the
-            # process in the background, where its next read of the terminal stops it again
-            # (SIGTTIN).
+            # process. For SIGTERM, it is what ends a stopped one: a shell's kill continues it, too,
+            # but in the background, where reading the terminal stops it again (SIGTTIN) before a
+            # handler can run.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1113,48 +1163,6 @@ def open_stream(file: int) -> TextIO:
     return open(file, "w", encoding="utf-8", errors="replace", closefd=False)
 
 
-def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
-    """Return PUSH and SUB.
-
-    ipv6 is whether the host is an IPv6 address. The key is the file of the server's public key, or
-    None. Raises OSError if that file cannot be used.
-    """
-    push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
-    for sock in (push, sub):
-        sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, names would become IPv6 addresses.
-        sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between attempts, at most
-        # On Linux, detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
-        sock.set(zmq.TCP_MAXRT, 20_000)
-        # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
-        sock.set(zmq.TCP_KEEPALIVE, 1)
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-    if key is not None:
-        encrypt(push, sub, key)
-    push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
-    sub.set(zmq.MAXMSGSIZE, 4 * MAX_FRAME)  # Another server may publish longer messages than ours.
-    sub.set(zmq.RCVHWM, MAX_MESSAGES)
-    sub.set(zmq.SUBSCRIBE, b"")
-    return push, sub
-
-
-def encrypt(push: Sock, sub: Sock, key: str) -> None:
-    """Encrypt for the server whose public key is in a file (CURVE, ZeroMQ's RFC 26).
-
-    Raises OSError.
-    """
-    import zmq.auth  # This takes 14 ms, and is only needed here.
-
-    try:
-        server_key, _ = zmq.auth.load_certificate(key)
-        for sock in (push, sub):
-            sock.curve_serverkey = server_key
-            # This side needs a key pair as well, but any will do.
-            sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:
-        raise OSError(f"--key: cannot use {key}: {error}") from None
-
-
 def host(text: str) -> str:
     """Return a HOST from the command line.
 
@@ -1192,33 +1200,21 @@ def parse_options() -> argparse.Namespace:
 
 
 def start_reading(screen: Screen) -> Stdin:
-    """Start the thread that reads stdin. Set up the terminal, if there is a line editor."""
-    if isinstance(screen, EditorScreen):
-        stdin, read = Stdin(screen.editor), screen.terminal.read
-        screen.terminal.set_up()
-    else:
-        stdin, read = Stdin(Splitter()), functools.partial(os.read, 0, READ_SIZE)
-        if sys.platform == "win32":  # os.read would return text in the console's code page.
-            file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-            read = functools.partial(file.read, READ_SIZE)
+    """Start the thread that reads stdin."""
+    splitter, read = screen.open_input()
+    stdin = Stdin(splitter)
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     return stdin
 
 
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
-    """Make the sockets (slide 8), and chat. Return a problem, or an empty string.
+    """Make the sockets, and chat. Return a reason for status 1, or an empty string.
 
     Raises OSError if the key cannot be used, or stdout fails.
     """
-    # create the context
     context = zmq.Context()
-
-    # create the two sockets we need
     push, sub = make_sockets(context, ipv6=":" in options.host, key=options.key)
-
-    # connect the sockets
     connection = Connection(push, sub, options, announce=screen.interactive)
-
     stdin = start_reading(screen)
     chat(stdin, connection, outbox, Watchdog(), screen)
     # chat does not wait for lines that our server will drop (another one may publish them). So they
@@ -1233,13 +1229,13 @@ def main() -> int:
     options = parse_options()
     screen, outbox = make_screen(options.color), Outbox(options.user)
     handle_signals(screen, outbox)
-    problem = ""
+    reason = ""
     try:
-        problem = run(options, screen, outbox)
+        reason = run(options, screen, outbox)
     except (OSError, zmq.ZMQError) as error:
-        problem = str(error)
+        reason = str(error)
     finally:
-        report = "; ".join(filter(None, (problem, outbox.report())))
+        report = "; ".join(filter(None, (reason, outbox.report())))
         screen.close(report)
     return int(bool(report))
 

@@ -18,8 +18,8 @@ ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- The chat waits up to 2 seconds for a slow subscriber to catch up, so that it misses nothing. After
-  that, the subscriber has stalled: it misses messages, and the chat goes on. See Publisher.
+- The loop waits up to 2 seconds for a slow subscriber to catch up, so that it misses nothing. After
+  that, the subscriber has stalled: it misses messages, and the loop goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
   about as fast as a loop that parses nothing. See parse_simple_lines.
@@ -98,7 +98,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, parse_simple_lines(lines), strict=True):
         try:
-            if not user:  # The line is not simple, so parse it fully.
+            if not user:  # It is not a simple line, so parse it fully.
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -120,7 +120,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
     "message" are strings or numbers. Raises RecursionError if it is nested too deeply.
     """
     match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
-        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers
+        case {"user": str(user), "message": str(text)}:  # Numbers are strings, too, by now.
             return sanitize(user), sanitize(text)
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
@@ -129,7 +129,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
 UNSAFE = [
     *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
     *range(0x2028, 0x202A),  # line separators
-    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # overrides of the direction of text, and such
+    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # they change the direction of text
     *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
 ]  # fmt: skip
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
@@ -137,17 +137,19 @@ ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 def sanitize(text: str) -> str:
     r"""Return text with its unsafe characters escaped: ESC becomes the four characters `\x1b`."""
-    # No unsafe character is printable, and isprintable is faster than translate.
+    # Printable text has no unsafe character, and isprintable is faster than translate.
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
 # Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
 # keys, in this order. Their strings are not empty, and have no characters that JSON or sanitize
 # would escape. So the strings are the user and the text, as they are.
-SAFE_ASCII = r" !#-\[\]-~"  # without control characters, " and backslash
+SAFE_ASCII = r" !#-\[\]-~"  # without control characters, quotation mark and backslash
 SAFE_OTHERS = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"  # without UNSAFE
 STRING = f'"([{SAFE_ASCII}{SAFE_OTHERS}]+)"'  # A class like [^...] would be a fifth slower.
-SIMPLE_OR_OTHER = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n|.*\n')
+SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n'
+ANY_LINE = r".*\n"
+SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
 
 
 def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
@@ -160,7 +162,8 @@ def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     batch = b"\n".join([*lines, b""]).decode(errors="surrogateescape")
     if batch.count("\n") != len(lines):  # A line contains a newline: leave all to parse_line.
         return [("", "")] * len(lines)
-    return SIMPLE_OR_OTHER.findall(batch)  # There is one match for each line, in order.
+    # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
+    return SIMPLE_OR_ANY_LINE.findall(batch)
 
 
 # Publish.
@@ -173,17 +176,18 @@ RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the m
 class Publisher:
     """Publishes messages, and waits for slow subscribers, but not for long.
 
-    By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue is full
-    at once. So every subscriber that is a little slower would miss messages. Instead:
+    By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue
+    fills within milliseconds. So every subscriber that is a little slower would miss messages.
+    Instead:
 
-    1. If a queue is full, send raises zmq.Again, and sends to nobody. (The option XPUB_NODROP does
-       this, on PUB as well as on XPUB.)
+    1. With the option XPUB_NODROP (PUB has it, too), send raises zmq.Again if any queue is full,
+       and sends to nobody.
     2. This class tries again, until a timeout. Meanwhile, lines wait in the queue of PULL, or at
        the clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
-       all others. From then on, libzmq ignores the full queues: send neither fills them nor fails
-       because of them, until half of each has been read. (On Linux, a subscriber that reads nothing
-       for 20 seconds is disconnected: see TCP_MAXRT.)
+       all others. From then on, libzmq skips each of the full queues, as if its subscriber were
+       gone, until half of the queue has been read. (On Linux, a subscriber that reads nothing for
+       20 seconds is disconnected: see TCP_MAXRT.)
 
     All subscribers share one timeout: normally, 2 seconds. Each stall halves it, down to 0.05
     seconds, so that many stalls do not delay the chat for long. 20 seconds after the last stall, it
@@ -193,7 +197,7 @@ class Publisher:
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.stall_timeout = MAX_STALL_TIMEOUT
-        self.stalled_at = -math.inf  # the time of the last stall
+        self.stalled_at = -math.inf  # when a subscriber stalled last; -inf if none has
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages (slide 3), waiting if the queue of a subscriber is full."""
@@ -202,30 +206,33 @@ class Publisher:
                 send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
-        # libzmq frees the queues of departed subscribers only during a call on PUB. If there was
-        # nothing to send, this is the call.
-        self.pub.get(zmq.EVENTS)
+        if not messages:
+            # libzmq frees the queues of departed subscribers only during some call on PUB.
+            self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send as soon as no queue is full. After a timeout, skip the full queues."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        # Wait in steps of 10 ms (SNDTIMEO), since a signal may come and shorten the timeout.
-        while time.monotonic() < started + (timeout := self.shutdown.cap(self.stall_timeout)):
+        while time.monotonic() < started + self.timeout():
             with contextlib.suppress(zmq.Again):  # A queue is still full.
-                send(self.pub, message)
+                send(self.pub, message)  # This waits for 10 ms (SNDTIMEO). A signal may come then.
                 return
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, timeout / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+    def timeout(self) -> float:
+        """Return how many seconds to wait for slow subscribers: in a shutdown, there are fewer."""
+        return min(self.stall_timeout, self.shutdown.max_wait())
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        With NODROP off, libzmq drops the message for each queue that is full, and marks the queue
-        as one to ignore, even when NODROP is on again (see dist_t in libzmq's src/dist.cpp).
+        With NODROP off, libzmq drops the message for each queue that is full. It also skips that
+        queue from then on, even after NODROP is on again (see dist_t in libzmq's src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)
@@ -236,7 +243,7 @@ class Publisher:
 
 # After a signal, a shutdown takes less than 3 seconds:
 LOOP_TIME = 1.0  # seconds in which the loop goes on, to publish the lines that have arrived
-LAST_BATCH_TIME = 0.6  # seconds more, at most, to publish the batch that the loop is in
+LAST_BATCH_TIME = 0.6  # seconds more, at most, to publish a batch that is not finished by then
 LINGER = 1.1  # seconds more, at most, in which subscribers receive what is queued for them
 
 
@@ -244,31 +251,31 @@ class Shutdown:
     """When the loop ends, and how long it may wait for slow subscribers until then."""
 
     def __init__(self) -> None:
-        self.signal_at = math.inf  # the time of the first signal, if one has come
+        self.signal_at = math.inf  # when the first signal came; inf if none has
 
     def is_due(self) -> bool:
         """Return whether the loop has to end."""
         return time.monotonic() >= self.signal_at + LOOP_TIME
 
-    def cap(self, timeout: float) -> float:
-        """Return a timeout, but after a signal, at most a quarter of the time left for publishing.
+    def max_wait(self) -> float:
+        """Return how many seconds the loop may wait for slow subscribers: inf until a signal.
 
-        The rest is for other waits, and for lines that have arrived but are not yet received.
+        After a signal, it is a quarter of the time that is left for publishing. The rest is for
+        other waits, and for lines that have arrived but are not yet received.
         """
         end = self.signal_at + LOOP_TIME + LAST_BATCH_TIME
-        return min(timeout, (end - time.monotonic()) / 4)  # After the end, this is negative.
+        return (end - time.monotonic()) / 4  # After the end, this is negative: do not wait.
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal, and block later ones.
 
-        Unlike Python's own handler for Ctrl-C, this raises no exception: between receiving a line
+        This raises no exception, unlike Python's own handler for Ctrl-C: between receiving a line
         and publishing it, an exception would lose the line.
 
-        Later signals are blocked because a signal, even if its handler does nothing, restarts the
-        timeout of recv, and interrupts context.destroy in main, which would cut the linger short.
+        Any later signal, even if its handler did nothing, would restart the timeout of recv, and
+        interrupt context.destroy in main, which would cut the linger short.
         """
-        # The block is for this thread only, and Windows has none. So a later signal may still come.
-        if self.signal_at == math.inf:
+        if self.signal_at == math.inf:  # Blocking is per thread, and not on Windows: check anyway.
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -287,7 +294,7 @@ class Log:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.reports: dict[str, tuple[int, str]] = {}  # event: (count, last detail), not written
+        self.reports: dict[str, tuple[int, str]] = {}  # event: (count, last detail) to write
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -397,8 +404,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
-    # A full kernel buffer takes no data until a good part of it has been sent (a third, on Linux).
-    # If it were large, a slow subscriber would look stalled until then.
+    # Keep the kernel's buffer small. Once full, it takes no data until a third of it has been sent
+    # (on Linux). With a large one, a slow subscriber would look stalled for that long.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
     # them would delay the chat. So queue only one per client: the others wait in the network.
@@ -439,7 +446,7 @@ def parse_options() -> argparse.Namespace:
     add("--bind", metavar="ADDRESS", default="*", help="an address or interface (%(default)s: all)")
     add("--pull-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
-    add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),  # NAME.key is fine
+    add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),  # NAME.key means NAME
         help="encrypt, and admit only clients that have NAME.key; made if missing")  # fmt: skip
     return parser.parse_args()
 

@@ -273,20 +273,21 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
             watchdog.echo_came()
         outbox.push_to(connection.push)
         for seconds in (client.ECHO_TIMEOUT - 1, 1):
-            assert not watchdog.check(outbox, connection, screen, reading=False)
-            watchdog.seconds += seconds
-        watchdog.check(outbox, connection, screen, reading=True)
-        watchdog.check(outbox, connection, screen, reading=False)
+            watchdog.act(outbox, connection, screen, reading=False)
+            assert not watchdog.expired
+            watchdog.clock += seconds
+        watchdog.act(outbox, connection, screen, reading=True)
+        watchdog.act(outbox, connection, screen, reading=False)
         outbox.push_to(connection.push)
         bare_server.expect([line_of("k", text) for text in pushed])
-        watchdog.seconds = min(watchdog.seconds, client.DELIVERY_TIMEOUT - 10)
+        watchdog.clock = min(watchdog.clock, client.DELIVERY_TIMEOUT - 10)
     assert not outbox.lines
     for text, pushed in (("c", "c"), ("d", "d"), ("", "d")):  # PUSH is full until d is pushed.
         outbox.push_to(connection.push)
         if text:
             outbox.add(text.encode())
-        watchdog.seconds = client.ECHO_TIMEOUT
-        watchdog.check(outbox, connection, screen, reading=False)
+        watchdog.clock = client.ECHO_TIMEOUT
+        watchdog.act(outbox, connection, screen, reading=False)
         outbox.push_to(connection.push)
         bare_server.expect([line_of("k", text) for text in pushed])
 
@@ -297,15 +298,15 @@ def test_the_time_of_a_line_that_has_left_does_not_count(
     connection, outbox, watchdog = connect(context, bare_server), Outbox(None), Watchdog()
     screen = client.Screen(color=False)
     outbox.add(b"x")
-    watchdog.seconds = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
+    watchdog.clock = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
     outbox.push_to(connection.push)
-    watchdog.check(outbox, connection, screen, reading=False)
-    assert (outbox.lines, watchdog.seconds) == ([], 0.0)
+    watchdog.act(outbox, connection, screen, reading=False)
+    assert (outbox.lines, watchdog.clock) == ([], 0.0)
     outbox.add(line_of("k", "given up"))
     outbox.push_to(connection.push)
-    watchdog.seconds = client.DELIVERY_TIMEOUT
-    watchdog.check(outbox, connection, screen, reading=True)
-    assert (outbox.lines, watchdog.seconds) == ([], 0.0)
+    watchdog.clock = client.DELIVERY_TIMEOUT
+    watchdog.act(outbox, connection, screen, reading=True)
+    assert (outbox.lines, watchdog.clock) == ([], 0.0)
 
 
 # README, Delivery in detail: Each echo sets the timer back to zero
@@ -313,14 +314,14 @@ def test_an_echo_ends_the_silence_and_a_new_connection_allows_a_probe(
     context: Context, bare_server: BareServer
 ) -> None:
     watchdog, chat = start_chat(context, bare_server, client.Screen(color=False))
-    watchdog.seconds, watchdog.overdue, watchdog.probe_at = 9.0, True, math.inf  # It has probed.
+    watchdog.clock, watchdog.overdue, watchdog.probe_at = 9.0, True, math.inf  # It has probed.
     bare_server.close("pull")
     bare_server.open("pull")
     bare_server.expect(lines(1, 2, 3))
     assert watchdog.probe_at < math.inf
     bare_server.echo(*lines(1))
-    wait_for(lambda: not watchdog.overdue, lambda: watchdog.seconds)
-    assert watchdog.seconds < 9.0
+    wait_for(lambda: not watchdog.overdue, lambda: watchdog.clock)
+    assert watchdog.clock < 9.0
     bare_server.echo(*lines(3))
     chat.join(TIMEOUT)
     assert not chat.is_alive()
@@ -344,7 +345,7 @@ def test_a_probe_does_not_go_ahead_of_them(context: Context, bare_server: BareSe
     bare_server.close("pull")
     bare_server.open("pull")
     assert bare_server.pull.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED).poll(1_000 * TIMEOUT)
-    watchdog.seconds = client.ECHO_TIMEOUT
+    watchdog.clock = client.ECHO_TIMEOUT
     unblocked.set()
     assert bare_server.answer(3) == lines(1, 2, 3)
     chat.join(TIMEOUT)
