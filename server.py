@@ -18,8 +18,8 @@ ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- The loop waits up to 2 seconds for a slow subscriber to catch up, so that it misses nothing. After
-  that, the subscriber has stalled: it misses messages, and the loop goes on. See Publisher.
+- For a slow subscriber, the loop waits up to 2 seconds, so that the subscriber misses nothing.
+  After that, the subscriber has stalled: it misses messages, and the loop goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
   about as fast as a loop that parses nothing. See parse_simple_lines.
@@ -144,10 +144,12 @@ def sanitize(text: str) -> str:
 # Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
 # keys, in this order. Their strings are not empty, and have no characters that JSON or sanitize
 # would escape. So the strings are the user and the text, as they are.
-SAFE_ASCII = r" !#-\[\]-~"  # without control characters, quotation mark and backslash
-SAFE_OTHERS = r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"  # without UNSAFE
-STRING = f'"([{SAFE_ASCII}{SAFE_OTHERS}]+)"'  # A class like [^...] would be a fifth slower.
-SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n'
+
+# All characters but UNSAFE, TAB, quotation mark and backslash. They are written out because [^...]
+# would be a fifth slower. A test compares them with UNSAFE.
+SAFE = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+STRING = f'"([{SAFE}]+)"'
+SIMPLE_LINE = '{"user": ?' + STRING + ', ?"message": ?' + STRING + "}\n"
 ANY_LINE = r".*\n"
 SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
 
@@ -176,8 +178,8 @@ RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the m
 class Publisher:
     """Publishes messages, and waits for slow subscribers, but not for long.
 
-    By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue
-    fills within milliseconds. So every subscriber that is a little slower would miss messages.
+    By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue fills
+    within milliseconds. So a subscriber that is only a little too slow would miss messages.
     Instead:
 
     1. With the option XPUB_NODROP (PUB has it, too), send raises zmq.Again if any queue is full,
@@ -207,7 +209,8 @@ class Publisher:
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
         if not messages:
-            # libzmq frees the queues of departed subscribers only during some call on PUB.
+            # libzmq frees the queues of departed subscribers only inside a call on PUB, such as
+            # send. So make another call while there is nothing to send.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -215,18 +218,20 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < started + self.timeout():
+        while True:
+            # Compute this in each round: a signal makes it shorter.
+            timeout = min(self.stall_timeout, self.shutdown.max_wait())
+            if time.monotonic() >= started + timeout:
+                break
             with contextlib.suppress(zmq.Again):  # A queue is still full.
-                send(self.pub, message)  # This waits for 10 ms (SNDTIMEO). A signal may come then.
+                send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
+        # Halve the timeout that was in force, even if a shutdown had cut it. So a dozen stalls in a
+        # shutdown take about a second in all, and leave time for lines that have arrived.
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
-
-    def timeout(self) -> float:
-        """Return how many seconds to wait for slow subscribers: in a shutdown, there are fewer."""
-        return min(self.stall_timeout, self.shutdown.max_wait())
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
@@ -243,7 +248,7 @@ class Publisher:
 
 # After a signal, a shutdown takes less than 3 seconds:
 LOOP_TIME = 1.0  # seconds in which the loop goes on, to publish the lines that have arrived
-LAST_BATCH_TIME = 0.6  # seconds more, at most, to publish a batch that is not finished by then
+LAST_BATCH_TIME = 0.6  # seconds more, at most, until the last round of the loop has ended
 LINGER = 1.1  # seconds more, at most, in which subscribers receive what is queued for them
 
 
@@ -258,27 +263,27 @@ class Shutdown:
         return time.monotonic() >= self.signal_at + LOOP_TIME
 
     def max_wait(self) -> float:
-        """Return how many seconds the loop may wait for slow subscribers: inf until a signal.
+        """Return how many seconds the loop may wait for one stall: inf until a signal.
 
-        After a signal, it is a quarter of the time that is left for publishing. The rest is for
-        other waits, and for lines that have arrived but are not yet received.
+        After a signal, it is a quarter of the time left for publishing, so that one stall does not
+        take all of it: others may stall, too, and lines may still have to be received.
         """
         end = self.signal_at + LOOP_TIME + LAST_BATCH_TIME
         return (end - time.monotonic()) / 4  # After the end, this is negative: do not wait.
 
     def on_signal(self, _signum: int, _frame: object) -> None:
-        """Note the time of the first signal, and block later ones.
+        """Note the time of the first signal, and ignore later ones.
 
         This raises no exception, unlike Python's own handler for Ctrl-C: between receiving a line
         and publishing it, an exception would lose the line.
-
-        Any later signal, even if its handler did nothing, would restart the timeout of recv, and
-        interrupt context.destroy in main, which would cut the linger short.
         """
-        if self.signal_at == math.inf:  # Blocking is per thread, and not on Windows: check anyway.
-            self.signal_at = time.monotonic()
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if self.signal_at < math.inf:
+            return  # A later signal can come through another thread, or on Windows.
+        self.signal_at = time.monotonic()
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            # Block later signals. Even if a handler does nothing, a signal restarts the timeout of
+            # recv, and interrupts context.destroy in main, which would cut the linger short.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 # Log.
@@ -306,12 +311,12 @@ class Log:
             self.reports[event] = count + 1, detail
 
     def close(self) -> None:
-        """Write what is queued, unless stderr is blocked."""
+        """End the thread, after a last write. Do not wait if stderr is blocked."""
         self.closed.set()
         self.thread.join(0.1)
 
     def run(self) -> None:
-        """Write what is queued, until the log is closed. This runs in the thread."""
+        """Write every 0.2 seconds, and when the log is closed. This runs in the thread."""
         while not self.closed.wait(0.2):
             self.write()
         self.write()
@@ -383,17 +388,8 @@ def load_key(name: str) -> bytes:
 def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26)."""
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
-    for sock in (pull, pub):
-        if key:
-            sock.set(zmq.CURVE_SERVER, 1)
-            sock.set(zmq.CURVE_SECRETKEY, key)
-        sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
-        # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
-        sock.set(zmq.TCP_MAXRT, 20_000)
-        # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
-        sock.set(zmq.TCP_KEEPALIVE, 1)
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+    set_common_options(pull, key)
+    set_common_options(pub, key)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
 
     # Set the high-water marks here, before bind: setting one later can crash libzmq 4.3.5.
@@ -404,14 +400,28 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
-    # Keep the kernel's buffer small. Once full, it takes no data until a third of it has been sent
-    # (on Linux). With a large one, a slow subscriber would look stalled for that long.
+    # On Linux, a full kernel buffer takes no data until a third of it has been sent. If the buffer
+    # were large, this would take long, and a slow subscriber would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
     # them would delay the chat. So queue only one per client: the others wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
     return pull, pub
+
+
+def set_common_options(sock: Sock, key: bytes | None) -> None:
+    """Set what PULL and PUB have in common: encryption, and what happens if a peer vanishes."""
+    if key:
+        sock.set(zmq.CURVE_SERVER, 1)
+        sock.set(zmq.CURVE_SECRETKEY, key)
+    sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
+    # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
+    sock.set(zmq.TCP_MAXRT, 20_000)
+    # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
+    sock.set(zmq.TCP_KEEPALIVE, 1)
+    sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+    sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
 
 
 def bind(sock: Sock, address: str, port_number: int) -> str:
@@ -429,7 +439,10 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
 
 
 def port(text: str) -> int:
-    """Convert an option to a port number. Raises ValueError, which argparse reports."""
+    """Convert an option to a port number.
+
+    Raises ValueError, which argparse reports with the name of this function: "invalid port value".
+    """
     number = int(text)
     if not 0 <= number <= 65_535:
         raise ValueError
