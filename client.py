@@ -15,7 +15,7 @@ frame      what is pushed for a line: the line as it was typed, which should be 
 message    what the server makes of a frame and publishes to everybody, in UTF-8; it is printed with
            its control characters escaped, except colours and TABs
 echo       the message of a line of this client
-in flight  pushed, but not acknowledged by an echo
+in flight  pushed over the present connection, but not acknowledged by an echo
 waiting    in flight, or still to be pushed
 pipe       stdin that is not a terminal, even if it is a file; if it is a terminal, the client is
            interactive
@@ -78,7 +78,7 @@ Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-WINDOW = 1_000  # lines in flight, at most: their echoes fill half of the server's queue
+WINDOW = 1_000  # lines in flight, at most: even if all are echoed twice, the server can queue it
 MAX_MESSAGES = 200  # messages that one turn of the loop receives, and that SUB queues
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
@@ -172,8 +172,17 @@ class Stdin:
             return []  # The last line may be cut off: do not send it.
         return [line for line in lines if line]
 
+    def has_rest(self) -> bool:
+        """Return whether input may be left. If so, this drops some of it."""
+        lines: list[bytes] = []
+        if not self.ended:  # The end may have come while the loop did not read.
+            self.receiver.setblocking(False)
+            with contextlib.suppress(BlockingIOError):  # raised if nothing has come, not even it
+                lines = self.read_lines()
+        return bool(lines) or not self.ended or self.failed
 
-MAX_KEPT = 1_000_000  # bytes kept of a longer line, to report its size
+
+MAX_KEPT = 1_000_000  # bytes kept of a line, even if it is too long to send, to report its size
 
 
 class Splitter:
@@ -224,6 +233,8 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
+    push.set(zmq.LINGER, 1_000)  # milliseconds for frames that are queued at the end
+    sub.set(zmq.LINGER, 0)
     sub.set(zmq.MAXMSGSIZE, 4 * MAX_FRAME)  # Another server may publish longer messages than ours.
     sub.set(zmq.RCVHWM, MAX_MESSAGES)
     sub.set(zmq.SUBSCRIBE, b"")
@@ -270,17 +281,15 @@ class Connection:
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # when the subscription should be in effect
-        self.last_up = now  # when it was up last
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
-        # The state that the last notice said, "up" or "down". It begins as "up" for a pipe, so that
-        # its first connection is not announced.
-        self.announced = "" if announce else "up"
+        self.down_notice_at = now + NOTICE_DELAY  # when to say that it is not up; inf once said
+        self.say_up = announce  # whether to say that it is up
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        After each handshake, the connection is down for SLOW_JOINER_DELAY. So even if one call
-        reads a loss and the next handshake, the connection goes down and comes up again.
+        After each handshake, the connection is down for SLOW_JOINER_DELAY. So it comes up anew, and
+        lines are pushed again, even if one call reads both a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -296,7 +305,8 @@ class Connection:
         self.up = not self.unconnected and now >= self.ready_at
         self.came_up = self.up and not was_up
         if self.up:
-            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
+            self.ever_up = True
+            self.retry_at, self.down_notice_at = now + RETRY_INTERVAL, now + NOTICE_DELAY
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
@@ -312,19 +322,18 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        state = "up" if self.up else "down"
-        about_to_come_up = not self.up and not self.unconnected
-        brief = not self.up and time.monotonic() < self.last_up + NOTICE_DELAY
-        if state == self.announced or about_to_come_up or brief:
-            return ""
-        self.announced = state
-        if self.up:
+        if self.up and self.say_up:
+            self.say_up = False
             return f"connected to {self.host}"
-        cause = f"no server at {self.host} (or its --key differs)"
-        if len(self.unconnected) == 1:
-            [sock] = self.unconnected
-            cause = f"no answer from {self.endpoints[sock]}"
-        return f"{cause}; your lines will be sent when it is back"
+        # (While both sockets are connected, it is about to come up.)
+        if self.unconnected and time.monotonic() >= self.down_notice_at:
+            self.say_up, self.down_notice_at = True, math.inf
+            cause = f"no server at {self.host} (or its --key differs)"
+            if len(self.unconnected) == 1:
+                [sock] = self.unconnected
+                cause = f"no answer from {self.endpoints[sock]}"
+            return f"{cause}; your lines will be sent when it is back"
+        return ""
 
 
 # Push it.
@@ -337,6 +346,13 @@ class Line(NamedTuple):
     # The hash of its echo, or None if our server will drop the line. (A thousand echoes could take
     # 64 MB, as Python may use 4 bytes for a character.)
     echo_hash: int | None
+
+
+class Problem(NamedTuple):
+    """What is wrong with a line. For a pipe, only the first problem of each kind is printed."""
+
+    kind: str
+    details: str
 
 
 class Outbox:
@@ -358,41 +374,44 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
+        self.resent: set[int | None] = set()  # hashes of echoes that may come twice (never None)
         self.undelivered = 0  # lines that left without an echo, or were too long
 
-    def add(self, line: bytes) -> str:
-        """Add a line. Return the problem with it, or an empty string.
+    def add(self, line: bytes) -> Problem | None:
+        """Add a line, unless it is too long. Return the problem with it, if there is one.
 
-        The problem reads "kind: details", for Screen.print_problem. A line that our server would
-        drop is added as well: another server may publish it.
+        A line that our server will drop is added, too: another server may publish it.
         """
-        frame, problem = line, ""
-        if self.user is not None:
-            text = line.decode(errors="replace")
-            if text.encode() != line:
-                problem = "not UTF-8: invalid bytes are sent as \ufffd"
-            payload = {"user": self.user, "message": text}
-            # Lone surrogates in NAME (bytes that are not UTF-8) become question marks.
-            frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
+        frame = self.make_frame(line)
         if len(frame) > MAX_FRAME:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
-            return f"line not sent: {size}, but the server takes {MAX_FRAME:,} at most"
-        echo_hash = None
+            return Problem("line not sent", f"{size}, but the server takes {MAX_FRAME:,} at most")
+        echo_hash = problem = None
         try:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
-            problem = f"the server will drop this line: {error}: {excerpt(line)}"
+            problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
+        if self.user is not None and line.decode(errors="replace").encode() != line:
+            problem = problem or Problem("not UTF-8", "invalid bytes are sent as \ufffd")
         self.lines.append(Line(frame, echo_hash))
         return problem
+
+    def make_frame(self, line: bytes) -> bytes:
+        """Return the frame of a line: with --user, JSON."""
+        if self.user is None:
+            return line
+        # Bytes that are not UTF-8 become U+FFFD in the line, and question marks in NAME.
+        payload = {"user": self.user, "message": line.decode(errors="replace")}
+        return json.dumps(payload, ensure_ascii=False).encode(errors="replace")
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        A line must not be pushed over a new connection before the lines in flight that the old one
-        lost, or its echo would acknowledge them. So call this right after Connection.update. If the
-        connection breaks in between, PUSH has none for 100 ms (RECONNECT_IVL), and takes nothing.
+        Call this right after Connection.update. If there were a new connection that update has not
+        seen, new lines would be pushed before those that the old one lost, and their echoes would
+        acknowledge the lost ones. This cannot happen: after a break, PUSH has no connection, and
+        takes nothing, for 100 ms (RECONNECT_IVL).
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while not self.nothing_to_push():
@@ -433,12 +452,12 @@ class Outbox:
         return alive
 
     def rewind(self, first: int = 0) -> None:
-        """Make push_to push lines in flight again, from an index on."""
+        """Count lines in flight, from an index on, as not pushed: push_to will push them again."""
         self.resent.update(line.echo_hash for line in self.lines[first : self.in_flight])
         self.in_flight = first
 
     def probe(self) -> None:
-        """Make push_to push the newest line in flight again: its echo acknowledges all of them.
+        """Let push_to push the newest line in flight again: its echo acknowledges all of them.
 
         This helps if their own echoes were missed, because the subscription took effect late, or
         because stdout was blocked for so long that the server dropped messages for this client.
@@ -487,8 +506,8 @@ UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 # The usual form of a frame, as json.dumps or JSON.stringify writes it if its strings have no
 # characters that JSON or sanitize would escape. It is only for speed: without it, a pipe would take
 # 1.6 times as long.
-STRING = rf'"([^"\\\t{UNSAFE}]*)"'
-SIMPLE_FRAME = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}')
+SIMPLE_STRING = rf'"([^"\\\t{UNSAFE}]*)"'
+SIMPLE_FRAME = re.compile(rf'\{{"user": ?{SIMPLE_STRING}, ?"message": ?{SIMPLE_STRING}\}}')
 
 # "user" and "message" may be JSON numbers. They are shown as they were written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
@@ -595,7 +614,8 @@ class Watchdog:
         now = time.monotonic()
         # Count two ticks at most: a longer gap means that this process was suspended, or that
         # stdout was blocked.
-        elapsed, self.last_act = min(now - self.last_act, 2 * TICK), now
+        elapsed = min(now - self.last_act, 2 * TICK)
+        self.last_act = now
         if not outbox.lines:
             self.restart()
         elif connection.up or not reading:  # else the clock stands still
@@ -638,7 +658,7 @@ READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno
 
 
 class Screen:
-    """stdout for messages, stderr for notices. With a line editor, it is an EditorScreen."""
+    """Input, stdout for messages, and stderr for notices. With a line editor: an EditorScreen."""
 
     def __init__(self, color: bool) -> None:
         self.color = color
@@ -667,12 +687,11 @@ class Screen:
             return False
         return True
 
-    def print_problem(self, problem: str) -> None:
-        """Print the problem with a line, if any. For a pipe, print only the first of each kind."""
-        kind = problem.partition(":")[0]
-        if self.interactive or kind not in self.printed_kinds:
-            self.printed_kinds.add(kind)
-            self.print_notice(problem)
+    def print_problem(self, problem: Problem | None) -> None:
+        """Print the problem with a line, if there is one."""
+        if problem and (self.interactive or problem.kind not in self.printed_kinds):
+            self.printed_kinds.add(problem.kind)
+            self.print_notice(f"{problem.kind}: {problem.details}")
 
     def print_notice(self, text: str) -> None:
         """Print a notice, if there is one."""
@@ -734,13 +753,14 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 #     ESC O A      Up, in application mode, which an earlier program may have left on
 #     ESC b        Alt-B
 #     ESC ESC O A  Alt-Up
-# An ESC that comes alone waits for what follows. Keys that edit nothing, such as Alt-Up, are only
-# matched to be ignored. So are answers to an earlier program, such as ESC ] ... BEL.
+# ESC may come twice: Alt with a special key. One that comes alone waits for what follows. Keys that
+# edit nothing, such as Alt-Up, are only matched to be ignored. So are answers to an earlier
+# program, such as ESC ] ... BEL.
 
 # What a control sequence has between ESC and its last character: [, parameters (0 to ?), and then
 # intermediates (space to /). The second [ is for the Linux console, where F1 is ESC [ [ A.
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
-KEY_PATTERN = re.compile(  # The first alternative that matches counts.
+KEY_PATTERN = re.compile(  # The first alternative that matches counts, so long forms come first.
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
     | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (without ~, it is invalid, and ignored)
@@ -879,8 +899,8 @@ class Editor:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         If the line is too long, show as much before the cursor as fits, but leave a column for the
-        character under the cursor, and up to a quarter of the row for what follows. For example,
-        with the cursor on the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
+        cursor, and up to a quarter of the row for the text from the cursor on. For example, with
+        the cursor on the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
         cursor belongs.
@@ -1049,10 +1069,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Meanwhile, give all signals their default action. For SIGTSTP, this is what stops the
-            # process. For SIGTERM, it is what ends a stopped one: a shell's kill continues it, too,
-            # but in the background, where reading the terminal stops it again (SIGTTIN) before a
-            # handler can run.
+            # Meanwhile, give all signals their default action. SIGTSTP stops the process by it. And
+            # SIGTERM ends the stopped process only by it: a shell's kill also continues the
+            # process, but in the background, where reading the terminal stops it again (SIGTTIN)
+            # before a handler can run.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1098,7 +1118,7 @@ else:
         def read_key(self) -> str:
             """Wait for a key. Return its character, or what other terminals send for it."""
             char = msvcrt.getwch()
-            if char == "\x03":  # Ctrl-C
+            if char == "\x03":  # Ctrl-C (The editor ignores it.)
                 signal.raise_signal(signal.SIGINT)
             if char == "\x1a":  # Ctrl-Z, which ends the input on Windows
                 return CTRL_D
@@ -1219,8 +1239,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     chat(stdin, connection, outbox, Watchdog(), screen)
     # chat does not wait for lines that our server will drop (another one may publish them). So they
     # may still be in libzmq. Give it a second to send them, in a thread: a name lookup may hang.
-    call_with_timeout(1, functools.partial(context.destroy, linger=1_000))
-    return "" if stdin.ended and not stdin.failed else "the rest of the input was not read"
+    call_with_timeout(1, context.destroy)
+    return "the rest of the input was not read" if stdin.has_rest() else ""
 
 
 def main() -> int:

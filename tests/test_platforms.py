@@ -76,8 +76,24 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
     assert stdin.ended
 
 
+# README, Delivery in detail: and whether input was left unread.
+@pytest.mark.parametrize(
+    ("rest", "ended", "has_rest"),
+    [(b"", True, False), (b"", False, True), (b"two\n", True, True), (b"half", True, True)],
+)
+def test_input_is_left_unread(rest: bytes, ended: bool, has_rest: bool) -> None:
+    """After a line was read. The loop has not noticed the end."""
+    stdin = client.Stdin(client.Splitter())
+    stdin.sender.sendall(b"one\n")
+    assert stdin.read_lines() == [b"one"]
+    stdin.sender.sendall(rest)
+    if ended:
+        stdin.sender.close()
+    assert stdin.has_rest() is has_rest
+
+
 # README, What status 0 does not prove: If stdout is closed, for example by `| head -1`, the client
-# drops the rest of the input and waits for the last echo.
+# drops the rest of the input, without a report, and waits for the last echo.
 def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -> None:
     peer = join(server.ports)
     script = start_client(server.ports)
@@ -89,9 +105,9 @@ def test_stdout_may_be_closed(server: Script, start_client: Start, join: Join) -
     assert [peer.receive(), peer.receive()] == [message_of("k", "one"), message_of("k", "two")]
 
 
-# README, Output and exit status: If a signal ends the client, the status is 128 plus the signal
-# number, such as 130 for Ctrl-C, and the client still reports how many lines may not have been
-# delivered
+# README, Output and exit status: If SIGINT, SIGTERM, SIGHUP or SIGQUIT ends the client, the status
+# is 128 plus the signal number, such as 130 for Ctrl-C, and the client still reports how many lines
+# may not have been delivered
 @POSIX
 def test_a_signal_is_in_the_status(server: Script, start_client: Start) -> None:
     """128 and its number, even while a client waits for somebody to read what it prints."""
