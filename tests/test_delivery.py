@@ -226,6 +226,7 @@ def test_a_subscription_that_waits_for_a_server_does_not_delay_the_end() -> None
     options = argparse.Namespace(host="127.0.0.1", push_port=free_port(), sub_port=free_port())
     push, sub = client.make_sockets(context, ipv6=False, key=None)
     client.Connection(push, sub, options, announce=False)
+    sub.poll(100)  # Now the subscription is queued.
     began = time.monotonic()
     context.destroy()
     assert time.monotonic() - began < 1  # as long as PUSH may linger
