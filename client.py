@@ -78,7 +78,7 @@ Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-WINDOW = 1_000  # lines in flight, at most: even if all are echoed twice, the server can queue it
+WINDOW = 1_000  # lines in flight, at most: echoed twice, they fit into our server's queue
 MAX_MESSAGES = 200  # messages that one turn of the loop receives, and that SUB queues
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
@@ -125,7 +125,9 @@ def chat(
 
         # act if no echo comes
         watchdog.act(outbox, connection, screen, reading)
-        screen.refresh()  # or suspend, if Ctrl-Z was pressed
+
+        # redraw the line being typed, or suspend after Ctrl-Z
+        screen.refresh()
 
 
 # Wait for some input.
@@ -173,12 +175,15 @@ class Stdin:
         return [line for line in lines if line]
 
     def has_rest(self) -> bool:
-        """Return whether input may be left. If so, this drops some of it."""
-        lines: list[bytes] = []
-        if not self.ended:  # The end may have come while the loop did not read.
-            self.receiver.setblocking(False)
-            with contextlib.suppress(BlockingIOError):  # raised if nothing has come, not even it
-                lines = self.read_lines()
+        """Return whether some of stdin may be unread. Call this last: it drops what it reads."""
+        if self.ended:
+            return self.failed
+        # The loop has stopped reading. Perhaps only the end is left.
+        self.receiver.setblocking(False)
+        try:
+            lines = self.read_lines()
+        except BlockingIOError:  # Nothing has come, so stdin is still open.
+            return True
         return bool(lines) or not self.ended or self.failed
 
 
@@ -288,8 +293,8 @@ class Connection:
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        After each handshake, the connection is down for SLOW_JOINER_DELAY. So it comes up anew, and
-        lines are pushed again, even if one call reads both a loss and the next handshake.
+        A handshake always takes the connection down for SLOW_JOINER_DELAY. So it comes up anew
+        after every handshake, even if one call reads both a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -325,7 +330,7 @@ class Connection:
         if self.up and self.say_up:
             self.say_up = False
             return f"connected to {self.host}"
-        # (While both sockets are connected, it is about to come up.)
+        # There is no notice while only the slow-joiner delay is left.
         if self.unconnected and time.monotonic() >= self.down_notice_at:
             self.say_up, self.down_notice_at = True, math.inf
             cause = f"no server at {self.host} (or its --key differs)"
@@ -408,13 +413,13 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after Connection.update. If there were a new connection that update has not
-        seen, new lines would be pushed before those that the old one lost, and their echoes would
-        acknowledge the lost ones. This cannot happen: after a break, PUSH has no connection, and
-        takes nothing, for 100 ms (RECONNECT_IVL).
+        Call this right after Connection.update, so that it pushes nothing over a connection that
+        update has not seen: lines that the old one lost must be pushed first, or echoes of later
+        lines would acknowledge them. The gap between the two calls is safe, as PUSH takes nothing
+        in the first 100 ms after a break (RECONNECT_IVL).
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while not self.nothing_to_push():
+            while self.can_push():
                 line = self.lines[self.in_flight]
                 send(push, line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:
@@ -423,9 +428,9 @@ class Outbox:
                 else:
                     self.in_flight += 1
 
-    def nothing_to_push(self) -> bool:
-        """Return whether all lines are in flight, or as many as WINDOW."""
-        return self.in_flight == min(WINDOW, len(self.lines))
+    def can_push(self) -> bool:
+        """Return whether lines are still to be pushed, and fewer than WINDOW are in flight."""
+        return self.in_flight < min(WINDOW, len(self.lines))
 
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
@@ -435,7 +440,7 @@ class Outbox:
         may come for a minute.
         """
         if not self.lines:
-            self.resent.clear()  # No line waits for an echo now.
+            self.resent.clear()  # Late second echoes must not count for lines that come later.
         alive = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
@@ -509,7 +514,7 @@ UNSAFE_PART = re.compile(f"[{UNSAFE}]+")
 SIMPLE_STRING = rf'"([^"\\\t{UNSAFE}]*)"'
 SIMPLE_FRAME = re.compile(rf'\{{"user": ?{SIMPLE_STRING}, ?"message": ?{SIMPLE_STRING}\}}')
 
-# "user" and "message" may be JSON numbers. They are shown as they were written.
+# "user" and "message" may be JSON numbers. They are kept as strings, as they were written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -604,8 +609,8 @@ class Watchdog:
         self.clock = 0.0  # how many seconds lines have waited
         self.last_act = time.monotonic()  # when act was called last
         self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
-        # True from the notice until the next echo. Giving up does not end it: perhaps this server
-        # never echoes.
+        # True from the notice until the next echo. Giving up does not end it, so that a server that
+        # never echoes causes one notice, not one every 30 seconds.
         self.overdue = False
         self.expired = False  # True if the chat should end
 
@@ -625,13 +630,13 @@ class Watchdog:
             self.overdue = True
             if screen.interactive:
                 screen.print_notice(outbox.overdue_notice())
-        if reading:  # the left column of the table
+        if reading:  # the first column of the table
             if self.clock >= DELIVERY_TIMEOUT:
                 outbox.give_up()
                 self.restart()
-        else:  # the right column
+        else:  # the second column
             # (While lines are still to be pushed, their echoes will do what a probe does.)
-            if self.clock >= self.probe_at and connection.up and outbox.nothing_to_push():
+            if self.clock >= self.probe_at and connection.up and not outbox.can_push():
                 outbox.probe()
                 self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
             limit = DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT
@@ -658,7 +663,7 @@ READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno
 
 
 class Screen:
-    """Input, stdout for messages, and stderr for notices. With a line editor: an EditorScreen."""
+    """What the user sees, and types on. With a line editor, it is an EditorScreen."""
 
     def __init__(self, color: bool) -> None:
         self.color = color
@@ -666,7 +671,7 @@ class Screen:
         self.printed_kinds: set[str] = set()  # of problems
 
     def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
-        """Return what makes lines of stdin, and the function that reads it."""
+        """Return what splits stdin into lines, and the function that reads it."""
         if sys.platform == "win32":  # os.read would return text in the console's code page.
             stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
             return Splitter(), functools.partial(stdin.read, READ_SIZE)
@@ -763,7 +768,7 @@ SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(  # The first alternative that matches counts, so long forms come first.
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (without ~, it is invalid, and ignored)
+    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (? matches broken sequences, to ignore them)
     | \x1b+ O[0-9;]*.                # ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL
     | \x1b+ .                        # ESC b
@@ -1069,10 +1074,9 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Meanwhile, give all signals their default action. SIGTSTP stops the process by it. And
-            # SIGTERM ends the stopped process only by it: a shell's kill also continues the
-            # process, but in the background, where reading the terminal stops it again (SIGTTIN)
-            # before a handler can run.
+            # Python's handlers cannot run while the process is stopped. So use the default actions:
+            # SIGTSTP must stop it, and SIGTERM must end it. (A shell's kill also continues it, but
+            # in the background, where reading the terminal stops it again, before a handler runs.)
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1237,8 +1241,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     connection = Connection(push, sub, options, announce=screen.interactive)
     stdin = start_reading(screen)
     chat(stdin, connection, outbox, Watchdog(), screen)
-    # chat does not wait for lines that our server will drop (another one may publish them). So they
-    # may still be in libzmq. Give it a second to send them, in a thread: a name lookup may hang.
+    # Lines that our server will drop have no echo to wait for, so they may still be in libzmq. Let
+    # it send them (LINGER), for a second at most. Do so in a thread, as a name lookup may hang.
     call_with_timeout(1, context.destroy)
     return "the rest of the input was not read" if stdin.has_rest() else ""
 

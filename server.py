@@ -22,7 +22,7 @@ The function serve is the talk's loop. What the rest adds to it:
   After that, the subscriber has stalled: it misses messages, and the loop goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
-  about as fast as a loop that parses nothing. See parse_simple_lines.
+  about as fast as a loop that parses nothing. See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
   subscribers have about another second to receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -96,9 +96,10 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Invalid lines are dropped and reported.
     """
     messages = []
-    for line, (user, text) in zip(lines, parse_simple_lines(lines), strict=True):
+    # The fast path finds most users and texts. It leaves ("", "") for other lines.
+    for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # It is not a simple line, so parse it fully.
+            if not user:
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -154,7 +155,7 @@ ANY_LINE = r".*\n"
 SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
 
 
-def parse_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
+def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
     This is only for speed: matching a line takes a sixth of the time of parsing it, and matching
@@ -182,8 +183,8 @@ class Publisher:
     within milliseconds. So a subscriber that is only a little too slow would miss messages.
     Instead:
 
-    1. With the option XPUB_NODROP (PUB has it, too), send raises zmq.Again if any queue is full,
-       and sends to nobody.
+    1. With the option XPUB_NODROP, which works on PUB, too, send sends to nobody if any queue is
+       full, and raises zmq.Again.
     2. This class tries again, until a timeout. Meanwhile, lines wait in the queue of PULL, or at
        the clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
@@ -219,16 +220,18 @@ class Publisher:
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
         while True:
-            # Compute this in each round: a signal makes it shorter.
-            timeout = min(self.stall_timeout, self.shutdown.max_wait())
+            # Computed in each round, because a signal may come. After it, one stall may take a
+            # quarter of the time left, so that there is time for other stalls, and for lines that
+            # have arrived but are not yet received.
+            timeout = min(self.stall_timeout, self.shutdown.time_left() / 4)
             if time.monotonic() >= started + timeout:
                 break
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.send_skipping_full_queues(message)
-        # Halve the timeout that was in force, even if a shutdown had cut it. So a dozen stalls in a
-        # shutdown take about a second in all, and leave time for lines that have arrived.
+        # Halve the timeout just used, even if a shutdown had made it shorter: so a dozen stalls in
+        # a shutdown take 0.32 + 0.16 + 0.08 + 9 * 0.05, or about 1 second.
         self.stall_timeout = max(MIN_STALL_TIMEOUT, timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
@@ -246,14 +249,14 @@ class Publisher:
 
 # Shut down.
 
-# After a signal, a shutdown takes less than 3 seconds:
-LOOP_TIME = 1.0  # seconds in which the loop goes on, to publish the lines that have arrived
-LAST_BATCH_TIME = 0.6  # seconds more, at most, until the last round of the loop has ended
-LINGER = 1.1  # seconds more, at most, in which subscribers receive what is queued for them
+# A shutdown takes at most 1.0 + 0.6 + 1.1 seconds, and 0.1 for the log:
+LOOP_TIME = 1.0  # seconds in which the loop goes on after a signal, to publish what has arrived
+LAST_BATCH_TIME = 0.6  # seconds in which its last round may still wait for slow subscribers
+LINGER = 1.1  # seconds in which subscribers may receive what is queued for them
 
 
 class Shutdown:
-    """When the loop ends, and how long it may wait for slow subscribers until then."""
+    """When the loop ends, and how much time is left for publishing until then."""
 
     def __init__(self) -> None:
         self.signal_at = math.inf  # when the first signal came; inf if none has
@@ -262,14 +265,9 @@ class Shutdown:
         """Return whether the loop has to end."""
         return time.monotonic() >= self.signal_at + LOOP_TIME
 
-    def max_wait(self) -> float:
-        """Return how many seconds the loop may wait for one stall: inf until a signal.
-
-        After a signal, it is a quarter of the time left for publishing, so that one stall does not
-        take all of it: others may stall, too, and lines may still have to be received.
-        """
-        end = self.signal_at + LOOP_TIME + LAST_BATCH_TIME
-        return (end - time.monotonic()) / 4  # After the end, this is negative: do not wait.
+    def time_left(self) -> float:
+        """Return the seconds left for publishing: inf until a signal, negative after the end."""
+        return self.signal_at + LOOP_TIME + LAST_BATCH_TIME - time.monotonic()
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal, and ignore later ones.
@@ -278,11 +276,12 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # A later signal can come through another thread, or on Windows.
+            return  # Only the first one counts. (The block below does not stop all later ones.)
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # Block later signals. Even if a handler does nothing, a signal restarts the timeout of
-            # recv, and interrupts context.destroy in main, which would cut the linger short.
+            # Block later signals in this thread. Each would interrupt libzmq, although this handler
+            # ignores it: recv would start its timeout anew, and context.destroy in main would end
+            # before the linger time is over.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
@@ -411,11 +410,11 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
 
 
 def set_common_options(sock: Sock, key: bytes | None) -> None:
-    """Set what PULL and PUB have in common: encryption, and what happens if a peer vanishes."""
+    """Set what PULL and PUB have in common: encryption, and the detection of dead peers."""
     if key:
         sock.set(zmq.CURVE_SERVER, 1)
         sock.set(zmq.CURVE_SECRETKEY, key)
-    sock.set(zmq.BACKLOG, 1_000)  # Many clients may connect at once.
+    sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
     # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
     sock.set(zmq.TCP_MAXRT, 20_000)
     # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
