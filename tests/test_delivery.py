@@ -192,11 +192,13 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     connection = client.Connection(push, sub, options_for(bare_server), announce=False)
-    connected_at = 0.0
+    connection.down_notice_at = connected_at = 0.0
     while not connection.up:
         connection.update()
         if connection.unconnected:
             connected_at = time.monotonic()
+        else:
+            assert connection.new_notice() == ""  # although it would be time for one
     assert time.monotonic() - connected_at >= 0.1
 
 
@@ -414,6 +416,15 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     for is_echo in (True, True, False):
         assert outbox.acknowledge([client.sanitize_message(b"k> 1")]) is is_echo
         assert len(outbox.lines) == 1
+    # So is one that comes after all lines had been acknowledged.
+    outbox, push = outbox_of(context, "k", "1")
+    outbox.rewind()
+    outbox.push_to(push)
+    for messages, is_echo in ((["k> 1"], True), ([], False), (["k> 1"], False)):
+        echoes = [client.sanitize_message(message.encode()) for message in messages]
+        assert outbox.acknowledge(echoes) is is_echo
+        if not messages:
+            outbox.add(b"2")
     outbox, _ = outbox_of(context, "k", "12")
     outbox.give_up()
     outbox.add(b"3")
