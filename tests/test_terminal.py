@@ -183,6 +183,16 @@ def test_a_paste(ken: Terminal, bare_server: BareServer) -> None:
     assert bare_server.answer(1) == [line_of("ken", "end")]
 
 
+# README, Delivery in detail: A terminal is never paused: what you type is kept until there is room.
+def test_a_terminal_is_read_even_if_1_000_lines_wait(
+    ken: Terminal, bare_server: BareServer
+) -> None:
+    lines = [str(number) for number in range(5_000)]
+    ken.type("\r".join([*lines, "end"]))
+    ken.wait_cursor("end", 3)  # None of the lines has been echoed.
+    assert [json.loads(line)["message"] for line in bare_server.answer(5_000)] == lines
+
+
 # README, Terminal: Ctrl-D on an empty line leaves the chat, and Ctrl-C ends the client.
 
 LEAVES = {  # the keys, if any, and the exit status
