@@ -579,8 +579,8 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 
 # README, Delivery in detail: was up at least once | 30 seconds | exits with status 1
 # README, Delivery in detail: open | down | until the server is up
-# README, Delivery: If none comes for 30 seconds, it exits with status 1, and says how many lines
-# may be lost.
+# README, Delivery: If none comes for 30 seconds (or 8, if it never reached the server), it exits
+# with status 1, and says how many lines may be lost.
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
 # README, Delivery in detail: When the client gives up and exits, it reports how many of the lines
