@@ -146,10 +146,10 @@ def sanitize(text: str) -> str:
 # keys, in this order. Their strings are not empty, and have no characters that JSON or sanitize
 # would escape. So the strings are the user and the text, as they are.
 
-# All characters but UNSAFE, TAB, quotation mark and backslash. They are written out because [^...]
-# would be a fifth slower. A test compares them with UNSAFE.
-SAFE = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-STRING = f'"([{SAFE}]+)"'
+# All characters but UNSAFE, TAB, quotation mark and backslash. They are written out, because
+# matching with [^...] would be a fifth slower. A test compares them with UNSAFE.
+SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+STRING = f'"([{SIMPLE_CHARS}]+)"'
 SIMPLE_LINE = '{"user": ?' + STRING + ', ?"message": ?' + STRING + "}\n"
 ANY_LINE = r".*\n"
 SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
@@ -161,8 +161,9 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     This is only for speed: matching a line takes a sixth of the time of parsing it, and matching
     all lines at once takes even less.
     """
-    # Invalid UTF-8 becomes lone surrogates, which are unsafe: that line is not simple.
-    batch = b"\n".join([*lines, b""]).decode(errors="surrogateescape")
+    # Each line, followed by a newline. Invalid UTF-8 becomes lone surrogates, which are no
+    # SIMPLE_CHARS.
+    batch = (b"\n".join(lines) + b"\n").decode(errors="surrogateescape")
     if batch.count("\n") != len(lines):  # A line contains a newline: leave all to parse_line.
         return [("", "")] * len(lines)
     # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
@@ -210,8 +211,8 @@ class Publisher:
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
         if not messages:
-            # libzmq frees the queues of departed subscribers only inside a call on PUB, such as
-            # send. So make another call while there is nothing to send.
+            # There is nothing to send, but let libzmq free the queues of departed subscribers: it
+            # does so only inside a call on PUB.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -219,28 +220,29 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.stall_timeout = MAX_STALL_TIMEOUT
-        while True:
-            # Computed in each round, because a signal may come. After it, one stall may take a
-            # quarter of the time left, so that there is time for other stalls, and for lines that
-            # have arrived but are not yet received.
-            timeout = min(self.stall_timeout, self.shutdown.time_left() / 4)
-            if time.monotonic() >= started + timeout:
-                break
+        while time.monotonic() < started + self.timeout():  # A signal makes it shorter meanwhile.
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.send_skipping_full_queues(message)
-        # Halve the timeout just used, even if a shutdown had made it shorter: so a dozen stalls in
-        # a shutdown take 0.32 + 0.16 + 0.08 + 9 * 0.05, or about 1 second.
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, timeout / 2)
+        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+    def timeout(self) -> float:
+        """Return how many seconds a wait may take now.
+
+        In a shutdown, one stall may take only a quarter of the time left for publishing, and the
+        next one only half as long. So there is time for other stalls, and for lines that have
+        arrived but are not yet received. (A dozen stalls take about 1 second.)
+        """
+        return min(self.stall_timeout, self.shutdown.time_left() / 4)
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        With NODROP off, libzmq drops the message for each queue that is full. It also skips that
-        queue from then on, even after NODROP is on again (see dist_t in libzmq's src/dist.cpp).
+        With NODROP off for one send, libzmq drops the message for each full queue, and skips the
+        queue from then on: see 3. above (and dist_t in libzmq's src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)
@@ -249,25 +251,24 @@ class Publisher:
 
 # Shut down.
 
-# A shutdown takes at most 1.0 + 0.6 + 1.1 seconds, and 0.1 for the log:
-LOOP_TIME = 1.0  # seconds in which the loop goes on after a signal, to publish what has arrived
-LAST_BATCH_TIME = 0.6  # seconds in which its last round may still wait for slow subscribers
-LINGER = 1.1  # seconds in which subscribers may receive what is queued for them
+LOOP_END = 1.0  # seconds after a signal until the loop ends, so that it publishes what has arrived
+PUBLISHING_END = 1.6  # seconds after a signal until the last round ends, if subscribers are slow
+LINGER = 1.1  # seconds after that in which subscribers may receive what is queued for them
 
 
 class Shutdown:
-    """When the loop ends, and how much time is left for publishing until then."""
+    """The time of the first signal, and the deadlines that follow from it."""
 
     def __init__(self) -> None:
         self.signal_at = math.inf  # when the first signal came; inf if none has
 
     def is_due(self) -> bool:
         """Return whether the loop has to end."""
-        return time.monotonic() >= self.signal_at + LOOP_TIME
+        return time.monotonic() >= self.signal_at + LOOP_END
 
     def time_left(self) -> float:
-        """Return the seconds left for publishing: inf until a signal, negative after the end."""
-        return self.signal_at + LOOP_TIME + LAST_BATCH_TIME - time.monotonic()
+        """Return the seconds until publishing must end: inf before a signal, negative if late."""
+        return self.signal_at + PUBLISHING_END - time.monotonic()
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal, and ignore later ones.
@@ -276,7 +277,7 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # Only the first one counts. (The block below does not stop all later ones.)
+            return  # Later ones still get here on Windows, or through another thread.
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq, although this handler
