@@ -103,8 +103,10 @@ def chat(
         has_room = len(outbox.lines) < WINDOW or screen.interactive
         reading = has_room and not stdin.ended
         for line in wait_for_input(connection, stdin, reading):
+            # Enter clears the line being typed, and normally its echo shows it again at once. If
+            # that may take long, print it now.
             if not connection.up or watchdog.overdue:
-                screen.print_typed(line)  # The editor no longer shows it. Its echo may take long.
+                screen.print_typed(line)
             screen.print_problem(outbox.add(line))
 
         # push it
@@ -151,10 +153,10 @@ class Stdin:
     """
 
     def __init__(self, splitter: Splitter | Editor) -> None:
-        self.splitter = splitter  # makes lines of what was read
+        self.splitter = splitter  # a Splitter or an Editor: its feed makes lines of what was read
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
-        self.failed = False  # True if reading failed; what was read before may still be to come
+        self.failed = False  # True if reading failed (read_lines may still get what came before)
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
         """Pass on what read returns, until it returns nothing. This runs in the thread."""
@@ -282,7 +284,7 @@ class Connection:
             sock.connect(endpoint)
         self.unconnected = {push, sub}  # which of the two sockets are not connected
         self.up = False
-        self.came_up = False  # whether the last update has found it up again, or for the first time
+        self.came_up = False  # whether the last update turned up from False to True
         self.ever_up = False
         now = time.monotonic()
         self.ready_at = now  # when the subscription should be in effect
@@ -293,8 +295,8 @@ class Connection:
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        A handshake always takes the connection down for SLOW_JOINER_DELAY. So it comes up anew
-        after every handshake, even if one call reads both a loss and the next handshake.
+        After every handshake, the connection counts as down for SLOW_JOINER_DELAY. So it comes up
+        anew, even if one call reads both a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -348,8 +350,8 @@ class Line(NamedTuple):
     """A line in the outbox."""
 
     frame: bytes
-    # The hash of its echo, or None if our server will drop the line. (A thousand echoes could take
-    # 64 MB, as Python may use 4 bytes for a character.)
+    # The hash of its echo, or None if our server will drop the line: then it is never in flight.
+    # (A thousand echoes could take 64 MB, as Python may use 4 bytes for a character.)
     echo_hash: int | None
 
 
@@ -379,7 +381,7 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        self.resent: set[int | None] = set()  # hashes of echoes that may come twice (never None)
+        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> Problem | None:
@@ -413,10 +415,10 @@ class Outbox:
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after Connection.update, so that it pushes nothing over a connection that
-        update has not seen: lines that the old one lost must be pushed first, or echoes of later
-        lines would acknowledge them. The gap between the two calls is safe, as PUSH takes nothing
-        in the first 100 ms after a break (RECONNECT_IVL).
+        Call this right after Connection.update. After a break, rewind must come first: if a later
+        line were pushed before the lost ones, its echo would acknowledge them. A break between the
+        two calls does no harm: PUSH reconnects after 100 ms at the earliest (RECONNECT_IVL), and
+        takes nothing until then (IMMEDIATE).
         """
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.can_push():
@@ -497,7 +499,7 @@ def excerpt(frame: bytes) -> str:
     return frame.decode(errors="replace")[:80]
 
 
-# What the server makes of a line. server.py has the same rules; this script works without it.
+# What the server makes of a frame. server.py has the same rules; this script works without it.
 
 # The characters to escape: they could control a terminal, break a line, or mislead a reader.
 UNSAFE = (
@@ -609,8 +611,8 @@ class Watchdog:
         self.clock = 0.0  # how many seconds lines have waited
         self.last_act = time.monotonic()  # when act was called last
         self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
-        # True from the notice until the next echo. Giving up does not end it, so that a server that
-        # never echoes causes one notice, not one every 30 seconds.
+        # True after 5 seconds without an echo, until the next echo. Giving up does not end it, so
+        # that a server that never echoes causes one notice, not one every 30 seconds.
         self.overdue = False
         self.expired = False  # True if the chat should end
 
