@@ -170,8 +170,7 @@ class Stdin:
     def read_lines(self) -> list[bytes]:
         """Return the lines that have come, without their ends, but no empty ones (slide 8)."""
         data = self.receiver.recv(READ_SIZE)  # nothing, at the end of stdin
-        lines = self.splitter.feed(data)
-        self.ended = self.splitter.ended
+        lines, self.ended = self.splitter.feed(data)
         if self.failed and not data:
             return []  # The last line may be cut off: do not send it.
         return [line for line in lines if line]
@@ -198,18 +197,16 @@ class Splitter:
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
         self.bom = codecs.BOM_UTF8  # PowerShell puts it before the first line; empty after that
-        self.ended = False  # True at the end of stdin
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the lines that data completes. No data means the end of stdin."""
-        self.ended = not data
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """Return the lines that data completes, and whether stdin has ended. No data means that."""
         new = data or b"\n"  # The end of stdin ends the last line, too.
         *lines, partial = (self.partial + new).split(b"\n")
         self.partial = partial[:MAX_KEPT]  # A longer line is not sent anyway: see Outbox.add.
         if lines:
             lines[0] = lines[0].removeprefix(self.bom)
             self.bom = b""
-        return [line.removesuffix(b"\r") for line in lines]
+        return [line.removesuffix(b"\r") for line in lines], not data
 
 
 # The connection.
@@ -389,28 +386,25 @@ class Outbox:
 
         A line that our server will drop is added, too: another server may publish it.
         """
-        frame = self.make_frame(line)
+        frame, problem = line, None
+        if self.user is not None:
+            text = line.decode(errors="replace")
+            if text.encode() != line:
+                problem = Problem("not UTF-8", "invalid bytes are sent as \ufffd")
+            payload = {"user": self.user, "message": text}
+            # Lone surrogates in NAME (bytes that are not UTF-8) become question marks.
+            frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_FRAME:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return Problem("line not sent", f"{size}, but the server takes {MAX_FRAME:,} at most")
-        echo_hash = problem = None
+        echo_hash = None
         try:
             echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
-        if self.user is not None and line.decode(errors="replace").encode() != line:
-            problem = problem or Problem("not UTF-8", "invalid bytes are sent as \ufffd")
         self.lines.append(Line(frame, echo_hash))
         return problem
-
-    def make_frame(self, line: bytes) -> bytes:
-        """Return the frame of a line: with --user, JSON."""
-        if self.user is None:
-            return line
-        # Bytes that are not UTF-8 become U+FFFD in the line, and question marks in NAME.
-        payload = {"user": self.user, "message": line.decode(errors="replace")}
-        return json.dumps(payload, ensure_ascii=False).encode(errors="replace")
 
     def push_to(self, push: Sock) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
@@ -821,15 +815,13 @@ class Editor:
         self.draft: str = ""  # the new line, while an older one is shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
-        self.ended = False  # True at the end of stdin
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Process the keys in data. Return the completed lines.
+    def feed(self, data: bytes) -> tuple[list[bytes], bool]:
+        """Process the keys in data. Return the completed lines, and whether stdin has ended.
 
-        No data means the end of stdin, and so does Ctrl-D in an empty line. A line without Enter is
+        It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is
         dropped then.
         """
-        self.ended = not data
         keys = KEY_PATTERN.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
         lines = []
@@ -840,14 +832,13 @@ class Editor:
             elif key in ENTER:
                 lines.append(self.enter())
             elif key == CTRL_D and not self.line:
-                self.ended = True
-                break
+                return lines, True
             elif edit := EDITS.get(key):
                 edit(self)
             elif match["text"]:
                 self.insert(key)
             # Any other key does nothing.
-        return lines
+        return lines, not data
 
     def enter(self) -> bytes:
         """Return the line, add it to the history, and begin a new one."""

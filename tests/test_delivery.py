@@ -74,16 +74,18 @@ def outbox_of(context: Context, user: str | None, texts: str) -> tuple[Outbox, S
     return outbox, push
 
 
-def options_for(server: BareServer) -> argparse.Namespace:
-    """Return the options of a client of that server."""
-    push_port, sub_port = server.ports
-    return argparse.Namespace(host="127.0.0.1", push_port=push_port, sub_port=sub_port)
+def start_to_connect(
+    context: Context, ports: tuple[int, int], host: str = "127.0.0.1"
+) -> client.Connection:
+    """Return a connection to a server, which is not up yet."""
+    options = argparse.Namespace(host=host, push_port=ports[0], sub_port=ports[1])
+    push, sub = client.make_sockets(context, ipv6=False, key=None)
+    return client.Connection(push, sub, options, announce=False)
 
 
 def connect(context: Context, server: BareServer) -> client.Connection:
     """Return a connection to a server, once it is up."""
-    push, sub = client.make_sockets(context, ipv6=False, key=None)
-    connection = client.Connection(push, sub, options_for(server), announce=False)
+    connection = start_to_connect(context, server.ports)
 
     def is_up() -> bool:
         connection.update()
@@ -190,8 +192,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 
 # README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
-    push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
-    connection = client.Connection(push, sub, options_for(bare_server), announce=False)
+    connection = start_to_connect(context, bare_server.ports)
     connection.down_notice_at = connected_at = 0.0
     while not connection.up:
         connection.update()
@@ -225,10 +226,8 @@ def test_without_input_and_without_a_server_it_ends_at_once(run_client: RunClien
 
 def test_a_subscription_that_waits_for_a_server_does_not_delay_the_end() -> None:
     context: Context = zmq.Context()
-    options = argparse.Namespace(host="127.0.0.1", push_port=free_port(), sub_port=free_port())
-    push, sub = client.make_sockets(context, ipv6=False, key=None)
-    client.Connection(push, sub, options, announce=False)
-    sub.poll(100)  # Now the subscription is queued.
+    connection = start_to_connect(context, (free_port(), free_port()))
+    connection.sub.poll(100)  # Now the subscription is queued.
     began = time.monotonic()
     context.destroy()
     assert time.monotonic() - began < 1  # as long as PUSH may linger
@@ -436,11 +435,9 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
 # them |
 def test_even_a_long_host_name_may_be_down(context: Context) -> None:
     """Its endpoints are longer than what pyzmq reads of zmq.LAST_ENDPOINT."""
-    options = argparse.Namespace(host=".".join(["x" * 60] * 5), push_port=1, sub_port=2)
-    push, sub = client.make_sockets(context, ipv6=False, key=None)
-    connection = client.Connection(push, sub, options, announce=True)
+    connection = start_to_connect(context, (1, 2), host=".".join(["x" * 60] * 5))
     connection.reconnect()
-    assert connection.unconnected == {push, sub}
+    assert connection.unconnected == {connection.push, connection.sub}
 
 
 # README, Delivery in detail: When the client reconnects, that is, when both of its sockets are
