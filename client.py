@@ -175,18 +175,6 @@ class Stdin:
             return []  # The last line may be cut off: do not send it.
         return [line for line in lines if line]
 
-    def has_rest(self) -> bool:
-        """Return whether some of stdin may be unread. Call this last: it drops what it reads."""
-        if self.ended:
-            return self.failed
-        # The loop has stopped reading. Perhaps only the end is left.
-        self.receiver.setblocking(False)
-        try:
-            lines = self.read_lines()
-        except BlockingIOError:  # Nothing has come, so stdin is still open.
-            return True
-        return bool(lines) or not self.ended or self.failed
-
 
 MAX_KEPT = 1_000_000  # bytes kept of a line, even if it is too long to send, to report its size
 
@@ -668,10 +656,9 @@ class Screen:
 
     def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
         """Return what splits stdin into lines, and the function that reads it."""
-        if sys.platform == "win32":  # os.read would return text in the console's code page.
-            stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-            return Splitter(), functools.partial(stdin.read, READ_SIZE)
-        return Splitter(), functools.partial(os.read, 0, READ_SIZE)
+        # On Windows, os.read would return text in the console's code page.
+        stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+        return Splitter(), functools.partial(stdin.read, READ_SIZE)
 
     def print_messages(self, messages: list[Message]) -> bool:
         """Print messages (slide 8). Return False if the reader of stdout has left.
@@ -1216,14 +1203,6 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start_reading(screen: Screen) -> Stdin:
-    """Start the thread that reads stdin."""
-    splitter, read = screen.open_input()
-    stdin = Stdin(splitter)
-    threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
-    return stdin
-
-
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     """Make the sockets, and chat. Return a reason for status 1, or an empty string.
 
@@ -1232,12 +1211,15 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     context = zmq.Context()
     push, sub = make_sockets(context, ipv6=":" in options.host, key=options.key)
     connection = Connection(push, sub, options, announce=screen.interactive)
-    stdin = start_reading(screen)
+    splitter, read = screen.open_input()
+    stdin = Stdin(splitter)
+    threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     chat(stdin, connection, outbox, Watchdog(), screen)
     # Lines that our server will drop have no echo to wait for, so they may still be in libzmq. Let
     # it send them (LINGER), for a second at most. Do so in a thread, as a name lookup may hang.
     call_with_timeout(1, context.destroy)
-    return "the rest of the input was not read" if stdin.has_rest() else ""
+    all_read = stdin.ended and not stdin.failed
+    return "" if all_read else "the rest of the input, if any, was not read"
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ def chat(script: Script, text: bytes) -> None:
 
 ONE, ECHO = b"one\n", b"k> one\n"
 LONG = b"x" * 20_000 + b"\n"  # It is not sent, and a notice says so.
-UNREAD = "client.py: the rest of the input was not read\n"
+UNREAD = "client.py: the rest of the input, if any, was not read\n"
 BAD_FILE = "client.py: [Errno 9] Bad file descriptor\n"
 STREAMS = {  # what the shell does first: the input, the status, and what is on stdout and stderr
     "exec <&-": (b"", 0, b"", ""),  # like /dev/null
@@ -74,22 +74,6 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
     stdin.pass_on(read)
     assert [stdin.read_lines(), stdin.read_lines()] == [[b"one"], []]
     assert stdin.ended
-
-
-# README, Delivery in detail: and whether input was left unread.
-@pytest.mark.parametrize(
-    ("rest", "ended", "has_rest"),
-    [(b"", True, False), (b"", False, True), (b"two\n", True, True), (b"half", True, True)],
-)
-def test_input_is_left_unread(rest: bytes, ended: bool, has_rest: bool) -> None:
-    """After a line was read. The loop has not noticed the end."""
-    stdin = client.Stdin(client.Splitter())
-    stdin.sender.sendall(b"one\n")
-    assert stdin.read_lines() == [b"one"]
-    stdin.sender.sendall(rest)
-    if ended:
-        stdin.sender.close()
-    assert stdin.has_rest() is has_rest
 
 
 # README, What status 0 does not prove: If stdout is closed, for example by `| head -1`, the client
