@@ -335,9 +335,7 @@ class Line(NamedTuple):
     """A line in the outbox."""
 
     frame: bytes
-    # The hash of its echo, or None if our server will drop the line: then it is never in flight.
-    # (A thousand echoes could take 64 MB, as Python may use 4 bytes for a character.)
-    echo_hash: int | None
+    echo: bytes | None  # None if our server will drop the line: then it is never in flight
 
 
 class Problem(NamedTuple):
@@ -366,7 +364,7 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
+        self.resent: set[bytes | None] = set()  # echoes that may come twice
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> Problem | None:
@@ -386,12 +384,12 @@ class Outbox:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return Problem("line not sent", f"{size}, but the server takes {MAX_FRAME:,} at most")
-        echo_hash = None
+        echo = None
         try:
-            echo_hash = hash(echo_of(frame))
+            echo = echo_of(frame)
         except ValueError as error:
             problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
-        self.lines.append(Line(frame, echo_hash))
+        self.lines.append(Line(frame, echo))
         return problem
 
     def push_to(self, push: Sock) -> None:
@@ -406,7 +404,7 @@ class Outbox:
             while self.can_push():
                 line = self.lines[self.in_flight]
                 send(push, line.frame, zmq.NOBLOCK)
-                if line.echo_hash is None:
+                if line.echo is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
                 else:
@@ -426,14 +424,14 @@ class Outbox:
         if not self.lines:
             self.resent.clear()  # Late second echoes must not count for lines that come later.
         alive = False
-        expected = [line.echo_hash for line in self.lines[: self.in_flight]]
+        expected = [line.echo for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
-            echo_hash = hash(plain)
-            if echo_hash in expected:
-                del expected[: expected.index(echo_hash) + 1]
+            echo = plain.encode()
+            if echo in expected:
+                del expected[: expected.index(echo) + 1]
                 alive = True
-            elif echo_hash in self.resent:
-                self.resent.remove(echo_hash)
+            elif echo in self.resent:
+                self.resent.remove(echo)
                 alive = True
         acknowledged = self.in_flight - len(expected)
         del self.lines[:acknowledged]
@@ -442,7 +440,7 @@ class Outbox:
 
     def rewind(self, first: int = 0) -> None:
         """Count lines in flight, from an index on, as not pushed: push_to will push them again."""
-        self.resent.update(line.echo_hash for line in self.lines[first : self.in_flight])
+        self.resent.update(line.echo for line in self.lines[first : self.in_flight])
         self.in_flight = first
 
     def probe(self) -> None:
@@ -502,7 +500,7 @@ SIMPLE_FRAME = re.compile(rf'\{{"user": ?{SIMPLE_STRING}, ?"message": ?{SIMPLE_S
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
-def echo_of(frame: bytes) -> str:
+def echo_of(frame: bytes) -> bytes:
     """Return the message that our server makes of a frame (slide 3), without its colour: its echo.
 
     Raises ValueError, with the reason, if it makes none.
@@ -513,7 +511,7 @@ def echo_of(frame: bytes) -> str:
         raise ValueError("not UTF-8") from None
     if simple := SIMPLE_FRAME.fullmatch(text):
         # Even with its colour, the message is shorter than the frame, so it is not too long.
-        return f"{simple[1]}> {simple[2]}"
+        return f"{simple[1]}> {simple[2]}".encode()
     text = text.removeprefix("\ufeff")  # a byte order mark, as the server does
     try:
         payload = parse_json(text)
@@ -521,13 +519,13 @@ def echo_of(frame: bytes) -> str:
         payload = None
     match payload:
         case {"user": str(user), "message": str(message)}:
-            echo = f"{sanitize(user)}> {sanitize(message)}"
+            echo = f"{sanitize(user)}> {sanitize(message)}".encode()
         case _:
             hint = "to just type text, use --user NAME"
             if text.startswith("{") and not text.endswith("}"):
                 hint = "write the whole object on one line"
             raise ValueError(f'not a JSON object with "user" and "message" ({hint})')
-    if len(echo.encode()) + len(CYAN + RESET) > MAX_FRAME:
+    if len(echo) + len(CYAN + RESET) > MAX_FRAME:
         raise ValueError("too long once escaped")
     return echo
 
