@@ -10,19 +10,23 @@ Clients PUSH lines. The server makes a message from each line and PUBlishes it t
 In:  {"user": USER, "message": TEXT}
      A line is a JSON object in UTF-8. Both values are strings or numbers.
 Out: USER> TEXT
-     A message is text in UTF-8. Its TEXT is between ESC[36m (cyan) and ESC[0m.
+     A message is text in UTF-8. Its TEXT (on the slide, payload['message']) is between ESC[36m
+     (cyan) and ESC[0m.
 
-Each line and each message is one ZeroMQ frame: one send, one recv.
+Each line and each message is one ZeroMQ frame: one send, one recv. (So a line may even contain
+newlines, where JSON allows them.)
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- For a slow subscriber, the loop waits up to 2 seconds, so that the subscriber misses nothing.
-  After that, the subscriber has stalled: it misses messages, and the loop goes on. See Publisher.
+- For a slow subscriber, the loop, and so the whole chat, waits up to 2 seconds, so that the
+  subscriber misses nothing. After that, the subscriber has stalled: it misses messages, and the
+  chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
-  about as fast as a loop that parses nothing. See match_simple_lines.
+  about as fast as a loop that parses nothing, unless clients escape letters. (Python's json.dumps
+  does, by default.) See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
   subscribers have about another second to receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -45,7 +49,7 @@ from pathlib import Path
 import zmq
 from colorama import Fore, Style
 
-Sock = zmq.Socket[bytes]
+Sock = zmq.Socket[bytes]  # for type hints: a socket whose recv returns bytes
 
 MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send longer lines
 PULL_HWM = 256  # lines queued per client: at most 4.2 MB
@@ -96,7 +100,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Invalid lines are dropped and reported.
     """
     messages = []
-    # The fast path finds most users and texts. It leaves ("", "") for other lines.
+    # match_simple_lines is fast. It returns ("", "") for a line that only parse_line can parse.
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
             if not user:
@@ -121,7 +125,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
     "message" are strings or numbers. Raises RecursionError if it is nested too deeply.
     """
     match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
-        case {"user": str(user), "message": str(text)}:  # Numbers are strings, too, by now.
+        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers.
             return sanitize(user), sanitize(text)
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
@@ -129,8 +133,8 @@ def parse_line(line: bytes) -> tuple[str, str]:
 # The characters to escape: they could control a terminal, break a line, or mislead a reader.
 UNSAFE = [
     *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
-    *range(0x2028, 0x202A),  # line separators
-    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # they change the direction of text
+    *range(0x2028, 0x202A),  # line and paragraph separators
+    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # they override or isolate text's direction
     *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
 ]  # fmt: skip
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
@@ -142,14 +146,15 @@ def sanitize(text: str) -> str:
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
-# Most lines are simple: they have the form that json.dumps and JSON.stringify write for these two
-# keys, in this order. Their strings are not empty, and have no characters that JSON or sanitize
-# would escape. So the strings are the user and the text, as they are.
-
-# All characters but UNSAFE, TAB, quotation mark and backslash. They are written out, because
-# matching with [^...] would be a fifth slower. A test compares them with UNSAFE.
+# All characters but UNSAFE, TAB, quotation mark (between ! and #) and backslash (between [ and ]).
+# They are written out, because matching with [^...] would be a fifth slower. A test compares them
+# with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
+
+# Most lines are simple: they have these two keys, in this order, and strings that are not empty and
+# have no character that JSON or sanitize escapes. So the strings are the user and the text, as they
+# are. json.dumps writes spaces after colons and commas, JSON.stringify does not.
 SIMPLE_LINE = '{"user": ?' + STRING + ', ?"message": ?' + STRING + "}\n"
 ANY_LINE = r".*\n"
 SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
@@ -164,7 +169,7 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     # Each line, followed by a newline. Invalid UTF-8 becomes lone surrogates, which are no
     # SIMPLE_CHARS.
     batch = (b"\n".join(lines) + b"\n").decode(errors="surrogateescape")
-    if batch.count("\n") != len(lines):  # A line contains a newline: leave all to parse_line.
+    if batch.count("\n") != len(lines):  # A line contains a newline (or there is no line).
         return [("", "")] * len(lines)
     # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
     return SIMPLE_OR_ANY_LINE.findall(batch)
@@ -172,71 +177,67 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
 
 # Publish.
 
-MAX_STALL_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled recently
-MIN_STALL_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall after which the timeout is the maximum again
+MAX_TIMEOUT = 2.0  # seconds; see Publisher
+MIN_TIMEOUT = 0.05  # seconds
+RECOVERY_TIME = 20.0  # seconds
 
 
 class Publisher:
-    """Publishes messages, and waits for slow subscribers, but not for long.
+    """Publishes messages, in order, to all subscribers that have not stalled.
 
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue fills
     within milliseconds. So a subscriber that is only a little too slow would miss messages.
     Instead:
 
-    1. With the option XPUB_NODROP, which works on PUB, too, send sends to nobody if any queue is
-       full, and raises zmq.Again.
+    1. The option XPUB_NODROP works on PUB, too. With it, send raises zmq.Again if any queue is
+       full, and the message goes to nobody.
     2. This class tries again, until a timeout. Meanwhile, lines wait in the queue of PULL, or at
        the clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
        all others. From then on, libzmq skips each of the full queues, as if its subscriber were
-       gone, until half of the queue has been read. (On Linux, a subscriber that reads nothing for
-       20 seconds is disconnected: see TCP_MAXRT.)
+       gone, until half of the queue has been read.
 
-    All subscribers share one timeout: normally, 2 seconds. Each stall halves it, down to 0.05
-    seconds, so that many stalls do not delay the chat for long. 20 seconds after the last stall, it
-    is 2 seconds again. The cost: while it is short, merely slow subscribers count as stalled, too.
+    There is one timeout, whoever stalls: normally, 2 seconds. Each stall halves it, down to 0.05
+    seconds, so that many stalls do not delay the chat for long. If the last stall was more than 20
+    seconds ago, the next wait begins with 2 seconds again. The cost: while the timeout is short,
+    merely slow subscribers stall, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
-        self.stall_timeout = MAX_STALL_TIMEOUT
+        self.timeout = MAX_TIMEOUT
         self.stalled_at = -math.inf  # when a subscriber stalled last; -inf if none has
 
     def publish(self, messages: list[bytes]) -> None:
-        """Send messages (slide 3), waiting if the queue of a subscriber is full."""
+        """Send messages (slide 3), waiting if the queue of a subscriber is full.
+
+        libzmq frees the queues of departed subscribers, but only inside a call on PUB. So make a
+        call even if there is no message.
+        """
+        if not messages:
+            self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
                 send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
-        if not messages:
-            # There is nothing to send, but let libzmq free the queues of departed subscribers: it
-            # does so only inside a call on PUB.
-            self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send as soon as no queue is full. After a timeout, skip the full queues."""
+        """Send as soon as no queue is full. After the timeout, skip the full queues."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
-            self.stall_timeout = MAX_STALL_TIMEOUT
-        while time.monotonic() < started + self.timeout():  # A signal makes it shorter meanwhile.
+            self.timeout = MAX_TIMEOUT
+        while time.monotonic() < started + self.timeout:
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
+            # After a signal, a wait takes a quarter of the time left, at most: others may follow,
+            # and lines that have arrived are still to be received.
+            self.timeout = min(self.timeout, self.shutdown.time_left() / 4)
         self.send_skipping_full_queues(message)
-        self.stall_timeout = max(MIN_STALL_TIMEOUT, self.timeout() / 2)
+        self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
-
-    def timeout(self) -> float:
-        """Return how many seconds a wait may take now.
-
-        In a shutdown, one stall may take only a quarter of the time left for publishing, and the
-        next one only half as long. So there is time for other stalls, and for lines that have
-        arrived but are not yet received. (A dozen stalls take about 1 second.)
-        """
-        return min(self.stall_timeout, self.shutdown.time_left() / 4)
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
@@ -245,15 +246,20 @@ class Publisher:
         queue from then on: see 3. above (and dist_t in libzmq's src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)
+        send(self.pub, message)  # With NODROP off, this does not wait.
         self.pub.set(zmq.XPUB_NODROP, 1)
 
 
 # Shut down.
 
-LOOP_END = 1.0  # seconds after a signal until the loop ends, so that it publishes what has arrived
-PUBLISHING_END = 1.6  # seconds after a signal until the last round ends, if subscribers are slow
-LINGER = 1.1  # seconds after that in which subscribers may receive what is queued for them
+# The server exits within 3 seconds of a signal, whatever its clients do:
+#   until 1.0  The loop goes on, to publish lines that are on their way to PULL.
+#   until 1.6  The last turn of the loop, which begins just before 1.0, ends. (receive takes up to
+#              0.2 seconds, and publish may wait for subscribers until 1.6.)
+#   until 2.7  libzmq sends what is queued for subscribers. Then it drops the rest.
+LOOP_END = 1.0  # seconds after the signal
+PUBLISHING_END = 1.6  # seconds after the signal
+LINGER = 1_100  # milliseconds after the loop
 
 
 class Shutdown:
@@ -277,12 +283,11 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # Later ones still get here on Windows, or through another thread.
+            return  # Not all later signals are blocked below: not on Windows, nor in Log's thread.
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # Block later signals in this thread. Each would interrupt libzmq, although this handler
-            # ignores it: recv would start its timeout anew, and context.destroy in main would end
-            # before the linger time is over.
+            # Block later signals in this thread. Each would interrupt libzmq: recv would start its
+            # timeout anew, and context.destroy in main would end before the linger time is over.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
@@ -305,25 +310,25 @@ class Log:
         self.thread.start()
 
     def report(self, event: str, detail: str = "") -> None:
-        """Queue a report, or count it with the queued ones of the same event."""
+        """Queue the report "event: detail". If the event is queued already, count it instead."""
         with self.lock:
             count, _ = self.reports.get(event, (0, ""))
             self.reports[event] = count + 1, detail
 
     def close(self) -> None:
-        """End the thread, after a last write. Do not wait if stderr is blocked."""
+        """End the thread, after a last write. Give up after 0.1 seconds, if stderr is blocked."""
         self.closed.set()
         self.thread.join(0.1)
 
     def run(self) -> None:
-        """Write every 0.2 seconds, and when the log is closed. This runs in the thread."""
+        """Write every 0.2 seconds, until the log is closed. This runs in the thread."""
         while not self.closed.wait(0.2):
             self.write()
         self.write()
 
     def write(self) -> None:
         """Write what is queued."""
-        with self.lock:
+        with self.lock:  # not while writing, as report must not wait for that
             reports, self.reports = self.reports, {}
         for event, (count, detail) in reports.items():
             times = f" ({count:,} times)" if count > 1 else ""
@@ -357,7 +362,7 @@ def raise_file_limit() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # If there is no limit (as on macOS), ask for 10,240: macOS refuses more.
+        # If there is no hard limit (as on macOS), ask for 10,240: macOS refuses more.
         limit = max(soft, 10_240) if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
@@ -365,9 +370,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. The server admits any client that has it, so it should be kept
-    private, too. If neither file exists, make both. Raises ValueError, with the reason, if they
-    cannot be used.
+    NAME.key holds the public key. It is the ticket to the chat: the server admits any client that
+    has it, and nobody else. If neither file exists, make both. Raises ValueError, with the reason,
+    if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -380,7 +385,7 @@ def load_key(name: str) -> bytes:
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: no public key
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: bad file
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return secret
 
@@ -392,14 +397,15 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
     set_common_options(pub, key)
     overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
 
-    # Set the high-water marks here, before bind: setting one later can crash libzmq 4.3.5.
+    # Never change a high-water mark after bind: libzmq 4.3.5 can crash.
     pull.set(zmq.RCVHWM, PULL_HWM)
     pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
     pull.set(zmq.RCVTIMEO, 200)  # milliseconds that recv waits for a line
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits if a queue is full
+    # Milliseconds that one send waits if a queue is full. Publisher repeats it, to notice a signal.
+    pub.set(zmq.SNDTIMEO, 10)
     # On Linux, a full kernel buffer takes no data until a third of it has been sent. If the buffer
     # were large, this would take long, and a slow subscriber would look stalled.
     pub.set(zmq.SNDBUF, 65_536)
@@ -411,7 +417,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
 
 
 def set_common_options(sock: Sock, key: bytes | None) -> None:
-    """Set what PULL and PUB have in common: encryption, and the detection of dead peers."""
+    """Set what PULL and PUB have in common."""
     if key:
         sock.set(zmq.CURVE_SERVER, 1)
         sock.set(zmq.CURVE_SECRETKEY, key)
@@ -452,11 +458,11 @@ def port(text: str) -> int:
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
-        description="Receive JSON lines from clients and publish each of them to all clients.",
+        description="Receive lines, each a JSON object, and publish them to all clients.",
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
     )
     add = parser.add_argument
-    add("--bind", metavar="ADDRESS", default="*", help="an address or interface (%(default)s: all)")
+    add("--bind", metavar="ADDRESS", default="*", help="an address or an interface (default: all)")
     add("--pull-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
     add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),  # NAME.key means NAME
@@ -465,9 +471,9 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Make the sockets, serve until a signal comes, and return the exit status."""
+    """Make the sockets, serve until a shutdown, and return the exit status."""
     shutdown = Shutdown()
-    handle_signals(shutdown)
+    handle_signals(shutdown)  # first: a signal during the start must not end in a traceback
     options = parse_options()
     raise_file_limit()
     log = Log()
@@ -485,7 +491,7 @@ def main() -> int:
     if key:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
-    context.destroy(linger=int(1_000 * LINGER))
+    context.destroy(linger=LINGER)
     log.close()
     return 0
 
