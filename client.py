@@ -6,21 +6,22 @@
 """The chat client of the talk "Ømq & Services @ Chartboost" (slides 8 to 14), in Python.
 
 It PUSHes each line of stdin to the server, and prints what SUB receives. The function chat is the
-talk's loop, but messages appear without pressing Enter. The exit status is 0 if all lines were
-published.
+talk's loop, but messages appear without pressing Enter. The exit status is 0 if all lines that were
+read were published.
 
 line       what comes from stdin
-frame      what is pushed for a line: the line as it was typed, which should be JSON for our server,
-           or with --user, JSON that the client makes: {"user": NAME, "message": LINE}
+frame      what is pushed for a line: the line as it was typed (our server wants JSON), or with
+           --user, {"user": NAME, "message": LINE}
 message    what the server makes of a frame and publishes to everybody, in UTF-8; it is printed with
            its control characters escaped, except colours and TABs
 echo       the message of a line of this client
-in flight  pushed over the present connection, but not acknowledged by an echo
+in flight  pushed, but not yet acknowledged by an echo
 waiting    in flight, or still to be pushed
 pipe       stdin that is not a terminal, even if it is a file; if it is a terminal, the client is
            interactive
-notice     what this client says itself, on stderr; a problem is a notice about a line, and the
-           report is the last notice
+notice     what this client says itself, on stderr
+problem    a notice about a line
+report     the notice at the end that says why the exit status is 1
 
 What the slides do not say about ZeroMQ:
 - Its library, libzmq, connects and reconnects by itself. What was on its way at a break may be
@@ -37,8 +38,8 @@ connection. The client cannot know whether a line was lost, or only its echo. So
 more than once. A pipe is read no further while 1,000 lines wait.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are pushed to it all the same, but nothing acknowledges them. So a pipe ends with status 1, after 30
-seconds without an echo.
+are pushed to it all the same, but nothing acknowledges them. So at the end of a pipe, the client
+waits 30 seconds in vain, and exits with status 1.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -78,8 +79,8 @@ Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-WINDOW = 1_000  # lines in flight, at most: echoed twice, they fit into our server's queue
-MAX_MESSAGES = 200  # messages that one turn of the loop receives, and that SUB queues
+WINDOW = 1_000  # lines in flight, at most: pushed twice, they fill our server's queue of messages
+MAX_MESSAGES = 200  # messages that one turn of the loop receives, at most; SUB queues as many
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -94,39 +95,34 @@ def chat(
 ) -> None:
     """Wait for some input, push it, and print what SUB holds (slide 8).
 
-    End when stdin has ended and no line waits, or when the watchdog has expired. (The rest of slide
-    8 is in make_sockets and Connection.) Raises OSError if stdout fails.
+    End when stdin has ended and no line waits, or when no echo has come for too long. (The rest of
+    slide 8 is in make_sockets and Connection.) Raises OSError if stdout fails.
     """
-    while (outbox.lines or not stdin.ended) and not watchdog.expired:
+    while outbox.lines or not stdin.ended:
         # wait for some input, or only for echoes while the outbox is full
         # (a terminal is read even then: typing must not hang)
         has_room = len(outbox.lines) < WINDOW or screen.interactive
         reading = has_room and not stdin.ended
         for line in wait_for_input(connection, stdin, reading):
-            # Enter clears the line being typed, and normally its echo shows it again at once. If
-            # that may take long, print it now.
             if not connection.up or watchdog.overdue:
-                screen.print_typed(line)
-            screen.print_problem(outbox.add(line))
+                screen.print_typed(line)  # Its echo may take long.
+            problem = outbox.add(line)
+            screen.print_problem(problem)
 
         # push it
         connection.update()
-        if connection.came_up:
-            outbox.rewind()  # Lines that were pushed over the last connection may be lost.
-            watchdog.postpone_probe()
-        if connection.up:
-            outbox.push_to(connection.push)
+        outbox.push_to(connection)
         screen.print_notice(connection.new_notice())
 
         # dump buffered messages
         messages = receive(connection.sub)
-        if outbox.acknowledge(messages):
-            watchdog.echo_came()
+        echo_came = outbox.acknowledge(messages)
         if not screen.print_messages(messages):
             stdin.ended = True  # The reader of stdout has left, as `| head -1` does. It has enough.
 
         # act if no echo comes
-        watchdog.act(outbox, connection, screen, reading)
+        if watchdog.act(reading, echo_came):
+            break
 
         # redraw the line being typed, or suspend after Ctrl-Z
         screen.refresh()
@@ -153,10 +149,10 @@ class Stdin:
     """
 
     def __init__(self, splitter: Splitter | Editor) -> None:
-        self.splitter = splitter  # a Splitter or an Editor: its feed makes lines of what was read
+        self.splitter = splitter  # its feed makes lines of what was read
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
-        self.failed = False  # True if reading failed (read_lines may still get what came before)
+        self.failed = False  # True if reading failed; set before the end can be received
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
         """Pass on what read returns, until it returns nothing. This runs in the thread."""
@@ -274,14 +270,15 @@ class Connection:
         now = time.monotonic()
         self.ready_at = now  # when the subscription should be in effect
         self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
-        self.down_notice_at = now + NOTICE_DELAY  # when to say that it is not up; inf once said
-        self.say_up = announce  # whether to say that it is up
+        self.last_up = now  # when it was up last, or else when it was created
+        # What the last notice said about up. At first, None if it is to be announced that it is up.
+        self.announced = None if announce else True
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        After every handshake, the connection counts as down for SLOW_JOINER_DELAY. So it comes up
-        anew, even if one call reads both a loss and the next handshake.
+        After every handshake, the connection counts as down for SLOW_JOINER_DELAY. So came_up
+        follows each handshake, even if one call reads both a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -297,8 +294,7 @@ class Connection:
         self.up = not self.unconnected and now >= self.ready_at
         self.came_up = self.up and not was_up
         if self.up:
-            self.ever_up = True
-            self.retry_at, self.down_notice_at = now + RETRY_INTERVAL, now + NOTICE_DELAY
+            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
             self.reconnect()
@@ -314,12 +310,13 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        if self.up and self.say_up:
-            self.say_up = False
+        # While only the slow-joiner delay is left, it is neither up nor down.
+        down = self.unconnected and time.monotonic() >= self.last_up + NOTICE_DELAY
+        if self.up and self.announced is not True:
+            self.announced = True
             return f"connected to {self.host}"
-        # There is no notice while only the slow-joiner delay is left.
-        if self.unconnected and time.monotonic() >= self.down_notice_at:
-            self.say_up, self.down_notice_at = True, math.inf
+        if down and self.announced is not False:
+            self.announced = False
             cause = f"no server at {self.host} (or its --key differs)"
             if len(self.unconnected) == 1:
                 [sock] = self.unconnected
@@ -338,13 +335,6 @@ class Line(NamedTuple):
     echo: bytes | None  # None if our server will drop the line: then it is never in flight
 
 
-class Problem(NamedTuple):
-    """What is wrong with a line. For a pipe, only the first problem of each kind is printed."""
-
-    kind: str
-    details: str
-
-
 class Outbox:
     """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
@@ -354,8 +344,8 @@ class Outbox:
     A connection that breaks may lose lines. If only new lines were pushed over the next
     connection, their echoes would acknowledge the lost lines as well. So all lines in flight are
     pushed again, in order. (This is go-back-N with cumulative acknowledgements.) For example: push
-    A, B, C; the connection breaks, and B is lost; push A, B, C; the echo of A comes: A leaves; the
-    echo of C comes: B and C leave. Everybody has seen A, and perhaps C, twice.
+    A, B, C; A is published, but the connection breaks, and B, C and the echo of A are lost; push
+    A, B, C again; their echoes come. Everybody has seen A twice.
 
     An echo is recognized by its text. So a message of the same text is mistaken for it.
     """
@@ -367,43 +357,43 @@ class Outbox:
         self.resent: set[bytes | None] = set()  # echoes that may come twice
         self.undelivered = 0  # lines that left without an echo, or were too long
 
-    def add(self, line: bytes) -> Problem | None:
-        """Add a line, unless it is too long. Return the problem with it, if there is one.
+    def add(self, line: bytes) -> str:
+        """Add a line, unless it is too long. Return the problem with it, "KIND: DETAILS", or "".
 
         A line that our server will drop is added, too: another server may publish it.
         """
-        frame, problem = line, None
+        frame, problem = line, ""
         if self.user is not None:
             text = line.decode(errors="replace")
             if text.encode() != line:
-                problem = Problem("not UTF-8", "invalid bytes are sent as \ufffd")
+                problem = "not UTF-8: invalid bytes are sent as \ufffd"
             payload = {"user": self.user, "message": text}
             # Lone surrogates in NAME (bytes that are not UTF-8) become question marks.
             frame = json.dumps(payload, ensure_ascii=False).encode(errors="replace")
         if len(frame) > MAX_FRAME:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
-            return Problem("line not sent", f"{size}, but the server takes {MAX_FRAME:,} at most")
+            return f"line not sent: {size}, but the server takes {MAX_FRAME:,} at most"
         echo = None
         try:
             echo = echo_of(frame)
         except ValueError as error:
-            problem = Problem("the server will drop this line", f"{error}: {excerpt(line)}")
+            problem = f"the server will drop this line: {error}: {excerpt(line)}"
         self.lines.append(Line(frame, echo))
         return problem
 
-    def push_to(self, push: Sock) -> None:
-        """Push lines (slide 8), until WINDOW are in flight.
+    def push_to(self, connection: Connection) -> None:
+        """Push lines (slide 8), until WINDOW are in flight. Call this right after update.
 
-        Call this right after Connection.update. After a break, rewind must come first: if a later
-        line were pushed before the lost ones, its echo would acknowledge them. A break between the
-        two calls does no harm: PUSH reconnects after 100 ms at the earliest (RECONNECT_IVL), and
-        takes nothing until then (IMMEDIATE).
+        (A break between the two calls does no harm: PUSH reconnects after 100 ms at the earliest
+        (RECONNECT_IVL), and takes nothing until then (IMMEDIATE).)
         """
+        if connection.came_up:
+            self.rewind()  # first: the echo of a later line would acknowledge those that were lost
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while self.can_push():
+            while connection.up and self.can_push():
                 line = self.lines[self.in_flight]
-                send(push, line.frame, zmq.NOBLOCK)
+                send(connection.push, line.frame, zmq.NOBLOCK)
                 if line.echo is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
@@ -418,25 +408,25 @@ class Outbox:
         """Remove the lines that the echoes among the messages acknowledge.
 
         Return whether there was an echo, which shows that the server is alive. A second echo does
-        so, too: when a thousand lines were pushed again over a slow link, nothing but second echoes
-        may come for a minute.
+        so, too: after a break, a slow link may be busy with second echoes for a minute, before the
+        echoes of newer lines come.
         """
-        if not self.lines:
-            self.resent.clear()  # Late second echoes must not count for lines that come later.
-        alive = False
+        echo_came = False
         expected = [line.echo for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
             echo = plain.encode()
             if echo in expected:
                 del expected[: expected.index(echo) + 1]
-                alive = True
+                echo_came = True
+                if echo not in self.resent:  # It is of a newer line: no second echo comes after it.
+                    self.resent.clear()
             elif echo in self.resent:
                 self.resent.remove(echo)
-                alive = True
+                echo_came = True
         acknowledged = self.in_flight - len(expected)
         del self.lines[:acknowledged]
         self.in_flight -= acknowledged
-        return alive
+        return echo_came
 
     def rewind(self, first: int = 0) -> None:
         """Count lines in flight, from an index on, as not pushed: push_to will push them again."""
@@ -587,55 +577,50 @@ class Watchdog:
     server is back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outbox: Outbox, connection: Connection, screen: Screen) -> None:
+        self.outbox, self.connection, self.screen = outbox, connection, screen
         self.clock = 0.0  # how many seconds lines have waited
-        self.last_act = time.monotonic()  # when act was called last
+        self.last_turn = time.monotonic()  # when act was called last
         self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
         # True after 5 seconds without an echo, until the next echo. Giving up does not end it, so
         # that a server that never echoes causes one notice, not one every 30 seconds.
         self.overdue = False
-        self.expired = False  # True if the chat should end
 
-    def act(self, outbox: Outbox, connection: Connection, screen: Screen, reading: bool) -> None:
-        """Let the clock go on, and act as the table says."""
+    def act(self, reading: bool, echo_came: bool) -> bool:
+        """Let the clock go on, and act as the table says. Return whether the chat has to end."""
         now = time.monotonic()
         # Count two ticks at most: a longer gap means that this process was suspended, or that
         # stdout was blocked.
-        elapsed = min(now - self.last_act, 2 * TICK)
-        self.last_act = now
-        if not outbox.lines:
+        elapsed = min(now - self.last_turn, 2 * TICK)
+        self.last_turn = now
+        if echo_came:
+            self.overdue = False
+        if echo_came or not self.outbox.lines:
             self.restart()
-        elif connection.up or not reading:  # else the clock stands still
+        elif self.connection.up or not reading:  # else the clock stands still
             self.clock += elapsed
+        if self.connection.came_up:
+            self.probe_at = self.clock + ECHO_TIMEOUT  # Lines were pushed again: wait for echoes.
 
         if self.clock >= ECHO_TIMEOUT and not self.overdue:
             self.overdue = True
-            if screen.interactive:
-                screen.print_notice(outbox.overdue_notice())
+            if self.screen.interactive:
+                self.screen.print_notice(self.outbox.overdue_notice())
         if reading:  # the first column of the table
             if self.clock >= DELIVERY_TIMEOUT:
-                outbox.give_up()
+                self.outbox.give_up()
                 self.restart()
-        else:  # the second column
-            # (While lines are still to be pushed, their echoes will do what a probe does.)
-            if self.clock >= self.probe_at and connection.up and not outbox.can_push():
-                outbox.probe()
-                self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
-            limit = DELIVERY_TIMEOUT if connection.ever_up else CONNECT_TIMEOUT
-            self.expired = self.clock >= limit
+            return False
+        # The second column. (While lines are still to be pushed, their echoes will do what a probe
+        # does.)
+        if self.clock >= self.probe_at and self.connection.up and not self.outbox.can_push():
+            self.outbox.probe()
+            self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
+        return self.clock >= (DELIVERY_TIMEOUT if self.connection.ever_up else CONNECT_TIMEOUT)
 
     def restart(self) -> None:
         """Set the clock to zero."""
         self.clock, self.probe_at = 0.0, ECHO_TIMEOUT
-
-    def echo_came(self) -> None:
-        """Set the clock to zero. Echoes are not overdue any more."""
-        self.restart()
-        self.overdue = False
-
-    def postpone_probe(self) -> None:
-        """Give the lines that are pushed over a new connection time to be echoed."""
-        self.probe_at = self.clock + ECHO_TIMEOUT
 
 
 # The screen.
@@ -650,7 +635,7 @@ class Screen:
     def __init__(self, color: bool) -> None:
         self.color = color
         self.interactive = is_terminal(0)  # whether somebody types
-        self.printed_kinds: set[str] = set()  # of problems
+        self.printed_kinds: set[str] = set()  # the kinds of problems that were printed
 
     def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
         """Return what splits stdin into lines, and the function that reads it."""
@@ -673,11 +658,12 @@ class Screen:
             return False
         return True
 
-    def print_problem(self, problem: Problem | None) -> None:
-        """Print the problem with a line, if there is one."""
-        if problem and (self.interactive or problem.kind not in self.printed_kinds):
-            self.printed_kinds.add(problem.kind)
-            self.print_notice(f"{problem.kind}: {problem.details}")
+    def print_problem(self, problem: str) -> None:
+        """Print a problem, if there is one. For a pipe, print only the first of each kind."""
+        kind, _, _ = problem.partition(":")
+        if self.interactive or kind not in self.printed_kinds:
+            self.printed_kinds.add(kind)
+            self.print_notice(problem)
 
     def print_notice(self, text: str) -> None:
         """Print a notice, if there is one."""
@@ -743,13 +729,13 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 # edit nothing, such as Alt-Up, are only matched to be ignored. So are answers to an earlier
 # program, such as ESC ] ... BEL.
 
-# What a control sequence has between ESC and its last character: [, parameters (0 to ?), and then
-# intermediates (space to /). The second [ is for the Linux console, where F1 is ESC [ [ A.
+# A control sequence is ESC, [, parameters (0 to ?), intermediates (space to /), and a last
+# character (@ to ~). The second [ is for the Linux console, where F1 is ESC [ [ A.
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
-KEY_PATTERN = re.compile(  # The first alternative that matches counts, so long forms come first.
+KEY_PATTERN = re.compile(  # The first alternative that matches counts.
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (? matches broken sequences, to ignore them)
+    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~, or a broken sequence, which has no last character
     | \x1b+ O[0-9;]*.                # ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL
     | \x1b+ .                        # ESC b
@@ -770,10 +756,11 @@ BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
     ("\x1b[1;5C", "\x1bOc", "\x1bf"): lambda e: e.move(e.word_edge(1)),  # Ctrl-Right/Alt-F
     ("\x7f", "\x08"): lambda e: e.delete(e.cursor - 1),  # Backspace/Ctrl-H
     ("\x1b[3~", CTRL_D): lambda e: e.delete(e.cursor + 1),  # Delete/Ctrl-D
-    ("\x15",): lambda e: e.kill(0),  # Ctrl-U
-    ("\x0b",): lambda e: e.kill(len(e.line)),  # Ctrl-K
-    ("\x17",): lambda e: e.kill(e.word_edge(-1, r"\s*\S*")),  # Ctrl-W: up to white space
-    ("\x1bd",): lambda e: e.kill(e.word_edge(1)),  # Alt-D
+    ("\x15",): lambda e: e.delete(0, keep=True),  # Ctrl-U
+    ("\x0b",): lambda e: e.delete(len(e.line), keep=True),  # Ctrl-K
+    # Ctrl-W: up to white space
+    ("\x17",): lambda e: e.delete(e.word_edge(-1, r"\s*\S*"), keep=True),
+    ("\x1bd",): lambda e: e.delete(e.word_edge(1), keep=True),  # Alt-D
     ("\x19",): lambda e: e.insert(e.killed),  # Ctrl-Y
     ("\x1b[A", "\x1bOA", "\x10"): lambda e: e.recall(-1),  # Up/Ctrl-P
     ("\x1b[B", "\x1bOB", "\x0e"): lambda e: e.recall(1),  # Down/Ctrl-N
@@ -841,18 +828,13 @@ class Editor:
         self.line[start : self.cursor] = inserted
         self.cursor = start + len(inserted)
 
-    def delete(self, index: int) -> str:
-        """Delete the text between the cursor and an index. Return it."""
+    def delete(self, index: int, keep: bool = False) -> None:
+        """Delete the text between the cursor and an index. Keep it for Ctrl-Y, if asked to."""
         start, end = sorted((self.cursor, max(index, 0)))
-        deleted = "".join(self.line[start:end])
+        if keep and start < end:
+            self.killed = "".join(self.line[start:end])
         del self.line[start:end]
         self.cursor = start
-        return deleted
-
-    def kill(self, index: int) -> None:
-        """Delete the text between the cursor and an index. Keep it for Ctrl-Y."""
-        if deleted := self.delete(index):
-            self.killed = deleted
 
     def move(self, index: int) -> None:
         """Move the cursor to an index."""
@@ -873,7 +855,8 @@ class Editor:
     def word_edge(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        letters = "".join(character[0] for character in ahead)  # without marks
+        # One letter for each item, without its marks, so that match.end() counts items.
+        letters = "".join(character[0] for character in ahead)
         match = re.match(pattern, letters)
         assert match  # Both patterns also match nothing.
         return self.cursor + step * match.end()
@@ -970,7 +953,7 @@ class EditorScreen(Screen):
             super().write(texts, stream)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line that has left the row, and whose echo may take a while."""
+        """Print a line that Enter has removed from the row, as its echo may take long."""
         self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
 
     def refresh(self) -> None:
@@ -1026,7 +1009,7 @@ if sys.platform != "win32":
             """Return whether the terminal belongs to the shell, or to another job."""
             try:
                 return os.tcgetpgrp(0) != os.getpgrp()
-            except OSError:  # Under setsid, no shell shares the terminal.
+            except OSError:  # not our controlling terminal, as under setsid: no shell shares it
                 return False
 
         def read(self) -> bytes:
@@ -1053,8 +1036,9 @@ if sys.platform != "win32":
             self.suspend_requested = False
             self.restore()
             # Python's handlers cannot run while the process is stopped. So use the default actions:
-            # SIGTSTP must stop it, and SIGTERM must end it. (A shell's kill also continues it, but
-            # in the background, where reading the terminal stops it again, before a handler runs.)
+            # SIGTSTP must stop it, and SIGTERM must end it. (After SIGTERM, a shell's kill sends
+            # SIGCONT. Then the thread that reads the terminal would stop the process again, with
+            # SIGTTIN, before a handler could run.)
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1212,7 +1196,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     splitter, read = screen.open_input()
     stdin = Stdin(splitter)
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
-    chat(stdin, connection, outbox, Watchdog(), screen)
+    chat(stdin, connection, outbox, Watchdog(outbox, connection, screen), screen)
     # Lines that our server will drop have no echo to wait for, so they may still be in libzmq. Let
     # it send them (LINGER), for a second at most. Do so in a thread, as a name lookup may hang.
     call_with_timeout(1, context.destroy)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 from network import Network
-from peers import BareServer, Context, Join, Sock, line_of
+from peers import BareServer, Context, Join, line_of
 from processes import (
     LINUX,
     POSIX,
@@ -62,18 +62,6 @@ def numbers_in(output: bytes) -> list[int]:
     return [int(number) for number in re.findall(rb"^k> (\d+)\r?$", output, re.MULTILINE)]
 
 
-def outbox_of(context: Context, user: str | None, texts: str) -> tuple[Outbox, Sock]:
-    """Return an outbox after it has pushed lines of one letter each, and the socket for more."""
-    push = context.socket(zmq.PUSH)
-    push.set(zmq.SNDHWM, 0)
-    push.connect("inproc://nowhere")  # The socket keeps what is pushed.
-    outbox = Outbox(user)
-    for text in texts:
-        outbox.add(text.encode())
-    outbox.push_to(push)
-    return outbox, push
-
-
 def start_to_connect(
     context: Context, ports: tuple[int, int], host: str = "127.0.0.1"
 ) -> client.Connection:
@@ -95,14 +83,36 @@ def connect(context: Context, server: BareServer) -> client.Connection:
     return connection
 
 
+def outbox_of(context: Context, user: str | None, texts: str) -> tuple[Outbox, client.Connection]:
+    """Return an outbox after it has pushed lines of one letter each, and a connection for more."""
+    connection = start_to_connect(context, (1, 1))  # where no server is
+    connection.push, connection.up = context.socket(zmq.PUSH), True
+    connection.push.set(zmq.SNDHWM, 0)
+    connection.push.connect("inproc://nowhere")  # The socket keeps what is pushed.
+    outbox = Outbox(user)
+    for text in texts:
+        outbox.add(text.encode())
+    outbox.push_to(connection)
+    return outbox, connection
+
+
+def push_again(outbox: Outbox, connection: client.Connection) -> None:
+    """Push as over a new connection."""
+    connection.came_up = True
+    outbox.push_to(connection)
+    connection.came_up = False
+
+
 def start_chat(
     context: Context, server: BareServer, screen: client.Screen
 ) -> tuple[Watchdog, threading.Thread]:
     """Start a chat of three lines, 1, 2 and 3. Return when the server has received them."""
-    stdin, watchdog = client.Stdin(client.Splitter()), Watchdog()
+    stdin = client.Stdin(client.Splitter())
+    connection, outbox = connect(context, server), Outbox("k")
     stdin.sender.sendall(typed(1, 2, 3))
     stdin.sender.close()
-    arguments = stdin, connect(context, server), Outbox("k"), watchdog, screen
+    watchdog = Watchdog(outbox, connection, screen)
+    arguments = stdin, connection, outbox, watchdog, screen
     chat = threading.Thread(target=client.chat, args=arguments, daemon=True)
     chat.start()
     server.expect(lines(1, 2, 3))
@@ -193,7 +203,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     connection = start_to_connect(context, bare_server.ports)
-    connection.down_notice_at = connected_at = 0.0
+    connection.last_up = connected_at = 0.0
     while not connection.up:
         connection.update()
         if connection.unconnected:
@@ -262,8 +272,8 @@ def test_a_missed_echo_does_no_harm(bare_server: BareServer, start_client: Start
 
 def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServer) -> None:
     """Each case has an event, and the lines that are pushed in the 5 seconds after it."""
-    connection, outbox, watchdog = connect(context, bare_server), Outbox("k"), Watchdog()
-    screen = client.Screen(color=False)
+    connection, outbox = connect(context, bare_server), Outbox("k")
+    watchdog = Watchdog(outbox, connection, client.Screen(color=False))
     cases = [
         ("typed", "abaa"),
         ("a second later", ""),
@@ -278,46 +288,43 @@ def test_the_newest_line_goes_again_once(context: Context, bare_server: BareServ
         if event == "typed":
             for text in "aba":
                 outbox.add(text.encode())
-        elif event == "new connection":
-            outbox.rewind()
-            watchdog.postpone_probe()
-        elif outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())]):
-            watchdog.echo_came()
-        outbox.push_to(connection.push)
+        connection.came_up = event == "new connection"
+        echo_came = outbox.acknowledge([client.sanitize_message(f"k> {event}".encode())])
+        outbox.push_to(connection)
         for seconds in (client.ECHO_TIMEOUT - 1, 1):
-            watchdog.act(outbox, connection, screen, reading=False)
-            assert not watchdog.expired
+            assert not watchdog.act(reading=False, echo_came=echo_came)
             watchdog.clock += seconds
-        watchdog.act(outbox, connection, screen, reading=True)
-        watchdog.act(outbox, connection, screen, reading=False)
-        outbox.push_to(connection.push)
+            connection.came_up = echo_came = False
+        watchdog.act(reading=True, echo_came=False)
+        watchdog.act(reading=False, echo_came=False)
+        outbox.push_to(connection)
         bare_server.expect([line_of("k", text) for text in pushed])
         watchdog.clock = min(watchdog.clock, client.DELIVERY_TIMEOUT - 10)
     assert not outbox.lines
     for text, pushed in (("c", "c"), ("d", "d"), ("", "d")):  # PUSH is full until d is pushed.
-        outbox.push_to(connection.push)
+        outbox.push_to(connection)
         if text:
             outbox.add(text.encode())
         watchdog.clock = client.ECHO_TIMEOUT
-        watchdog.act(outbox, connection, screen, reading=False)
-        outbox.push_to(connection.push)
+        watchdog.act(reading=False, echo_came=False)
+        outbox.push_to(connection)
         bare_server.expect([line_of("k", text) for text in pushed])
 
 
 def test_the_time_of_a_line_that_has_left_does_not_count(
     context: Context, bare_server: BareServer
 ) -> None:
-    connection, outbox, watchdog = connect(context, bare_server), Outbox(None), Watchdog()
-    screen = client.Screen(color=False)
+    connection, outbox = connect(context, bare_server), Outbox(None)
+    watchdog = Watchdog(outbox, connection, client.Screen(color=False))
     outbox.add(b"x")
     watchdog.clock = 20.0  # "x" has waited for a connection. It leaves, as it gets no echo.
-    outbox.push_to(connection.push)
-    watchdog.act(outbox, connection, screen, reading=False)
+    outbox.push_to(connection)
+    watchdog.act(reading=False, echo_came=False)
     assert (outbox.lines, watchdog.clock) == ([], 0.0)
     outbox.add(line_of("k", "given up"))
-    outbox.push_to(connection.push)
+    outbox.push_to(connection)
     watchdog.clock = client.DELIVERY_TIMEOUT
-    watchdog.act(outbox, connection, screen, reading=True)
+    watchdog.act(reading=True, echo_came=False)
     assert (outbox.lines, watchdog.clock) == ([], 0.0)
 
 
@@ -407,23 +414,18 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
         assert outbox.acknowledge([client.sanitize_message(message)]) is is_echo
         assert len(outbox.lines) == left
         assert outbox.report().startswith(f"{left} line")
-    outbox, push = outbox_of(context, "k", "12")
-    outbox.rewind()
-    outbox.push_to(push)
+    outbox, connection = outbox_of(context, "k", "12")
+    push_again(outbox, connection)
     # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
     # is of somebody else's line.
     for is_echo in (True, True, False):
         assert outbox.acknowledge([client.sanitize_message(b"k> 1")]) is is_echo
         assert len(outbox.lines) == 1
-    # So is one that comes after all lines had been acknowledged.
-    outbox, push = outbox_of(context, "k", "1")
-    outbox.rewind()
-    outbox.push_to(push)
-    for messages, is_echo in ((["k> 1"], True), ([], False), (["k> 1"], False)):
-        echoes = [client.sanitize_message(message.encode()) for message in messages]
-        assert outbox.acknowledge(echoes) is is_echo
-        if not messages:
-            outbox.add(b"2")
+    # So is one that comes after the echo of a line that was sent once.
+    outbox.add(b"3")
+    outbox.push_to(connection)
+    for message, is_echo in ((b"k> 2", True), (b"k> 3", True), (b"k> 2", False)):
+        assert outbox.acknowledge([client.sanitize_message(message)]) is is_echo
     outbox, _ = outbox_of(context, "k", "12")
     outbox.give_up()
     outbox.add(b"3")
