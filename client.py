@@ -254,11 +254,8 @@ class Connection:
 
     def __init__(self, push: Sock, sub: Sock, options: argparse.Namespace, announce: bool) -> None:
         self.push, self.sub, self.host = push, sub, options.host
-        address = f"tcp://{options.host}"
-        self.endpoints = {
-            sub: f"{address}:{options.sub_port}",
-            push: f"{address}:{options.push_port}",
-        }
+        ports = {sub: options.sub_port, push: options.push_port}
+        self.endpoints = {sock: f"tcp://{self.host}:{port}" for sock, port in ports.items()}
         # Create the monitors before the sockets connect, or they may miss the first event.
         self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
         for sock, endpoint in self.endpoints.items():
