@@ -779,9 +779,8 @@ class Editor:
         self.line: list[str] = []
         self.cursor: int = 0
         self.killed: str = ""  # what Ctrl-Y inserts
-        self.history: list[str] = []
-        self.history_index: int = 0  # of the line shown; len(history) if it is new
-        self.draft: str = ""  # the new line, while an older one is shown
+        self.history: list[str] = [""]  # The last item is for the new line: see recall.
+        self.history_index: int = 0  # of the line shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
 
@@ -813,8 +812,8 @@ class Editor:
         """Return the line, add it to the history, and begin a new one."""
         text = "".join(self.line)
         if text:
-            self.history.append(text)
-        self.line, self.cursor, self.history_index = [], 0, len(self.history)
+            self.history[-1:] = [text, ""]
+        self.line, self.cursor, self.history_index = [], 0, len(self.history) - 1
         return text.encode(errors="surrogateescape")
 
     def insert(self, text: str) -> None:
@@ -842,11 +841,11 @@ class Editor:
 
         Lines of the history stay as they were sent: edits to an older line are not kept.
         """
-        if 0 <= self.history_index + step <= len(self.history):
-            if self.history_index == len(self.history):
-                self.draft = "".join(self.line)
+        if 0 <= self.history_index + step < len(self.history):
+            if self.history_index == len(self.history) - 1:  # Keep the new line.
+                self.history[-1] = "".join(self.line)
             self.history_index += step
-            self.line = split_characters([*self.history, self.draft][self.history_index])
+            self.line = split_characters(self.history[self.history_index])
             self.cursor = len(self.line)
 
     def word_edge(self, step: int, pattern: str = r"\W*\w*") -> int:
