@@ -221,8 +221,7 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
     if key is not None:
         encrypt(push, sub, key)
     push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
-    push.set(zmq.LINGER, 1_000)  # milliseconds for frames that are queued at the end
-    sub.set(zmq.LINGER, 0)
+    sub.set(zmq.LINGER, 0)  # Drop a subscription that still waits for a server at the end.
     sub.set(zmq.MAXMSGSIZE, 4 * MAX_FRAME)  # Another server may publish longer messages than ours.
     sub.set(zmq.RCVHWM, MAX_MESSAGES)
     sub.set(zmq.SUBSCRIBE, b"")
@@ -1194,7 +1193,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
     chat(stdin, connection, outbox, Watchdog(outbox, connection, screen), screen)
     # Lines that our server will drop have no echo to wait for, so they may still be in libzmq. Let
-    # it send them (LINGER), for a second at most. Do so in a thread, as a name lookup may hang.
+    # it send them, for a second at most (even if it hangs in a name lookup).
     call_with_timeout(1, context.destroy)
     all_read = stdin.ended and not stdin.failed
     return "" if all_read else "the rest of the input, if any, was not read"
