@@ -1130,9 +1130,8 @@ def prepare_streams() -> None:
     Otherwise, a socket could get the number of stderr, and the notices would be written to it. And
     another process that shares a stream may have made it nonblocking.
     """
-    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while os.open(os.devnull, os.O_RDWR) < 2:
         pass  # open returns the lowest free number, so this fills 0 to 2.
-    os.close(file)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
