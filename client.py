@@ -52,7 +52,6 @@ import argparse
 import codecs
 import contextlib
 import errno
-import functools
 import json
 import math
 import os
@@ -637,7 +636,7 @@ class Screen:
         """Return what splits stdin into lines, and the function that reads it."""
         # On Windows, os.read would return text in the console's code page.
         stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-        return Splitter(), functools.partial(stdin.read, READ_SIZE)
+        return Splitter(), lambda: stdin.read(READ_SIZE)
 
     def print_messages(self, messages: list[Message]) -> bool:
         """Print messages (slide 8). Return False if the reader of stdout has left.
@@ -1110,18 +1109,18 @@ def make_screen(color: str) -> Screen:
     return screen_class(color == "always" or (color == "auto" and auto_color))
 
 
-def leave(screen: Screen, outbox: Outbox, signum: int, _frame: object) -> NoReturn:
-    """Handle a signal: exit, whatever the loop is waiting for."""
-    screen.close(outbox.report())
-    os._exit(128 + signum)
-
-
 def handle_signals(screen: Screen, outbox: Outbox) -> None:
     """Leave on the signals that end programs, except those that are ignored at startup."""
+
+    def leave(signum: int, _frame: object) -> NoReturn:
+        """Handle a signal: exit, whatever the loop is waiting for."""
+        screen.close(outbox.report())
+        os._exit(128 + signum)
+
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):  # SIGBREAK: Windows
         signum = getattr(signal, name, None)
         if signum and signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, functools.partial(leave, screen, outbox))
+            signal.signal(signum, leave)
 
 
 def prepare_streams() -> None:
