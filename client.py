@@ -1178,10 +1178,10 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
-    """Make the sockets, and chat. Return a reason for status 1, or an empty string.
+def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> None:
+    """Make the sockets, and chat.
 
-    Raises OSError if the key cannot be used, or stdout fails.
+    Raises OSError if the key cannot be used, stdin was not read to its end, or stdout fails.
     """
     context = zmq.Context()
     push, sub = make_sockets(context, ipv6=":" in options.host, key=options.key)
@@ -1193,8 +1193,8 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> str:
     # Lines that our server will drop have no echo to wait for, so they may still be in libzmq. Let
     # it send them, for a second at most (even if it hangs in a name lookup).
     call_with_timeout(1, context.destroy)
-    all_read = stdin.ended and not stdin.failed
-    return "" if all_read else "the rest of the input, if any, was not read"
+    if stdin.failed or not stdin.ended:
+        raise OSError("the rest of the input, if any, was not read")
 
 
 def main() -> int:
@@ -1205,7 +1205,7 @@ def main() -> int:
     handle_signals(screen, outbox)
     reason = ""
     try:
-        reason = run(options, screen, outbox)
+        run(options, screen, outbox)
     except (OSError, zmq.ZMQError) as error:
         reason = str(error)
     finally:
