@@ -1102,10 +1102,9 @@ def make_screen(color: str) -> Screen:
     stdout = sys.stdout
     colorama.just_fix_windows_console()
     wrapped = sys.stdout is not stdout  # by colorama, for a console without escape codes
-    has_escapes = not wrapped and os.environ.get("TERM") != "dumb"
-    auto_color = has_escapes and is_terminal(1) and not os.environ.get("NO_COLOR")
-    has_editor = is_terminal(0) and is_terminal(1) and has_escapes
-    screen_class = EditorScreen if has_editor else Screen
+    has_escapes = is_terminal(1) and not wrapped and os.environ.get("TERM") != "dumb"
+    auto_color = has_escapes and not os.environ.get("NO_COLOR")
+    screen_class = EditorScreen if has_escapes and is_terminal(0) else Screen
     return screen_class(color == "always" or (color == "auto" and auto_color))
 
 
