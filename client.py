@@ -100,8 +100,7 @@ def chat(
     while outbox.lines or not stdin.ended:
         # wait for some input, or only for echoes while the outbox is full
         # (a terminal is read even then: typing must not hang)
-        has_room = len(outbox.lines) < WINDOW or screen.interactive
-        reading = has_room and not stdin.ended
+        reading = not stdin.ended and (len(outbox.lines) < WINDOW or screen.interactive)
         for line in wait_for_input(connection, stdin, reading):
             if not connection.up or watchdog.overdue:
                 screen.print_typed(line)  # Its echo may take long.
