@@ -63,7 +63,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NamedTuple, NoReturn
 
 import colorama
 import zmq
@@ -326,7 +326,9 @@ class Line(NamedTuple):
     """A line in the outbox."""
 
     frame: bytes
-    echo: bytes | None  # None if our server will drop the line: then it is never in flight
+    # The hash of its echo, or None if our server will drop the line: then it is never in flight.
+    # (It is a hash because a thousand echoes of long lines could take 60 MB.)
+    echo_hash: int | None
 
 
 class Outbox:
@@ -348,7 +350,7 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        self.resent: set[bytes | None] = set()  # echoes that may come twice
+        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> str:
@@ -368,12 +370,12 @@ class Outbox:
             self.undelivered += 1
             size = f"{len(frame):,} bytes{' or more' if len(line) >= MAX_KEPT else ''}"
             return f"line not sent: {size}, but the server takes {MAX_FRAME:,} at most"
-        echo = None
+        echo_hash = None
         try:
-            echo = echo_of(frame)
+            echo_hash = hash(echo_of(frame))
         except ValueError as error:
             problem = f"the server will drop this line: {error}: {excerpt(line)}"
-        self.lines.append(Line(frame, echo))
+        self.lines.append(Line(frame, echo_hash))
         return problem
 
     def push_to(self, connection: Connection) -> None:
@@ -388,7 +390,7 @@ class Outbox:
             while connection.up and self.can_push():
                 line = self.lines[self.in_flight]
                 send(connection.push, line.frame, zmq.NOBLOCK)
-                if line.echo is None:
+                if line.echo_hash is None:
                     self.undelivered += 1
                     del self.lines[self.in_flight]
                 else:
@@ -406,16 +408,16 @@ class Outbox:
         echoes of newer lines come.
         """
         echo_came = False
-        expected = [line.echo for line in self.lines[: self.in_flight]]
+        expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
-            echo = plain.encode()
-            if echo in expected:
-                del expected[: expected.index(echo) + 1]
+            echo_hash = hash(plain)
+            if echo_hash in expected:
+                del expected[: expected.index(echo_hash) + 1]
                 echo_came = True
-                if echo not in self.resent:  # It is of a newer line: no second echo comes after it.
-                    self.resent.clear()
-            elif echo in self.resent:
-                self.resent.remove(echo)
+                if echo_hash not in self.resent:
+                    self.resent.clear()  # It is of a newer line: no second echo comes after it.
+            elif echo_hash in self.resent:
+                self.resent.remove(echo_hash)
                 echo_came = True
         acknowledged = self.in_flight - len(expected)
         del self.lines[:acknowledged]
@@ -424,7 +426,7 @@ class Outbox:
 
     def rewind(self, first: int = 0) -> None:
         """Count lines in flight, from an index on, as not pushed: push_to will push them again."""
-        self.resent.update(line.echo for line in self.lines[first : self.in_flight])
+        self.resent.update(line.echo_hash for line in self.lines[first : self.in_flight])
         self.in_flight = first
 
     def probe(self) -> None:
@@ -484,7 +486,7 @@ SIMPLE_FRAME = re.compile(rf'\{{"user": ?{SIMPLE_STRING}, ?"message": ?{SIMPLE_S
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
-def echo_of(frame: bytes) -> bytes:
+def echo_of(frame: bytes) -> str:
     """Return the message that our server makes of a frame (slide 3), without its colour: its echo.
 
     Raises ValueError, with the reason, if it makes none.
@@ -495,7 +497,7 @@ def echo_of(frame: bytes) -> bytes:
         raise ValueError("not UTF-8") from None
     if simple := SIMPLE_FRAME.fullmatch(text):
         # Even with its colour, the message is shorter than the frame, so it is not too long.
-        return f"{simple[1]}> {simple[2]}".encode()
+        return f"{simple[1]}> {simple[2]}"
     text = text.removeprefix("\ufeff")  # a byte order mark, as the server does
     try:
         payload = parse_json(text)
@@ -503,13 +505,13 @@ def echo_of(frame: bytes) -> bytes:
         payload = None
     match payload:
         case {"user": str(user), "message": str(message)}:
-            echo = f"{sanitize(user)}> {sanitize(message)}".encode()
+            echo = f"{sanitize(user)}> {sanitize(message)}"
         case _:
             hint = "to just type text, use --user NAME"
             if text.startswith("{") and not text.endswith("}"):
                 hint = "write the whole object on one line"
             raise ValueError(f'not a JSON object with "user" and "message" ({hint})')
-    if len(echo) + len(CYAN + RESET) > MAX_FRAME:
+    if len(echo.encode()) + len(CYAN + RESET) > MAX_FRAME:
         raise ValueError("too long once escaped")
     return echo
 
@@ -642,10 +644,10 @@ class Screen:
 
         Raises OSError if stdout fails otherwise.
         """
-        texts = [colored if self.color else plain for plain, colored in messages]
+        text = "".join(f"{colored if self.color else plain}\n" for plain, colored in messages)
         try:
-            if texts:
-                self.write(texts, sys.stdout)
+            if text:
+                self.write(text, 1)
         except OSError as error:
             if error.errno not in READER_LEFT:
                 raise
@@ -663,32 +665,26 @@ class Screen:
         """Print a notice, if there is one."""
         if text:
             with contextlib.suppress(OSError):
-                self.write([f"client.py: {sanitize(text)}"], sys.stderr)
+                self.write(f"client.py: {sanitize(text)}\n", 2)
 
     def print_typed(self, line: bytes) -> None:
         """Do nothing: without a line editor, what was typed stays on the terminal anyway."""
 
-    def write(self, texts: list[str], stream: TextIO) -> None:
-        """Write texts, each on a line of its own. Raises OSError."""
-        stream.write("".join(f"{text}\n" for text in texts))
-        stream.flush()
+    def write(self, text: str, file: int) -> None:
+        """Write lines of text to stdout (1) or stderr (2), in UTF-8. Raises OSError."""
+        # Open the file for each write: a signal may interrupt one, and write the report.
+        with open(file, "w", encoding="utf-8", errors="replace", closefd=False) as stream:
+            stream.write(text)
 
     def refresh(self) -> None:
         """Redraw what the user has changed: without a line editor, nothing."""
 
     def close(self, report: str) -> None:
-        """Print a last notice, if that is possible within 0.3 seconds.
+        """Print the report, if there is one, and if that is possible within 0.3 seconds.
 
         Perhaps nobody reads stderr, or Ctrl-S has stopped the terminal.
         """
-        call_with_timeout(0.3, self.print_report, report)
-
-    def print_report(self, report: str) -> None:
-        """Print a last notice, if there is one."""
-        # Not to sys.stderr: a signal may have interrupted a write to it.
-        if report:
-            with contextlib.suppress(OSError), open_stream(2) as stderr:
-                print(f"client.py: {sanitize(report)}", file=stderr)
+        call_with_timeout(0.3, self.print_notice, report)
 
 
 def is_terminal(file: int) -> bool:
@@ -761,8 +757,10 @@ BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
 }
 EDITS = {key: edit for keys, edit in BINDINGS.items() for key in keys}
 
-CLEAR = "\r\x1b[J"  # go to the first column, and clear to the end of the screen
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut off what is too long for a row, or wrap it as usual
+# Go to the first column, and clear to the end of the screen. As a signal may have interrupted a
+# write, set the colour and wrapping to normal, too.
+CLEAR = f"\r{RESET}{WRAP}\x1b[J"
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 
 
@@ -936,39 +934,33 @@ class EditorScreen(Screen):
         columns = os.get_terminal_size(1).columns or 80  # 0 if the terminal does not know
         return self.editor.draw(columns)
 
-    def write(self, texts: list[str], stream: TextIO) -> None:
-        """Write texts, above the row if the stream is a terminal. Raises OSError."""
-        if is_terminal(stream.fileno()):
+    def write(self, text: str, file: int) -> None:
+        """Write lines of text, above the row if the file is a terminal. Raises OSError."""
+        if is_terminal(file):
             self.drawn = self.row()
-            stream.write(CLEAR + "\n".join([*texts, self.drawn]))
-            stream.flush()
-        else:
-            super().write(texts, stream)
+            text = CLEAR + text + self.drawn
+        super().write(text, file)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line that Enter has removed from the row, as its echo may take long."""
-        self.write([sanitize(line.decode(errors="replace"))], sys.stdout)
+        """Print a line that has left the row, if it is not empty."""
+        text = sanitize(line.decode(errors="replace"))
+        with contextlib.suppress(OSError):
+            self.write(f"{text}\n" if text else "", 1)
 
     def refresh(self) -> None:
         """Redraw the row if it or the window has changed. Suspend, if Ctrl-Z was pressed."""
         if self.terminal.suspend_requested:
-            os.write(1, CLEAR.encode())
+            super().write(CLEAR, 1)
             self.terminal.suspend()
             self.drawn = ""
         if self.drawn != self.row():
-            self.write([], sys.stdout)
+            self.write("", 1)
 
     def close(self, report: str) -> None:
-        """Restore the terminal, and print a last notice."""
+        """Restore the terminal, and print the line being typed, and the report."""
         self.terminal.restore()
+        call_with_timeout(0.3, self.print_typed, self.editor.enter())
         super().close(report)
-
-    def print_report(self, report: str) -> None:
-        """Move below the row, if it has text, and print a last notice, if there is one."""
-        with contextlib.suppress(OSError):
-            # A signal may have interrupted a write, so set the colour and wrapping to normal.
-            os.write(1, (RESET + WRAP + ("\n" if self.editor.line else "")).encode())
-        super().print_report(report)
 
 
 # The terminal.
@@ -1000,10 +992,9 @@ if sys.platform != "win32":
 
         def in_background(self) -> bool:
             """Return whether the terminal belongs to the shell, or to another job."""
-            try:
+            with contextlib.suppress(OSError):  # not our controlling terminal, as under setsid
                 return os.tcgetpgrp(0) != os.getpgrp()
-            except OSError:  # not our controlling terminal, as under setsid: no shell shares it
-                return False
+            return False
 
         def read(self) -> bytes:
             """Wait for keys, and return them. Return nothing at the end of the input."""
@@ -1132,12 +1123,6 @@ def prepare_streams() -> None:
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
-    sys.stdout, sys.stderr = open_stream(1), open_stream(2)
-
-
-def open_stream(file: int) -> TextIO:
-    """Open stdout or stderr for UTF-8 (on Windows, with CRLF, and Unicode for consoles)."""
-    return open(file, "w", encoding="utf-8", errors="replace", closefd=False)
 
 
 def host(text: str) -> str:

@@ -168,7 +168,7 @@ def test_the_echo_to_wait_for_is_what_the_server_publishes(line: bytes) -> None:
     except ValueError:
         expected = []
     published = make_messages([line], log=Mock())
-    assert [client.sanitize_message(message)[0].encode() for message in published] == expected
+    assert [client.sanitize_message(message)[0] for message in published] == expected
 
 
 # README, More differences: the client escapes them, too (all but colors and TAB), in case it talks
