@@ -25,8 +25,8 @@ The function serve is the talk's loop. What the rest adds to it:
   chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
-  about as fast as a loop that parses nothing, unless clients escape letters. (Python's json.dumps
-  does, by default.) See match_simple_lines.
+  about as fast as a loop that parses nothing, unless clients escape what is not ASCII (as Python's
+  json.dumps does by default). See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
   subscribers have about another second to receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -106,7 +106,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:
+            if len(message) > MAX_SIZE:  # possible only if escaping has made it longer
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -125,7 +125,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
     "message" are strings or numbers. Raises RecursionError if it is nested too deeply.
     """
     match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
-        case {"user": str(user), "message": str(text)}:  # parse_json made strings of numbers.
+        case {"user": str(user), "message": str(text)}:  # or numbers, which are strings by now
             return sanitize(user), sanitize(text)
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
@@ -146,16 +146,17 @@ def sanitize(text: str) -> str:
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
-# All characters but UNSAFE, TAB, quotation mark (between ! and #) and backslash (between [ and ]).
-# They are written out, because matching with [^...] would be a fifth slower. A test compares them
-# with UNSAFE.
+# Most lines are simple: they have the keys "user" and "message", in this order, and strings that
+# are not empty and have no character that JSON or sanitize escapes. So the strings are the user and
+# the text, as they are.
+
+# All characters but those that sanitize escapes (UNSAFE) and those that JSON does: TAB, quotation
+# mark (between ! and #) and backslash (between [ and ]). They are written out, because matching
+# with [^...] would be a fifth slower. A test compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
-
-# Most lines are simple: they have these two keys, in this order, and strings that are not empty and
-# have no character that JSON or sanitize escapes. So the strings are the user and the text, as they
-# are. json.dumps writes spaces after colons and commas, JSON.stringify does not.
-SIMPLE_LINE = '{"user": ?' + STRING + ', ?"message": ?' + STRING + "}\n"
+# " ?": json.dumps writes these spaces, JSON.stringify does not.
+SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
 ANY_LINE = r".*\n"
 SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
 
@@ -167,7 +168,7 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     all lines at once takes even less.
     """
     # Each line, followed by a newline. Invalid UTF-8 becomes lone surrogates, which are no
-    # SIMPLE_CHARS.
+    # SIMPLE_CHARS: the line is left to parse_line, which rejects it.
     batch = (b"\n".join(lines) + b"\n").decode(errors="surrogateescape")
     if batch.count("\n") != len(lines):  # A line contains a newline (or there is no line).
         return [("", "")] * len(lines)
@@ -177,9 +178,9 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
 
 # Publish.
 
-MAX_TIMEOUT = 2.0  # seconds; see Publisher
-MIN_TIMEOUT = 0.05  # seconds
-RECOVERY_TIME = 20.0  # seconds
+MAX_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled lately
+MIN_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
+RECOVERY_TIME = 20.0  # seconds without a stall after which MAX_TIMEOUT applies again
 
 
 class Publisher:
@@ -195,12 +196,13 @@ class Publisher:
        the clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
        all others. From then on, libzmq skips each of the full queues, as if its subscriber were
-       gone, until half of the queue has been read.
+       gone, until half of the queue has been read. (On Linux, a subscriber that reads nothing for
+       20 seconds is disconnected: see TCP_MAXRT.)
 
     There is one timeout, whoever stalls: normally, 2 seconds. Each stall halves it, down to 0.05
     seconds, so that many stalls do not delay the chat for long. If the last stall was more than 20
-    seconds ago, the next wait begins with 2 seconds again. The cost: while the timeout is short,
-    merely slow subscribers stall, too.
+    seconds ago, it is 2 seconds again. The cost: while the timeout is short, merely slow
+    subscribers stall, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -227,13 +229,15 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        while time.monotonic() < started + self.timeout:
+        while True:
+            # After a signal, a wait may take a quarter of the time left, at most: other waits may
+            # follow, and lines that have arrived are still to be received.
+            self.timeout = min(self.timeout, self.shutdown.time_left() / 4)
+            if time.monotonic() >= started + self.timeout:
+                break
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
-            # After a signal, a wait takes a quarter of the time left, at most: others may follow,
-            # and lines that have arrived are still to be received.
-            self.timeout = min(self.timeout, self.shutdown.time_left() / 4)
         self.send_skipping_full_queues(message)
         self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
@@ -252,7 +256,7 @@ class Publisher:
 
 # Shut down.
 
-# The server exits within 3 seconds of a signal, whatever its clients do:
+# The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal:
 #   until 1.0  The loop goes on, to publish lines that are on their way to PULL.
 #   until 1.6  The last turn of the loop, which begins just before 1.0, ends. (receive takes up to
 #              0.2 seconds, and publish may wait for subscribers until 1.6.)
@@ -283,7 +287,7 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # Not all later signals are blocked below: not on Windows, nor in Log's thread.
+            return  # A later signal gets here only on Windows, or through the thread of Log.
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
@@ -313,7 +317,7 @@ class Log:
         """Queue the report "event: detail". If the event is queued already, count it instead."""
         with self.lock:
             count, _ = self.reports.get(event, (0, ""))
-            self.reports[event] = count + 1, detail
+            self.reports[event] = (count + 1, detail)
 
     def close(self) -> None:
         """End the thread, after a last write. Give up after 0.1 seconds, if stderr is blocked."""
@@ -328,7 +332,7 @@ class Log:
 
     def write(self) -> None:
         """Write what is queued."""
-        with self.lock:  # not while writing, as report must not wait for that
+        with self.lock:  # Release it before writing: report must never wait for that.
             reports, self.reports = self.reports, {}
         for event, (count, detail) in reports.items():
             times = f" ({count:,} times)" if count > 1 else ""
@@ -370,9 +374,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. It is the ticket to the chat: the server admits any client that
-    has it, and nobody else. If neither file exists, make both. Raises ValueError, with the reason,
-    if they cannot be used.
+    NAME.key holds the public key. But it should not be published: the server admits any client
+    that has it, and nobody else. If neither file exists, make both. Raises ValueError, with the
+    reason, if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -385,7 +389,7 @@ def load_key(name: str) -> bytes:
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: bad file
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: damaged
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return secret
 
