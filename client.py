@@ -6,14 +6,14 @@
 """The chat client of the talk "Ømq & Services @ Chartboost" (slides 8 to 14), in Python.
 
 It PUSHes each line of stdin to the server, and prints what SUB receives. The function chat is the
-talk's loop, but messages appear without pressing Enter. The exit status is 0 if all lines that were
-read were published.
+talk's loop, but messages appear without pressing Enter. The exit status is 0 only if every line
+that was read is known to be published.
 
 line       what comes from stdin
 frame      what is pushed for a line: the line as it was typed (our server wants JSON), or with
            --user, {"user": NAME, "message": LINE}
 message    what the server makes of a frame and publishes to everybody, in UTF-8; it is printed with
-           its control characters escaped, except colours and TABs
+           its control characters escaped, except colors and TABs
 echo       the message of a line of this client
 in flight  pushed, but not yet acknowledged by an echo
 waiting    in flight, or still to be pushed
@@ -75,11 +75,11 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
-Message = tuple[str, str]  # (plain, coloured): the same text, sanitized, without and with colours
+Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without and with colors
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-WINDOW = 1_000  # lines in flight, at most: pushed twice, they fill our server's queue of messages
-MAX_MESSAGES = 200  # messages that one turn of the loop receives, at most; SUB queues as many
+WINDOW = 1_000  # lines in flight, at most; if pushed again, all echoes still fit our server's queue
+MAX_MESSAGES = 200  # messages that one turn of the loop receives, at most, and that SUB queues
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -103,7 +103,7 @@ def chat(
         reading = not stdin.ended and (len(outbox.lines) < WINDOW or screen.interactive)
         for line in wait_for_input(connection, stdin, reading):
             if not connection.up or watchdog.overdue:
-                screen.print_typed(line)  # Its echo may take long.
+                screen.print_typed(line)  # The editor has removed it, and its echo may take long.
             problem = outbox.add(line)
             screen.print_problem(problem)
 
@@ -118,7 +118,7 @@ def chat(
         if not screen.print_messages(messages):
             stdin.ended = True  # The reader of stdout has left, as `| head -1` does. It has enough.
 
-        # act if no echo comes
+        # act if no echo comes, and end if none has come for too long
         if watchdog.act(reading, echo_came):
             break
 
@@ -170,7 +170,7 @@ class Stdin:
         return [line for line in lines if line]
 
 
-MAX_KEPT = 1_000_000  # bytes kept of a line, even if it is too long to send, to report its size
+MAX_KEPT = 1_000_000  # bytes kept of a line: far more than can be sent, to report its size
 
 
 class Splitter:
@@ -178,7 +178,7 @@ class Splitter:
 
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
-        self.bom = codecs.BOM_UTF8  # PowerShell puts it before the first line; empty after that
+        self.bom = codecs.BOM_UTF8  # which PowerShell puts first; empty after the first line
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that data completes, and whether stdin has ended. No data means that."""
@@ -199,15 +199,12 @@ RETRY_INTERVAL = 10.0  # seconds without a connection until a reconnect, in case
 MONITOR_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
-def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tuple[Sock, Sock]:
-    """Return PUSH and SUB (slide 8).
-
-    ipv6 is whether the host is an IPv6 address. The key is the file of the server's public key, or
-    None. Raises OSError if that file cannot be used.
-    """
+def make_sockets(context: zmq.Context[Sock], options: argparse.Namespace) -> tuple[Sock, Sock]:
+    """Return PUSH and SUB (slide 8). Raises OSError if the key cannot be used."""
     push, sub = context.socket(zmq.PUSH), context.socket(zmq.SUB)
     for sock in (push, sub):
-        sock.set(zmq.IPV6, int(ipv6))  # With IPv6 on, a name would be resolved to IPv6 only.
+        # Turn IPv6 on only for an IPv6 address: if it is on, a name is resolved to IPv6 only.
+        sock.set(zmq.IPV6, int(":" in options.host))
         sock.set(zmq.RECONNECT_IVL, 100)  # milliseconds until a reconnect: see Outbox.push_to
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between later attempts, at most
         # On Linux, detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
@@ -216,8 +213,8 @@ def make_sockets(context: zmq.Context[Sock], ipv6: bool, key: str | None) -> tup
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-    if key is not None:
-        encrypt(push, sub, key)
+    if options.key is not None:
+        encrypt(push, sub, options.key)
     push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
     sub.set(zmq.LINGER, 0)  # Drop a subscription that still waits for a server at the end.
     sub.set(zmq.MAXMSGSIZE, 4 * MAX_FRAME)  # Another server may publish longer messages than ours.
@@ -259,20 +256,18 @@ class Connection:
             sock.connect(endpoint)
         self.unconnected = {push, sub}  # which of the two sockets are not connected
         self.up = False
-        self.came_up = False  # whether the last update turned up from False to True
+        self.came_up = False  # whether the last update changed up from False to True
         self.ever_up = False
-        now = time.monotonic()
-        self.ready_at = now  # when the subscription should be in effect
-        self.retry_at = now + RETRY_INTERVAL  # when to reconnect, if it is not up
-        self.last_up = now  # when it was up last, or else when it was created
-        # What the last notice said about up. At first, None if it is to be announced that it is up.
-        self.announced = None if announce else True
+        self.ready_at = math.inf  # when the subscription should be in effect
+        self.last_try = time.monotonic()  # when it was up last, or else tried to connect last
+        # What the last notice said: "up" or "down". (A pipe needs none when it connects first.)
+        self.announced = "" if announce else "up"
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        After every handshake, the connection counts as down for SLOW_JOINER_DELAY. So came_up
-        follows each handshake, even if one call reads both a loss and the next handshake.
+        Each handshake sets up to False for SLOW_JOINER_DELAY. So came_up follows each handshake,
+        even if one call reads both a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -288,29 +283,24 @@ class Connection:
         self.up = not self.unconnected and now >= self.ready_at
         self.came_up = self.up and not was_up
         if self.up:
-            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
-        elif now >= self.retry_at:
-            self.retry_at = now + RETRY_INTERVAL
-            self.reconnect()
-
-    def reconnect(self) -> None:
-        """Reconnect the sockets that are not connected, since libzmq may have given up.
-
-        It gives up after a protocol error: a message is too long, or only one side uses --key.
-        """
-        for sock in self.unconnected:
-            sock.disconnect(self.endpoints[sock])
-            sock.connect(self.endpoints[sock])
+            self.ever_up, self.last_try = True, now
+        elif now >= self.last_try + RETRY_INTERVAL:
+            self.last_try = now
+            # libzmq gives up after a protocol error: a message is too long, or only one side uses
+            # --key.
+            for sock in self.unconnected:
+                sock.disconnect(self.endpoints[sock])
+                sock.connect(self.endpoints[sock])
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        # While only the slow-joiner delay is left, it is neither up nor down.
-        down = self.unconnected and time.monotonic() >= self.last_up + NOTICE_DELAY
-        if self.up and self.announced is not True:
-            self.announced = True
+        # There is no notice while only the slow-joiner delay is left.
+        down = self.unconnected and time.monotonic() >= self.last_try + NOTICE_DELAY
+        if self.up and self.announced != "up":
+            self.announced = "up"
             return f"connected to {self.host}"
-        if down and self.announced is not False:
-            self.announced = False
+        if down and self.announced != "down":
+            self.announced = "down"
             cause = f"no server at {self.host} (or its --key differs)"
             if len(self.unconnected) == 1:
                 [sock] = self.unconnected
@@ -327,7 +317,7 @@ class Line(NamedTuple):
 
     frame: bytes
     # The hash of its echo, or None if our server will drop the line: then it is never in flight.
-    # (It is a hash because a thousand echoes of long lines could take 60 MB.)
+    # (Only a hash: Python may need 4 bytes for a character, so 60 MB for a thousand long echoes.)
     echo_hash: int | None
 
 
@@ -350,7 +340,8 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        self.resent: set[int | None] = set()  # hashes of echoes that may come twice
+        # The hashes of the echoes of lines that were pushed again: a second echo may come.
+        self.resent: set[int | None] = set()
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> str:
@@ -379,13 +370,14 @@ class Outbox:
         return problem
 
     def push_to(self, connection: Connection) -> None:
-        """Push lines (slide 8), until WINDOW are in flight. Call this right after update.
+        """Push lines (slide 8), until WINDOW are in flight.
 
-        (A break between the two calls does no harm: PUSH reconnects after 100 ms at the earliest
-        (RECONNECT_IVL), and takes nothing until then (IMMEDIATE).)
+        Call this right after update: no new line may go over a new connection before rewind. (A
+        break between the two calls does no harm, as PUSH then takes nothing for 100 ms: see
+        IMMEDIATE and RECONNECT_IVL.)
         """
         if connection.came_up:
-            self.rewind()  # first: the echo of a later line would acknowledge those that were lost
+            self.rewind()  # before a new line is pushed: its echo would acknowledge lost lines
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while connection.up and self.can_push():
                 line = self.lines[self.in_flight]
@@ -403,9 +395,8 @@ class Outbox:
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
 
-        Return whether there was an echo, which shows that the server is alive. A second echo does
-        so, too: after a break, a slow link may be busy with second echoes for a minute, before the
-        echoes of newer lines come.
+        Return whether there was an echo, which shows that the server is alive. So does a second
+        echo: after a break, a slow link may carry nothing but second echoes for a minute.
         """
         echo_came = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
@@ -415,7 +406,9 @@ class Outbox:
                 del expected[: expected.index(echo_hash) + 1]
                 echo_came = True
                 if echo_hash not in self.resent:
-                    self.resent.clear()  # It is of a newer line: no second echo comes after it.
+                    # The line was pushed after all that were pushed again: their second echoes
+                    # have come by now, or are lost.
+                    self.resent.clear()
             elif echo_hash in self.resent:
                 self.resent.remove(echo_hash)
                 echo_came = True
@@ -487,7 +480,7 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
 def echo_of(frame: bytes) -> str:
-    """Return the message that our server makes of a frame (slide 3), without its colour: its echo.
+    """Return the message that our server makes of a frame (slide 3), without its color: its echo.
 
     Raises ValueError, with the reason, if it makes none.
     """
@@ -496,7 +489,7 @@ def echo_of(frame: bytes) -> str:
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     if simple := SIMPLE_FRAME.fullmatch(text):
-        # Even with its colour, the message is shorter than the frame, so it is not too long.
+        # Even with its color, the message is shorter than the frame, so it is not too long.
         return f"{simple[1]}> {simple[2]}"
     text = text.removeprefix("\ufeff")  # a byte order mark, as the server does
     try:
@@ -524,7 +517,7 @@ def sanitize(text: str) -> str:
 # Dump buffered messages.
 
 
-COLOR = re.compile("(\x1b\\[[0-9;:]*m)")
+COLOR = re.compile(r"(\x1b\[[0-9;:]*m)")
 
 
 def receive(sub: Sock) -> list[Message]:
@@ -544,11 +537,11 @@ def sanitize_message(data: bytes) -> Message:
         # The usual message of our server. No unsafe character is printable, so there is nothing to
         # escape. (Only for speed: without this, a pipe would take 1.4 times as long.)
         return plain, text
-    parts = COLOR.split(text)  # text, colour, text, ..., text
+    parts = COLOR.split(text)  # text, color, text, ..., text
     parts[::2] = map(sanitize, parts[::2])
     plain, colored = "".join(parts[::2]), "".join(parts)
     if len(parts) > 1 and not text.endswith(RESET):
-        colored += RESET  # Colours must not leak into what follows.
+        colored += RESET  # Colors must not leak into what follows.
     return plain, colored
 
 
@@ -567,17 +560,17 @@ class Watchdog:
     8         -                                 end, if there never was a connection
     30        give up the lines in flight       end
 
-    The loop does not read after the end of stdin, or while the outbox is full. While it reads, it
-    does not probe, because the echo of the next line will acknowledge all lines before it. And
-    while it reads but there is no connection, the clock stands still: the lines wait until the
-    server is back.
+    The loop does not read after the end of stdin, nor a pipe while the outbox is full. While it
+    reads, it does not probe, because the echo of the next line will acknowledge all lines before
+    it. And while it reads but there is no connection, the clock stands still: the lines wait until
+    the server is back.
     """
 
     def __init__(self, outbox: Outbox, connection: Connection, screen: Screen) -> None:
         self.outbox, self.connection, self.screen = outbox, connection, screen
         self.clock = 0.0  # how many seconds lines have waited
         self.last_turn = time.monotonic()  # when act was called last
-        self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe
+        self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe; inf after it
         # True after 5 seconds without an echo, until the next echo. Giving up does not end it, so
         # that a server that never echoes causes one notice, not one every 30 seconds.
         self.overdue = False
@@ -621,9 +614,6 @@ class Watchdog:
 
 # The screen.
 
-# The errors of a write to stdout when its reader has left. Windows reports EINVAL, or EPIPE.
-READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
-
 
 class Screen:
     """What the user sees, and types on. With a line editor, it is an EditorScreen."""
@@ -649,7 +639,7 @@ class Screen:
             if text:
                 self.write(text, 1)
         except OSError as error:
-            if error.errno not in READER_LEFT:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows reports either.
                 raise
             return False
         return True
@@ -672,7 +662,8 @@ class Screen:
 
     def write(self, text: str, file: int) -> None:
         """Write lines of text to stdout (1) or stderr (2), in UTF-8. Raises OSError."""
-        # Open the file for each write: a signal may interrupt one, and write the report.
+        # Use a new stream each time: a signal handler may write the report during a write, which
+        # Python's streams do not allow.
         with open(file, "w", encoding="utf-8", errors="replace", closefd=False) as stream:
             stream.write(text)
 
@@ -715,9 +706,9 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 #     ESC O A      Up, in application mode, which an earlier program may have left on
 #     ESC b        Alt-B
 #     ESC ESC O A  Alt-Up
-# ESC may come twice: Alt with a special key. One that comes alone waits for what follows. Keys that
-# edit nothing, such as Alt-Up, are only matched to be ignored. So are answers to an earlier
-# program, such as ESC ] ... BEL.
+# ESC may come twice: Alt with a special key. An ESC alone waits for what follows. Keys that edit
+# nothing, such as Alt-Up, are only matched to be ignored. So are answers to an earlier program,
+# such as ESC ] ... BEL. (If one comes in two parts, it is taken for Alt-] and text.)
 
 # A control sequence is ESC, [, parameters (0 to ?), intermediates (space to /), and a last
 # character (@ to ~). The second [ is for the Linux console, where F1 is ESC [ [ A.
@@ -728,9 +719,8 @@ KEY_PATTERN = re.compile(  # The first alternative that matches counts.
     | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~, or a broken sequence, which has no last character
     | \x1b+ O[0-9;]*.                # ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL
-    | \x1b+ .                        # ESC b
     | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
-    | .                              # Enter, Backspace, Ctrl-A
+    | \x1b* .                        # Enter, Backspace, Ctrl-A, ESC b
     """,
     re.DOTALL | re.VERBOSE,
 )
@@ -759,7 +749,7 @@ EDITS = {key: edit for keys, edit in BINDINGS.items() for key in keys}
 
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # cut off what is too long for a row, or wrap it as usual
 # Go to the first column, and clear to the end of the screen. As a signal may have interrupted a
-# write, set the colour and wrapping to normal, too.
+# write, set the color and wrapping to normal, too.
 CLEAR = f"\r{RESET}{WRAP}\x1b[J"
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 
@@ -774,7 +764,7 @@ class Editor:
         self.line: list[str] = []
         self.cursor: int = 0
         self.killed: str = ""  # what Ctrl-Y inserts
-        self.history: list[str] = [""]  # The last item is for the new line: see recall.
+        self.history: list[str] = [""]  # The last item is for the line not yet sent: see recall.
         self.history_index: int = 0  # of the line shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
@@ -782,8 +772,8 @@ class Editor:
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Process the keys in data. Return the completed lines, and whether stdin has ended.
 
-        It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is
-        dropped then.
+        It ends with Ctrl-D in an empty line, or when there is no data. A line without Enter is not
+        sent then.
         """
         keys = KEY_PATTERN.finditer(self.partial_key + self.decoder.decode(data))
         self.partial_key = ""
@@ -837,7 +827,7 @@ class Editor:
         Lines of the history stay as they were sent: edits to an older line are not kept.
         """
         if 0 <= self.history_index + step < len(self.history):
-            if self.history_index == len(self.history) - 1:  # Keep the new line.
+            if self.history_index == len(self.history) - 1:  # Keep what is not yet sent.
                 self.history[-1] = "".join(self.line)
             self.history_index += step
             self.line = split_characters(self.history[self.history_index])
@@ -855,9 +845,9 @@ class Editor:
     def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        If the line is too long, show as much before the cursor as fits, but leave a column for the
-        cursor, and up to a quarter of the row for the text from the cursor on. For example, with
-        the cursor on the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
+        If the line is too long, show as much before the cursor as fits, but leave up to a quarter
+        of the row, and one column more, for the text from the cursor on. For example, with the
+        cursor on the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
         cursor belongs.
@@ -959,7 +949,8 @@ class EditorScreen(Screen):
     def close(self, report: str) -> None:
         """Restore the terminal, and print the line being typed, and the report."""
         self.terminal.restore()
-        call_with_timeout(0.3, self.print_typed, self.editor.enter())
+        typed = self.editor.enter()  # It leaves the row, but is not sent.
+        call_with_timeout(0.3, self.print_typed, typed)
         super().close(report)
 
 
@@ -1019,10 +1010,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Python's handlers cannot run while the process is stopped. So use the default actions:
-            # SIGTSTP must stop it, and SIGTERM must end it. (After SIGTERM, a shell's kill sends
-            # SIGCONT. Then the thread that reads the terminal would stop the process again, with
-            # SIGTTIN, before a handler could run.)
+            # While stopped, use the default action of every signal: SIGTSTP must stop the process,
+            # and SIGTERM must end it. (A Python handler would come too late for SIGTERM: the
+            # shell's kill also sends SIGCONT, the process goes on in the background, and its
+            # thread, which reads the terminal, stops it again, by SIGTTIN.)
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1167,7 +1158,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> None:
     Raises OSError if the key cannot be used, stdin was not read to its end, or stdout fails.
     """
     context = zmq.Context()
-    push, sub = make_sockets(context, ipv6=":" in options.host, key=options.key)
+    push, sub = make_sockets(context, options)
     connection = Connection(push, sub, options, announce=screen.interactive)
     splitter, read = screen.open_input()
     stdin = Stdin(splitter)

@@ -66,8 +66,8 @@ def start_to_connect(
     context: Context, ports: tuple[int, int], host: str = "127.0.0.1"
 ) -> client.Connection:
     """Return a connection to a server, which is not up yet."""
-    options = argparse.Namespace(host=host, push_port=ports[0], sub_port=ports[1])
-    push, sub = client.make_sockets(context, ipv6=False, key=None)
+    options = argparse.Namespace(host=host, push_port=ports[0], sub_port=ports[1], key=None)
+    push, sub = client.make_sockets(context, options)
     return client.Connection(push, sub, options, announce=False)
 
 
@@ -203,7 +203,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     connection = start_to_connect(context, bare_server.ports)
-    connection.last_up = connected_at = 0.0
+    connection.last_try = connected_at = 0.0
     while not connection.up:
         connection.update()
         if connection.unconnected:
@@ -438,7 +438,8 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
 def test_even_a_long_host_name_may_be_down(context: Context) -> None:
     """Its endpoints are longer than what pyzmq reads of zmq.LAST_ENDPOINT."""
     connection = start_to_connect(context, (1, 2), host=".".join(["x" * 60] * 5))
-    connection.reconnect()
+    connection.last_try -= client.RETRY_INTERVAL
+    connection.update()
     assert connection.unconnected == {connection.push, connection.sub}
 
 
@@ -478,10 +479,9 @@ def test_lines_in_flight_go_again_over_a_new_connection(
 
 
 def test_push_takes_no_line_without_a_connection(context: Context) -> None:
-    push, _ = client.make_sockets(context, ipv6=False, key=None)
-    push.connect(f"tcp://127.0.0.1:{free_port()}")
+    connection = start_to_connect(context, (free_port(), free_port()))
     with pytest.raises(zmq.Again):
-        push.send(b"x", zmq.NOBLOCK)
+        connection.push.send(b"x", zmq.NOBLOCK)
 
 
 # README, Delivery in detail: So each reconnection causes at most 1,000 resends.
