@@ -14,7 +14,7 @@ Out: USER> TEXT
      (cyan) and ESC[0m.
 
 Each line and each message is one ZeroMQ frame: one send, one recv. (So a line may even contain
-newlines, where JSON allows them.)
+newlines, as white space of its JSON.)
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
 Its own thread moves them between these queues and the network.
@@ -24,9 +24,9 @@ The function serve is the talk's loop. What the rest adds to it:
   subscriber misses nothing. After that, the subscriber has stalled: it misses messages, and the
   chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
-- Lines are received in batches, and most lines of a batch are parsed at once. This makes the server
-  about as fast as a loop that parses nothing, unless clients escape what is not ASCII (as Python's
-  json.dumps does by default). See match_simple_lines.
+- Lines are received in batches, and most lines of a batch are parsed together. This makes the
+  server about as fast as a loop that parses nothing, unless clients use JSON's escapes for what is
+  not ASCII (as Python's json.dumps does by default). See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
   subscribers have about another second to receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -63,9 +63,9 @@ recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
-    """Wait for input and forward it to all subscribers (slide 3), until a shutdown is due."""
+    """Wait for input and forward it to all subscribers (slide 3), until a second after a signal."""
     publisher = Publisher(pub, shutdown, log)
-    while not shutdown.is_due():
+    while not shutdown.loop_must_end():
         lines = receive(pull)
         messages = make_messages(lines, log)
         publisher.publish(messages)
@@ -100,10 +100,10 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Invalid lines are dropped and reported.
     """
     messages = []
-    # match_simple_lines is fast. It returns ("", "") for a line that only parse_line can parse.
+    # match_simple_lines is fast. It leaves the lines that only parse_line can parse: ("", "").
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:
+            if not user:  # The line is not simple: a simple line has a user.
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # possible only if escaping has made it longer
@@ -121,16 +121,17 @@ parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 def parse_line(line: bytes) -> tuple[str, str]:
     """Return the user and the text of a line, sanitized.
 
-    Raises ValueError if the line is not UTF-8, not JSON, or not an object whose "user" and
-    "message" are strings or numbers. Raises RecursionError if it is nested too deeply.
+    Raises ValueError, with the reason, if the line is invalid, and RecursionError if it is nested
+    too deeply.
     """
     match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
-        case {"user": str(user), "message": str(text)}:  # or numbers, which are strings by now
+        case {"user": str(user), "message": str(text)}:  # Numbers are strings, too.
             return sanitize(user), sanitize(text)
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# The characters to escape: they could control a terminal, break a line, or mislead a reader.
+# The characters to escape: they could control a terminal, break a line, or mislead a reader, or
+# they cannot be encoded.
 UNSAFE = [
     *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
     *range(0x2028, 0x202A),  # line and paragraph separators
@@ -165,14 +166,15 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
     This is only for speed: matching a line takes a sixth of the time of parsing it, and matching
-    all lines at once takes even less.
+    all lines in one call takes even less.
     """
     # Each line, followed by a newline. Invalid UTF-8 becomes lone surrogates, which are no
     # SIMPLE_CHARS: the line is left to parse_line, which rejects it.
     batch = (b"\n".join(lines) + b"\n").decode(errors="surrogateescape")
     if batch.count("\n") != len(lines):  # A line contains a newline (or there is no line).
         return [("", "")] * len(lines)
-    # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
+    # There is one match for each line, in order: what is not a SIMPLE_LINE is ANY_LINE. Then, both
+    # groups are empty.
     return SIMPLE_OR_ANY_LINE.findall(batch)
 
 
@@ -197,7 +199,7 @@ class Publisher:
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
        all others. From then on, libzmq skips each of the full queues, as if its subscriber were
        gone, until half of the queue has been read. (On Linux, a subscriber that reads nothing for
-       20 seconds is disconnected: see TCP_MAXRT.)
+       long is disconnected: see TCP_MAXRT.)
 
     There is one timeout, whoever stalls: normally, 2 seconds. Each stall halves it, down to 0.05
     seconds, so that many stalls do not delay the chat for long. If the last stall was more than 20
@@ -211,12 +213,10 @@ class Publisher:
         self.stalled_at = -math.inf  # when a subscriber stalled last; -inf if none has
 
     def publish(self, messages: list[bytes]) -> None:
-        """Send messages (slide 3), waiting if the queue of a subscriber is full.
-
-        libzmq frees the queues of departed subscribers, but only inside a call on PUB. So make a
-        call even if there is no message.
-        """
+        """Send messages, waiting if the queue of a subscriber is full."""
         if not messages:
+            # libzmq frees the queues of departed subscribers only while a method of PUB runs. With
+            # nothing to send, get is that method: its result does not matter.
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -230,16 +230,16 @@ class Publisher:
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
         while True:
-            # After a signal, a wait may take a quarter of the time left, at most: other waits may
-            # follow, and lines that have arrived are still to be received.
-            self.timeout = min(self.timeout, self.shutdown.time_left() / 4)
-            if time.monotonic() >= started + self.timeout:
+            # After a signal, wait for a quarter of the time left, at most: other waits may follow,
+            # and lines that have arrived are still to be received. (Before, the time left is inf.)
+            timeout = min(self.timeout, self.shutdown.publishing_time_left() / 4)
+            if time.monotonic() >= started + timeout:
                 break
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.send_skipping_full_queues(message)
-        self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
+        self.timeout = max(MIN_TIMEOUT, timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
@@ -247,20 +247,21 @@ class Publisher:
         """Send to the subscribers whose queues have room.
 
         With NODROP off for one send, libzmq drops the message for each full queue, and skips the
-        queue from then on: see 3. above (and dist_t in libzmq's src/dist.cpp).
+        queue from then on: see 3. in the class (and dist_t in libzmq's src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # With NODROP off, this does not wait.
+        send(self.pub, message)  # does not wait
         self.pub.set(zmq.XPUB_NODROP, 1)
 
 
 # Shut down.
 
-# The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal:
-#   until 1.0  The loop goes on, to publish lines that are on their way to PULL.
-#   until 1.6  The last turn of the loop, which begins just before 1.0, ends. (receive takes up to
-#              0.2 seconds, and publish may wait for subscribers until 1.6.)
-#   until 2.7  libzmq sends what is queued for subscribers. Then it drops the rest.
+# The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
+# at the latest:
+#   1.0  The last turn of the loop begins. So lines that had arrived at the signal are published.
+#   1.6  It ends: receive takes up to 0.2 seconds, and publish does not wait for anybody after 1.6.
+#   2.7  libzmq has sent what was queued for subscribers, or drops the rest.
+#   2.8  The log has been written, or gives up.
 LOOP_END = 1.0  # seconds after the signal
 PUBLISHING_END = 1.6  # seconds after the signal
 LINGER = 1_100  # milliseconds after the loop
@@ -272,12 +273,12 @@ class Shutdown:
     def __init__(self) -> None:
         self.signal_at = math.inf  # when the first signal came; inf if none has
 
-    def is_due(self) -> bool:
-        """Return whether the loop has to end."""
+    def loop_must_end(self) -> bool:
+        """Return whether LOOP_END has come."""
         return time.monotonic() >= self.signal_at + LOOP_END
 
-    def time_left(self) -> float:
-        """Return the seconds until publishing must end: inf before a signal, negative if late."""
+    def publishing_time_left(self) -> float:
+        """Return the seconds until PUBLISHING_END: inf before a signal, negative after it."""
         return self.signal_at + PUBLISHING_END - time.monotonic()
 
     def on_signal(self, _signum: int, _frame: object) -> None:
@@ -287,7 +288,7 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # A later signal gets here only on Windows, or through the thread of Log.
+            return  # quickly, as later signals may come in a flood
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
@@ -325,7 +326,7 @@ class Log:
         self.thread.join(0.1)
 
     def run(self) -> None:
-        """Write every 0.2 seconds, until the log is closed. This runs in the thread."""
+        """Write every 0.2 seconds, until the log is closed."""
         while not self.closed.wait(0.2):
             self.write()
         self.write()
@@ -374,9 +375,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. But it should not be published: the server admits any client
-    that has it, and nobody else. If neither file exists, make both. Raises ValueError, with the
-    reason, if they cannot be used.
+    NAME.key holds the public key. Give it only to clients: the server admits whoever has it, and
+    nobody else. If neither file exists, make both. Raises ValueError, with the reason, if they
+    cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -408,7 +409,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that one send waits if a queue is full. Publisher repeats it, to notice a signal.
+    # Milliseconds that a send waits if a queue is full. Publisher looks at the time in between.
     pub.set(zmq.SNDTIMEO, 10)
     # On Linux, a full kernel buffer takes no data until a third of it has been sent. If the buffer
     # were large, this would take long, and a slow subscriber would look stalled.
@@ -502,5 +503,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Not sys.exit: its cleanup could hang on a stderr that nobody reads, or on open sockets after a
-    # failed start. Also, a signal during the cleanup could change the exit status.
+    # failed start. Also, it restores the default handlers of signals: one could kill the process.
     os._exit(main())
