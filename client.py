@@ -17,8 +17,8 @@ message    what the server makes of a frame and publishes to everybody, in UTF-8
 echo       the message of a line of this client
 in flight  pushed, but not yet acknowledged by an echo
 waiting    in flight, or still to be pushed
-pipe       stdin that is not a terminal, even if it is a file; if it is a terminal, the client is
-           interactive
+pipe       stdin that is not a terminal, even if it is a file (with a terminal, the client is
+           interactive)
 notice     what this client says itself, on stderr
 problem    a notice about a line
 report     the notice at the end that says why the exit status is 1
@@ -38,8 +38,8 @@ connection. The client cannot know whether a line was lost, or only its echo. So
 more than once. A pipe is read no further while 1,000 lines wait.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are pushed to it all the same, but nothing acknowledges them. So at the end of a pipe, the client
-waits 30 seconds in vain, and exits with status 1.
+are pushed to it all the same, but nothing acknowledges them. So at the end of stdin, or when 1,000
+lines of a pipe wait, the client waits 30 seconds in vain, and exits with status 1.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -78,7 +78,7 @@ Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without and with colors
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-WINDOW = 1_000  # lines in flight, at most; if pushed again, all echoes still fit our server's queue
+WINDOW = 1_000  # lines in flight, at most: pushed twice, their echoes still fit our server's queue
 MAX_MESSAGES = 200  # messages that one turn of the loop receives, at most, and that SUB queues
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
@@ -147,10 +147,10 @@ class Stdin:
     """
 
     def __init__(self, splitter: Splitter | Editor) -> None:
-        self.splitter = splitter  # its feed makes lines of what was read
+        self.splitter = splitter  # its feed takes what was read, and returns the lines it completes
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
-        self.failed = False  # True if reading failed; set before the end can be received
+        self.failed = False  # True if reading failed; set before sender is closed
 
     def pass_on(self, read: Callable[[], bytes]) -> None:
         """Pass on what read returns, until it returns nothing. This runs in the thread."""
@@ -181,7 +181,7 @@ class Splitter:
         self.bom = codecs.BOM_UTF8  # which PowerShell puts first; empty after the first line
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
-        """Return the lines that data completes, and whether stdin has ended. No data means that."""
+        """Return the lines that data completes, and whether stdin has ended: data is empty then."""
         new = data or b"\n"  # The end of stdin ends the last line, too.
         *lines, partial = (self.partial + new).split(b"\n")
         self.partial = partial[:MAX_KEPT]  # A longer line is not sent anyway: see Outbox.add.
@@ -260,14 +260,14 @@ class Connection:
         self.ever_up = False
         self.ready_at = math.inf  # when the subscription should be in effect
         self.last_try = time.monotonic()  # when it was up last, or else tried to connect last
-        # What the last notice said: "up" or "down". (A pipe needs none when it connects first.)
+        # What the last notice said: "up" or "down". (For a pipe, the first connection is no news.)
         self.announced = "" if announce else "up"
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        Each handshake sets up to False for SLOW_JOINER_DELAY. So came_up follows each handshake,
-        even if one call reads both a loss and the next handshake.
+        After each handshake, up is False for SLOW_JOINER_DELAY, and then came_up is True, once. So
+        no new connection is missed, even if one call reads both a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -294,7 +294,7 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        # There is no notice while only the slow-joiner delay is left.
+        # Not "not self.up": there is no notice if only the slow-joiner delay is left.
         down = self.unconnected and time.monotonic() >= self.last_try + NOTICE_DELAY
         if self.up and self.announced != "up":
             self.announced = "up"
@@ -345,9 +345,10 @@ class Outbox:
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> str:
-        """Add a line, unless it is too long. Return the problem with it, "KIND: DETAILS", or "".
+        """Add a line, unless it is too long. Return the problem with it, or "".
 
-        A line that our server will drop is added, too: another server may publish it.
+        A line that our server will drop is added, too: another server may publish it. (A problem is
+        "KIND: DETAILS": for a pipe, only the first one of each kind is printed.)
         """
         frame, problem = line, ""
         if self.user is not None:
@@ -372,14 +373,16 @@ class Outbox:
     def push_to(self, connection: Connection) -> None:
         """Push lines (slide 8), until WINDOW are in flight.
 
-        Call this right after update: no new line may go over a new connection before rewind. (A
-        break between the two calls does no harm, as PUSH then takes nothing for 100 ms: see
-        IMMEDIATE and RECONNECT_IVL.)
+        Over a new connection, the lines in flight must go before new ones. So call this right after
+        update, which notices new connections. (None can come between the two calls: PUSH takes at
+        least 100 ms to reconnect, and takes no lines meanwhile. See RECONNECT_IVL and IMMEDIATE.)
         """
+        if not connection.up:
+            return
         if connection.came_up:
-            self.rewind()  # before a new line is pushed: its echo would acknowledge lost lines
+            self.rewind()
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
-            while connection.up and self.can_push():
+            while self.can_push():
                 line = self.lines[self.in_flight]
                 send(connection.push, line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:
@@ -396,8 +399,11 @@ class Outbox:
         """Remove the lines that the echoes among the messages acknowledge.
 
         Return whether there was an echo, which shows that the server is alive. So does a second
-        echo: after a break, a slow link may carry nothing but second echoes for a minute.
+        echo, of a line that was pushed again: after a break, a slow link may be busy with a
+        thousand of them for a minute, before the echo of a newer line comes.
         """
+        if not self.lines:
+            self.resent.clear()  # No line waits, so nothing has to show that the server is alive.
         echo_came = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
@@ -405,10 +411,6 @@ class Outbox:
             if echo_hash in expected:
                 del expected[: expected.index(echo_hash) + 1]
                 echo_came = True
-                if echo_hash not in self.resent:
-                    # The line was pushed after all that were pushed again: their second echoes
-                    # have come by now, or are lost.
-                    self.resent.clear()
             elif echo_hash in self.resent:
                 self.resent.remove(echo_hash)
                 echo_came = True
@@ -417,10 +419,10 @@ class Outbox:
         self.in_flight -= acknowledged
         return echo_came
 
-    def rewind(self, first: int = 0) -> None:
-        """Count lines in flight, from an index on, as not pushed: push_to will push them again."""
-        self.resent.update(line.echo_hash for line in self.lines[first : self.in_flight])
-        self.in_flight = first
+    def rewind(self) -> None:
+        """Count the lines in flight as not pushed: push_to will push them again."""
+        self.resent.update(line.echo_hash for line in self.lines[: self.in_flight])
+        self.in_flight = 0
 
     def probe(self) -> None:
         """Let push_to push the newest line in flight again: its echo acknowledges all of them.
@@ -429,7 +431,7 @@ class Outbox:
         because stdout was blocked for so long that the server dropped messages for this client.
         (TCP has this as tail loss probe, RFC 8985.)
         """
-        self.rewind(self.in_flight - 1)
+        self.in_flight -= 1
 
     def give_up(self) -> None:
         """Forget the lines in flight."""
@@ -458,7 +460,7 @@ def excerpt(frame: bytes) -> str:
     return frame.decode(errors="replace")[:80]
 
 
-# What the server makes of a frame. server.py has the same rules; this script works without it.
+# What the server makes of a frame. The rules are copied from server.py: this script needs no other.
 
 # The characters to escape: they could control a terminal, break a line, or mislead a reader.
 UNSAFE = (
@@ -489,7 +491,7 @@ def echo_of(frame: bytes) -> str:
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     if simple := SIMPLE_FRAME.fullmatch(text):
-        # Even with its color, the message is shorter than the frame, so it is not too long.
+        # Even with its color, the message is shorter than the frame, which is not too long.
         return f"{simple[1]}> {simple[2]}"
     text = text.removeprefix("\ufeff")  # a byte order mark, as the server does
     try:
@@ -595,13 +597,13 @@ class Watchdog:
             self.overdue = True
             if self.screen.interactive:
                 self.screen.print_notice(self.outbox.overdue_notice())
-        if reading:  # the first column of the table
+        if reading:  # the table's column "while the loop reads stdin"
             if self.clock >= DELIVERY_TIMEOUT:
                 self.outbox.give_up()
                 self.restart()
             return False
-        # The second column. (While lines are still to be pushed, their echoes will do what a probe
-        # does.)
+        # The column "while it does not". (Do not probe while lines are still to be pushed: their
+        # echoes will do what a probe does.)
         if self.clock >= self.probe_at and self.connection.up and not self.outbox.can_push():
             self.outbox.probe()
             self.probe_at = math.inf  # Once is enough, until an echo or a new connection.
@@ -695,11 +697,11 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
     thread.join(seconds)
 
 
-# The line editor: keys in, lines out.
+# The line editor.
 
 # Input: Editor.feed takes bytes, splits them into keys (KEY_PATTERN), lets each key change the line
 # and the cursor (EDITS), and returns the lines that Enter completes.
-# Output: Editor.draw makes a row of the line, and EditorScreen.write puts it below the messages.
+# Display: Editor.draw makes a row of the line, and EditorScreen.write puts it below the messages.
 
 # A terminal sends a key as one character, or as ESC and more. For example:
 #     ESC [ 3 ~    Delete: a control sequence (ECMA-48)
@@ -845,8 +847,8 @@ class Editor:
     def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        If the line is too long, show as much before the cursor as fits, but leave up to a quarter
-        of the row, and one column more, for the text from the cursor on. For example, with the
+        If the line is too long, show as much before the cursor as fits, but leave one column for
+        the cursor, and up to a quarter of the row for the text from there on. For example, with the
         cursor on the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
@@ -967,8 +969,8 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # Started with &: another job may have changed the settings. Suspend until fg, as
-                # the kernel suspends a background job that changes them.
+                # Started with &: the settings may now be another job's. Suspend until fg before
+                # reading them, as the kernel suspends a background job that changes them.
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             self.editor_settings = termios.tcgetattr(0)  # a copy to change
@@ -1010,10 +1012,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # While stopped, use the default action of every signal: SIGTSTP must stop the process,
-            # and SIGTERM must end it. (A Python handler would come too late for SIGTERM: the
-            # shell's kill also sends SIGCONT, the process goes on in the background, and its
-            # thread, which reads the terminal, stops it again, by SIGTTIN.)
+            # While stopped, every signal must have its default action: SIGTSTP, to stop the
+            # process, and SIGTERM, because a shell's kill sends SIGTERM and SIGCONT. The process
+            # would go on in the background, and its thread, which reads the terminal, would stop it
+            # again (by SIGTTIN) before Python runs a handler.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1110,7 +1112,7 @@ def prepare_streams() -> None:
     another process that shares a stream may have made it nonblocking.
     """
     while os.open(os.devnull, os.O_RDWR) < 2:
-        pass  # open returns the lowest free number, so this fills 0 to 2.
+        pass  # open returns the lowest free number, so this fills 0 to 2. (Perhaps 3, too.)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
