@@ -62,6 +62,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
@@ -340,8 +341,8 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        # The hashes of the echoes of lines that were pushed again: a second echo may come.
-        self.resent: set[int | None] = set()
+        # For the hash of each echo, how many more times the line was pushed.
+        self.resent = Counter[int | None]()
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> str:
@@ -411,8 +412,8 @@ class Outbox:
             if echo_hash in expected:
                 del expected[: expected.index(echo_hash) + 1]
                 echo_came = True
-            elif echo_hash in self.resent:
-                self.resent.remove(echo_hash)
+            elif self.resent[echo_hash] > 0:
+                self.resent[echo_hash] -= 1
                 echo_came = True
         acknowledged = self.in_flight - len(expected)
         del self.lines[:acknowledged]
@@ -627,9 +628,10 @@ class Screen:
 
     def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
         """Return what splits stdin into lines, and the function that reads it."""
-        # On Windows, os.read would return text in the console's code page.
-        stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-        return Splitter(), lambda: stdin.read(READ_SIZE)
+        if sys.platform == "win32":  # os.read would return text in the console's code page.
+            stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+            return Splitter(), lambda: stdin.read(READ_SIZE)
+        return Splitter(), lambda: os.read(0, READ_SIZE)
 
     def print_messages(self, messages: list[Message]) -> bool:
         """Print messages (slide 8). Return False if the reader of stdout has left.

@@ -421,6 +421,11 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     for is_echo in (True, True, False):
         assert outbox.acknowledge([client.sanitize_message(b"k> 1")]) is is_echo
         assert len(outbox.lines) == 1
+    for _ in range(2):
+        push_again(outbox, connection)
+    for is_echo in (True, True, True, True, False):  # of a line that was sent four times
+        outbox.add(b"3")
+        assert outbox.acknowledge([client.sanitize_message(b"k> 2")]) is is_echo
     # So is one that comes after all lines had been acknowledged.
     outbox, connection = outbox_of(context, "k", "1")
     push_again(outbox, connection)

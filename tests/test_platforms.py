@@ -62,6 +62,20 @@ def test_streams_may_be_non_blocking(server: Script, start_client: Start) -> Non
         os.close(file)
 
 
+@POSIX
+def test_stdin_may_become_non_blocking(server: Script, start_client: Start) -> None:
+    """Reading it fails then, which must not look like its end."""
+    reading, writing = os.pipe()
+    script = start_client(server.ports, stdin=reading)
+    os.write(writing, b"one\n")
+    assert read_line(script) == b"k> one\n"
+    os.set_blocking(reading, False)
+    os.write(writing, b"two\n")
+    assert (script.wait(), read_all(script), script.stderr) == (1, b"k> two\n", UNREAD)
+    os.close(reading)
+    os.close(writing)
+
+
 def test_half_a_line_is_not_sent_if_reading_fails() -> None:
     stdin = client.Stdin(client.Splitter())
     reads = [b"one\nha", b"lf"]
