@@ -9,9 +9,9 @@ Clients PUSH lines. The server makes a message from each line and PUBlishes it t
 
 In:  {"user": USER, "message": TEXT}
      A line is a JSON object in UTF-8. Both values are strings or numbers.
-Out: USER> TEXT
-     A message is text in UTF-8. Its TEXT (on the slide, payload['message']) is between ESC[36m
-     (cyan) and ESC[0m.
+Out: USER> ESC[36mTEXTESC[0m
+     A message is text in UTF-8. ESC[36m turns cyan on, ESC[0m off. (Below, "message" means this,
+     and the value of the key "message" is the text.)
 
 Each line and each message is one ZeroMQ frame: one send, one recv. (So a line may even contain
 newlines, as white space of its JSON.)
@@ -25,8 +25,8 @@ The function serve is the talk's loop. What the rest adds to it:
   chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed together. This makes the
-  server about as fast as a loop that parses nothing, unless clients use JSON's escapes for what is
-  not ASCII (as Python's json.dumps does by default). See match_simple_lines.
+  server about as fast as a loop that parses nothing, unless many lines have JSON's escapes. (By
+  default, Python's json.dumps escapes all that is not ASCII.) See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
   subscribers have about another second to receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -81,7 +82,7 @@ def receive(pull: Sock) -> list[bytes]:
 
     Batches are for speed: many sends in a row keep libzmq's thread awake. With one line at a time
     (receive, send, receive, send), it would fall asleep after each send, and waking it costs more
-    than a send. Batches above MAX_BATCH would gain little more, and would delay lines in a flood.
+    than a send. Larger batches would gain little more, and the first line would wait for the last.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
@@ -95,15 +96,15 @@ def receive(pull: Sock) -> list[bytes]:
 
 
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
-    """Return the message for each line (slide 3): `user> text`, with the text in cyan.
+    """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    Invalid lines are dropped and reported.
+    Drop and report the others.
     """
     messages = []
-    # match_simple_lines is fast. It leaves the lines that only parse_line can parse: ("", "").
+    # For a line that is not simple, match_simple_lines returns ("", ""): parse it by itself.
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # The line is not simple: a simple line has a user.
+            if not user:
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # possible only if escaping has made it longer
@@ -114,7 +115,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     return messages
 
 
-# A user or a text may be a JSON number. It is kept as a string, exactly as written.
+# A user or a text may be a JSON number. Keep it as a string, exactly as written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -125,7 +126,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
     too deeply.
     """
     match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
-        case {"user": str(user), "message": str(text)}:  # Numbers are strings, too.
+        case {"user": str(user), "message": str(text)}:
             return sanitize(user), sanitize(text)
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
@@ -135,7 +136,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
 UNSAFE = [
     *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
     *range(0x2028, 0x202A),  # line and paragraph separators
-    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # they override or isolate text's direction
+    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # override or isolate text's direction
     *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
 ]  # fmt: skip
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
@@ -147,16 +148,20 @@ def sanitize(text: str) -> str:
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
-# Most lines are simple: they have the keys "user" and "message", in this order, and strings that
-# are not empty and have no character that JSON or sanitize escapes. So the strings are the user and
-# the text, as they are.
+# Most lines are simple: the keys are "user" and "message", in this order, and their values are
+# strings that are not empty and contain nothing that JSON or sanitize would escape. Then what is
+# between the quotation marks is the user, and the text.
 
-# All characters but those that sanitize escapes (UNSAFE) and those that JSON does: TAB, quotation
-# mark (between ! and #) and backslash (between [ and ]). They are written out, because matching
-# with [^...] would be a fifth slower. A test compares them with UNSAFE.
-SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+# The characters of simple strings: all but UNSAFE and the three more that JSON escapes. They are
+# written as the ranges between those, because matching with [^...] would be a fifth slower.
+NOT_SIMPLE = sorted({*UNSAFE, ord("\t"), ord('"'), ord("\\")})
+SIMPLE_CHARS = "".join(
+    f"\\U{before + 1:08x}-\\U{after - 1:08x}"
+    for before, after in itertools.pairwise([-1, *NOT_SIMPLE, sys.maxunicode + 1])
+    if after - before > 1
+)
 STRING = f'"([{SIMPLE_CHARS}]+)"'
-# " ?": json.dumps writes these spaces, JSON.stringify does not.
+# The spaces are optional: json.dumps writes them, JSON.stringify does not.
 SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
 ANY_LINE = r".*\n"
 SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
@@ -168,21 +173,20 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     This is only for speed: matching a line takes a sixth of the time of parsing it, and matching
     all lines in one call takes even less.
     """
-    # Each line, followed by a newline. Invalid UTF-8 becomes lone surrogates, which are no
-    # SIMPLE_CHARS: the line is left to parse_line, which rejects it.
-    batch = (b"\n".join(lines) + b"\n").decode(errors="surrogateescape")
-    if batch.count("\n") != len(lines):  # A line contains a newline (or there is no line).
-        return [("", "")] * len(lines)
-    # There is one match for each line, in order: what is not a SIMPLE_LINE is ANY_LINE. Then, both
-    # groups are empty.
-    return SIMPLE_OR_ANY_LINE.findall(batch)
+    batch = b"\n".join(lines) + b"\n"  # each line, followed by a newline
+    if batch.count(b"\n") != len(lines):
+        # A line that contains a newline is not simple. An empty line takes its place here.
+        batch = b"".join(b"\n" if b"\n" in line else line + b"\n" for line in lines)
+    # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
+    # (Invalid UTF-8 becomes lone surrogates, which are not simple. So parse_line gets the line, and
+    # rejects it.)
+    return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
 
 
 # Publish.
 
-MAX_TIMEOUT = 2.0  # seconds to wait while a queue is full, if no subscriber stalled lately
-MIN_TIMEOUT = 0.05  # seconds to wait while a queue is full, after many stalls
-RECOVERY_TIME = 20.0  # seconds without a stall after which MAX_TIMEOUT applies again
+MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # seconds that Publisher waits for subscribers
+RECOVERY_TIME = 20.0  # seconds
 
 
 class Publisher:
@@ -201,10 +205,9 @@ class Publisher:
        gone, until half of the queue has been read. (On Linux, a subscriber that reads nothing for
        long is disconnected: see TCP_MAXRT.)
 
-    There is one timeout, whoever stalls: normally, 2 seconds. Each stall halves it, down to 0.05
-    seconds, so that many stalls do not delay the chat for long. If the last stall was more than 20
-    seconds ago, it is 2 seconds again. The cost: while the timeout is short, merely slow
-    subscribers stall, too.
+    All subscribers share one timeout: normally, MAX_TIMEOUT. Each stall halves it, down to
+    MIN_TIMEOUT, so that many stalls do not delay the chat for long. RECOVERY_TIME after the last
+    stall, it is MAX_TIMEOUT again. The cost: while it is short, merely slow subscribers stall, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -215,8 +218,8 @@ class Publisher:
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
         if not messages:
-            # libzmq frees the queues of departed subscribers only while a method of PUB runs. With
-            # nothing to send, get is that method: its result does not matter.
+            # libzmq frees the queues of departed subscribers only during a call on PUB. There is
+            # nothing to send, so make another call, and ignore its result.
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -230,8 +233,9 @@ class Publisher:
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
         while True:
-            # After a signal, wait for a quarter of the time left, at most: other waits may follow,
-            # and lines that have arrived are still to be received. (Before, the time left is inf.)
+            # After a signal, which may come during a wait, a wait may take a quarter of the time
+            # left, at most: others may follow, and lines that have arrived are still to be
+            # received. (Before a signal, the time left is inf.)
             timeout = min(self.timeout, self.shutdown.publishing_time_left() / 4)
             if time.monotonic() >= started + timeout:
                 break
@@ -239,18 +243,17 @@ class Publisher:
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.send_skipping_full_queues(message)
-        self.timeout = max(MIN_TIMEOUT, timeout / 2)
+        self.timeout = max(MIN_TIMEOUT, timeout / 2)  # half of what this wait could take
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        With NODROP off for one send, libzmq drops the message for each full queue, and skips the
-        queue from then on: see 3. in the class (and dist_t in libzmq's src/dist.cpp).
+        With NODROP off for one send, libzmq does step 3 above (dist_t in its src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # does not wait
+        send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
 
 
@@ -259,11 +262,10 @@ class Publisher:
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
 #   1.0  The last turn of the loop begins. So lines that had arrived at the signal are published.
-#   1.6  It ends: receive takes up to 0.2 seconds, and publish does not wait for anybody after 1.6.
+#   1.6  That turn ends: receive waits until 1.2 at most, and publish until PUBLISHING_END.
 #   2.7  libzmq has sent what was queued for subscribers, or drops the rest.
 #   2.8  The log has been written, or gives up.
-LOOP_END = 1.0  # seconds after the signal
-PUBLISHING_END = 1.6  # seconds after the signal
+LOOP_END, PUBLISHING_END = 1.0, 1.6  # seconds after the signal
 LINGER = 1_100  # milliseconds after the loop
 
 
@@ -302,9 +304,8 @@ class Shutdown:
 class Log:
     """Reports to the operator, on stderr. The chat never waits for it.
 
-    A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. Reports
-    may come in floods, so the thread writes every 0.2 seconds and merges reports of the same event
-    into one, with their count and the last detail.
+    A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. As
+    reports may come in floods, it writes every 0.2 seconds, and merges those of the same event.
     """
 
     def __init__(self) -> None:
@@ -375,9 +376,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. Give it only to clients: the server admits whoever has it, and
-    nobody else. If neither file exists, make both. Raises ValueError, with the reason, if they
-    cannot be used.
+    NAME.key holds the public key. In spite of its name, it is the password of the chat: the server
+    admits whoever has it, and nobody else. If neither file exists, make both. Raises ValueError,
+    with the reason, if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -409,7 +410,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that a send waits if a queue is full. Publisher looks at the time in between.
+    # Milliseconds that a send waits if a queue is full. Publisher checks its timeout after each.
     pub.set(zmq.SNDTIMEO, 10)
     # On Linux, a full kernel buffer takes no data until a third of it has been sent. If the buffer
     # were large, this would take long, and a slow subscriber would look stalled.
@@ -429,7 +430,7 @@ def set_common_options(sock: Sock, key: bytes | None) -> None:
     sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
     # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
     sock.set(zmq.TCP_MAXRT, 20_000)
-    # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
+    # Notice a vanished peer on an idle connection, too: probe it after 10 seconds, then every 2.
     sock.set(zmq.TCP_KEEPALIVE, 1)
     sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
     sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
@@ -463,7 +464,7 @@ def port(text: str) -> int:
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
-        description="Receive lines, each a JSON object, and publish them to all clients.",
+        description="Receive lines, each a JSON object, and publish a message for each.",
         epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
     )
     add = parser.add_argument
@@ -503,5 +504,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Not sys.exit: its cleanup could hang on a stderr that nobody reads, or on open sockets after a
-    # failed start. Also, it restores the default handlers of signals: one could kill the process.
+    # failed start. It also restores the default handlers: a late signal could kill the process.
     os._exit(main())
