@@ -7,7 +7,7 @@
 
 It PUSHes each line of stdin to the server, and prints what SUB receives. The function chat is the
 talk's loop, but messages appear without pressing Enter. The exit status is 0 only if every line
-that was read is known to be published.
+that was read was published, as far as echoes tell.
 
 line       what comes from stdin
 frame      what is pushed for a line: the line as it was typed (our server wants JSON), or with
@@ -38,8 +38,9 @@ connection. The client cannot know whether a line was lost, or only its echo. So
 more than once. A pipe is read no further while 1,000 lines wait.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are pushed to it all the same, but nothing acknowledges them. So at the end of stdin, or when 1,000
-lines of a pipe wait, the client waits 30 seconds in vain, and exits with status 1.
+are pushed to it all the same, but nothing acknowledges them, so the exit status is 1. A line that
+our server would publish is waited for: at the end of stdin, or when 1,000 lines of a pipe wait, the
+client ends after 30 seconds. Other lines are pushed, and not waited for.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -80,7 +81,7 @@ Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
 WINDOW = 1_000  # lines in flight, at most: pushed twice, their echoes still fit our server's queue
-MAX_MESSAGES = 200  # messages that one turn of the loop receives, at most, and that SUB queues
+MAX_MESSAGES = 200  # messages that SUB queues, and that one turn of the loop receives, at most
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
 CYAN, RESET = colorama.Fore.CYAN, colorama.Style.RESET_ALL
@@ -104,9 +105,9 @@ def chat(
         reading = not stdin.ended and (len(outbox.lines) < WINDOW or screen.interactive)
         for line in wait_for_input(connection, stdin, reading):
             if not connection.up or watchdog.overdue:
-                screen.print_typed(line)  # The editor has removed it, and its echo may take long.
-            problem = outbox.add(line)
-            screen.print_problem(problem)
+                screen.print_typed(line)  # It has left the editor, and its echo may take long.
+            if problem := outbox.add(line):
+                screen.print_problem(problem)
 
         # push it
         connection.update()
@@ -147,16 +148,18 @@ class Stdin:
     the loop reads on.
     """
 
-    def __init__(self, splitter: Splitter | Editor) -> None:
+    def __init__(self, splitter: Splitter | Editor, read: Callable[[], bytes]) -> None:
         self.splitter = splitter  # its feed takes what was read, and returns the lines it completes
+        self.read = read  # reads stdin, and returns nothing at the end
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
         self.failed = False  # True if reading failed; set before sender is closed
+        threading.Thread(target=self.pass_on, daemon=True).start()
 
-    def pass_on(self, read: Callable[[], bytes]) -> None:
-        """Pass on what read returns, until it returns nothing. This runs in the thread."""
+    def pass_on(self) -> None:
+        """Pass on everything. This runs in the thread."""
         try:
-            while data := read():
+            while data := self.read():
                 self.sender.sendall(data)
         except OSError:
             self.failed = True
@@ -171,7 +174,7 @@ class Stdin:
         return [line for line in lines if line]
 
 
-MAX_KEPT = 1_000_000  # bytes kept of a line: far more than can be sent, to report its size
+MAX_KEPT = 1_000_000  # bytes kept of a line: far fewer can be sent, but its size is reported
 
 
 class Splitter:
@@ -208,9 +211,10 @@ def make_sockets(context: zmq.Context[Sock], options: argparse.Namespace) -> tup
         sock.set(zmq.IPV6, int(":" in options.host))
         sock.set(zmq.RECONNECT_IVL, 100)  # milliseconds until a reconnect: see Outbox.push_to
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between later attempts, at most
-        # On Linux, detect a vanished server within 20 seconds, before DELIVERY_TIMEOUT.
+        # On Linux, notice a vanished server within 20 seconds: lines can be pushed to a new one
+        # before DELIVERY_TIMEOUT.
         sock.set(zmq.TCP_MAXRT, 20_000)
-        # On an idle connection, send a keepalive packet after 10 seconds, and then every 2 seconds.
+        # Notice it on an idle connection, too: probe it after 10 seconds, then every 2 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
@@ -247,10 +251,14 @@ class Connection:
     libzmq connects and reconnects by itself, and reports it on other sockets, the monitors.
     """
 
-    def __init__(self, push: Sock, sub: Sock, options: argparse.Namespace, announce: bool) -> None:
+    def __init__(
+        self, push: Sock, sub: Sock, options: argparse.Namespace, interactive: bool
+    ) -> None:
         self.push, self.sub, self.host = push, sub, options.host
-        ports = {sub: options.sub_port, push: options.push_port}
-        self.endpoints = {sock: f"tcp://{self.host}:{port}" for sock, port in ports.items()}
+        self.endpoints = {
+            sub: f"tcp://{options.host}:{options.sub_port}",
+            push: f"tcp://{options.host}:{options.push_port}",
+        }
         # Create the monitors before the sockets connect, or they may miss the first event.
         self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
         for sock, endpoint in self.endpoints.items():
@@ -260,9 +268,9 @@ class Connection:
         self.came_up = False  # whether the last update changed up from False to True
         self.ever_up = False
         self.ready_at = math.inf  # when the subscription should be in effect
-        self.last_try = time.monotonic()  # when it was up last, or else tried to connect last
-        # What the last notice said: "up" or "down". (For a pipe, the first connection is no news.)
-        self.announced = "" if announce else "up"
+        self.last_up_or_try = time.monotonic()  # when it was up last, or else tried to reconnect
+        # What the last notice said: "up" or "down". For a pipe, the first connection is no news.
+        self.announced = "" if interactive else "up"
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
@@ -284,9 +292,9 @@ class Connection:
         self.up = not self.unconnected and now >= self.ready_at
         self.came_up = self.up and not was_up
         if self.up:
-            self.ever_up, self.last_try = True, now
-        elif now >= self.last_try + RETRY_INTERVAL:
-            self.last_try = now
+            self.ever_up, self.last_up_or_try = True, now
+        elif now >= self.last_up_or_try + RETRY_INTERVAL:
+            self.last_up_or_try = now
             # libzmq gives up after a protocol error: a message is too long, or only one side uses
             # --key.
             for sock in self.unconnected:
@@ -295,12 +303,13 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        # Not "not self.up": there is no notice if only the slow-joiner delay is left.
-        down = self.unconnected and time.monotonic() >= self.last_try + NOTICE_DELAY
+        # During the slow-joiner delay, it is neither up nor down. (The notice comes long before the
+        # first retry.)
+        is_late = time.monotonic() >= self.last_up_or_try + NOTICE_DELAY
         if self.up and self.announced != "up":
             self.announced = "up"
             return f"connected to {self.host}"
-        if down and self.announced != "down":
+        if self.unconnected and is_late and self.announced != "down":
             self.announced = "down"
             cause = f"no server at {self.host} (or its --key differs)"
             if len(self.unconnected) == 1:
@@ -341,7 +350,7 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        # For the hash of each echo, how many more times the line was pushed.
+        # How many more times a line was pushed, for the hash of its echo (never None here).
         self.resent = Counter[int | None]()
         self.undelivered = 0  # lines that left without an echo, or were too long
 
@@ -399,9 +408,9 @@ class Outbox:
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
 
-        Return whether there was an echo, which shows that the server is alive. So does a second
-        echo, of a line that was pushed again: after a break, a slow link may be busy with a
-        thousand of them for a minute, before the echo of a newer line comes.
+        Return whether an echo came, which shows that the server is alive. A second echo, of a line
+        that was pushed again and may have left already, shows this, too: after a break, a slow link
+        may carry a thousand of them, for a minute, before the echo of a newer line.
         """
         if not self.lines:
             self.resent.clear()  # No line waits, so nothing has to show that the server is alive.
@@ -426,7 +435,9 @@ class Outbox:
         self.in_flight = 0
 
     def probe(self) -> None:
-        """Let push_to push the newest line in flight again: its echo acknowledges all of them.
+        """Let push_to push the newest line in flight (there must be one) again.
+
+        Its echo acknowledges all of them.
 
         This helps if their own echoes were missed, because the subscription took effect late, or
         because stdout was blocked for so long that the server dropped messages for this client.
@@ -571,7 +582,7 @@ class Watchdog:
 
     def __init__(self, outbox: Outbox, connection: Connection, screen: Screen) -> None:
         self.outbox, self.connection, self.screen = outbox, connection, screen
-        self.clock = 0.0  # how many seconds lines have waited
+        self.clock = 0.0  # how many seconds lines have waited since the last echo
         self.last_turn = time.monotonic()  # when act was called last
         self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe; inf after it
         # True after 5 seconds without an echo, until the next echo. Giving up does not end it, so
@@ -619,29 +630,32 @@ class Watchdog:
 
 
 class Screen:
-    """What the user sees, and types on. With a line editor, it is an EditorScreen."""
+    """Where messages and notices are printed, and stdin is read.
+
+    With a line editor, it is an EditorScreen.
+    """
 
     def __init__(self, color: bool) -> None:
         self.color = color
         self.interactive = is_terminal(0)  # whether somebody types
         self.printed_kinds: set[str] = set()  # the kinds of problems that were printed
 
-    def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
-        """Return what splits stdin into lines, and the function that reads it."""
+    def open_stdin(self) -> Stdin:
+        """Begin to read stdin."""
         if sys.platform == "win32":  # os.read would return text in the console's code page.
-            stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-            return Splitter(), lambda: stdin.read(READ_SIZE)
-        return Splitter(), lambda: os.read(0, READ_SIZE)
+            file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+            return Stdin(Splitter(), lambda: file.read(READ_SIZE))
+        return Stdin(Splitter(), lambda: os.read(0, READ_SIZE))
 
     def print_messages(self, messages: list[Message]) -> bool:
         """Print messages (slide 8). Return False if the reader of stdout has left.
 
         Raises OSError if stdout fails otherwise.
         """
-        text = "".join(f"{colored if self.color else plain}\n" for plain, colored in messages)
+        texts = [colored if self.color else plain for plain, colored in messages]
         try:
-            if text:
-                self.write(text, 1)
+            if texts:
+                self.write("\n".join(texts) + "\n", 1)
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows reports either.
                 raise
@@ -649,7 +663,7 @@ class Screen:
         return True
 
     def print_problem(self, problem: str) -> None:
-        """Print a problem, if there is one. For a pipe, print only the first of each kind."""
+        """Print a problem: for a pipe, only the first of each kind."""
         kind, _, _ = problem.partition(":")
         if self.interactive or kind not in self.printed_kinds:
             self.printed_kinds.add(kind)
@@ -807,7 +821,7 @@ class Editor:
 
     def insert(self, text: str) -> None:
         """Insert text at the cursor."""
-        # Split it together with the character before: it may begin with an accent.
+        # Split it together with the character before, as text may begin with an accent.
         start = max(self.cursor - 1, 0)
         inserted = split_characters("".join(self.line[start : self.cursor]) + text)
         self.line[start : self.cursor] = inserted
@@ -843,15 +857,16 @@ class Editor:
         # One letter for each item, without its marks, so that match.end() counts items.
         letters = "".join(character[0] for character in ahead)
         match = re.match(pattern, letters)
-        assert match  # Both patterns also match nothing.
+        assert match  # Both patterns match the empty string, too.
         return self.cursor + step * match.end()
 
     def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        If the line is too long, show as much before the cursor as fits, but leave one column for
-        the cursor, and up to a quarter of the row for the text from there on. For example, with the
-        cursor on the f of "the quick brown fox jumps", 16 columns show "uick brown fox j".
+        If the line is too long, show the end of what is before the cursor. Leave up to a quarter of
+        the row for the text from the cursor on, and one column more: at the end of the line, the
+        cursor stands there. For example, with the cursor on the f of "the quick brown fox jumps",
+        16 columns show "uick brown fox j".
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
         cursor belongs.
@@ -918,10 +933,10 @@ class EditorScreen(Screen):
         self.terminal = Terminal()
         self.drawn = ""  # what drew the row last
 
-    def open_input(self) -> tuple[Splitter | Editor, Callable[[], bytes]]:
-        """Set up the terminal. Return the editor, and the function that reads keys."""
+    def open_stdin(self) -> Stdin:
+        """Set up the terminal, and begin to read it."""
         self.terminal.set_up()
-        return self.editor, self.terminal.read
+        return Stdin(self.editor, self.terminal.read)
 
     def row(self) -> str:
         """Return what draws the row."""
@@ -936,7 +951,7 @@ class EditorScreen(Screen):
         super().write(text, file)
 
     def print_typed(self, line: bytes) -> None:
-        """Print a line that has left the row, if it is not empty."""
+        """Print a line that has left the row. If it is empty, only redraw the row."""
         text = sanitize(line.decode(errors="replace"))
         with contextlib.suppress(OSError):
             self.write(f"{text}\n" if text else "", 1)
@@ -971,8 +986,8 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # Started with &: the settings may now be another job's. Suspend until fg before
-                # reading them, as the kernel suspends a background job that changes them.
+                # Started with &: another job may have changed the settings. So read them only after
+                # fg. (The kernel would stop this process by the same signal if it changed them.)
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             self.editor_settings = termios.tcgetattr(0)  # a copy to change
@@ -1014,10 +1029,11 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # While stopped, every signal must have its default action: SIGTSTP, to stop the
-            # process, and SIGTERM, because a shell's kill sends SIGTERM and SIGCONT. The process
-            # would go on in the background, and its thread, which reads the terminal, would stop it
-            # again (by SIGTTIN) before Python runs a handler.
+            # While stopped, no signal may have a handler in Python: SIGTSTP must stop the process,
+            # and SIGTERM must end it at once. (A shell's kill sends SIGTERM and then SIGCONT. With
+            # a handler, the process would go on in the background, where its thread reads the
+            # terminal, and gets SIGTTIN. That would stop the process again before Python runs the
+            # handler.)
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1043,13 +1059,9 @@ else:
         suspend_requested = False
 
         def set_up(self) -> None:
-            """Set nothing."""
+            """Do nothing."""
 
-        def restore(self) -> None:
-            """Restore nothing."""
-
-        def suspend(self) -> None:
-            """Do nothing: nothing requests it."""
+        restore = suspend = set_up
 
         def read(self) -> bytes:
             """Wait for keys, which the console does not echo, and return them."""
@@ -1163,15 +1175,13 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> None:
     """
     context = zmq.Context()
     push, sub = make_sockets(context, options)
-    connection = Connection(push, sub, options, announce=screen.interactive)
-    splitter, read = screen.open_input()
-    stdin = Stdin(splitter)
-    threading.Thread(target=stdin.pass_on, args=(read,), daemon=True).start()
+    connection = Connection(push, sub, options, screen.interactive)
+    stdin = screen.open_stdin()
     chat(stdin, connection, outbox, Watchdog(outbox, connection, screen), screen)
     # Lines that our server will drop have no echo to wait for, so they may still be in libzmq. Let
     # it send them, for a second at most (even if it hangs in a name lookup).
     call_with_timeout(1, context.destroy)
-    if stdin.failed or not stdin.ended:
+    if stdin.failed or not stdin.ended:  # main reports it like any other error.
         raise OSError("the rest of the input, if any, was not read")
 
 

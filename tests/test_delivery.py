@@ -68,7 +68,7 @@ def start_to_connect(
     """Return a connection to a server, which is not up yet."""
     options = argparse.Namespace(host=host, push_port=ports[0], sub_port=ports[1], key=None)
     push, sub = client.make_sockets(context, options)
-    return client.Connection(push, sub, options, announce=False)
+    return client.Connection(push, sub, options, interactive=False)
 
 
 def connect(context: Context, server: BareServer) -> client.Connection:
@@ -107,10 +107,8 @@ def start_chat(
     context: Context, server: BareServer, screen: client.Screen
 ) -> tuple[Watchdog, threading.Thread]:
     """Start a chat of three lines, 1, 2 and 3. Return when the server has received them."""
-    stdin = client.Stdin(client.Splitter())
+    stdin = client.Stdin(client.Splitter(), iter([typed(1, 2, 3), b""]).__next__)
     connection, outbox = connect(context, server), Outbox("k")
-    stdin.sender.sendall(typed(1, 2, 3))
-    stdin.sender.close()
     watchdog = Watchdog(outbox, connection, screen)
     arguments = stdin, connection, outbox, watchdog, screen
     chat = threading.Thread(target=client.chat, args=arguments, daemon=True)
@@ -203,7 +201,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     connection = start_to_connect(context, bare_server.ports)
-    connection.last_try = connected_at = 0.0
+    connection.last_up_or_try = connected_at = 0.0
     while not connection.up:
         connection.update()
         if connection.unconnected:
@@ -446,7 +444,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
 def test_even_a_long_host_name_may_be_down(context: Context) -> None:
     """Its endpoints are longer than what pyzmq reads of zmq.LAST_ENDPOINT."""
     connection = start_to_connect(context, (1, 2), host=".".join(["x" * 60] * 5))
-    connection.last_try -= client.RETRY_INTERVAL
+    connection.last_up_or_try -= client.RETRY_INTERVAL
     connection.update()
     assert connection.unconnected == {connection.push, connection.sub}
 

@@ -1,6 +1,7 @@
 """README, "The wire", "Delivery in detail": what the client makes of its input and of messages."""
 
 import json
+import queue
 import re
 import subprocess
 from codecs import BOM_UTF8
@@ -47,11 +48,10 @@ AS_TYPED = {  # the input, and the lines that are sent
 @pytest.mark.parametrize(("typed", "lines"), AS_TYPED.values(), ids=AS_TYPED)
 def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes], size: int) -> None:
     """However the input is cut. Its end is a read without data."""
-    stdin, outbox = client.Stdin(client.Splitter()), client.Outbox(None)
+    reads, outbox = queue.SimpleQueue[bytes](), client.Outbox(None)
+    stdin = client.Stdin(client.Splitter(), reads.get)
     for start in range(0, len(typed) + size, size):
-        stdin.sender.sendall(typed[start : start + size])
-        if start >= len(typed):
-            stdin.sender.close()
+        reads.put(typed[start : start + size])
         for line in stdin.read_lines():
             outbox.add(line)
     assert [frame for frame, _ in outbox.lines] == lines
