@@ -10,11 +10,10 @@ Clients PUSH lines. The server makes a message from each line and PUBlishes it t
 In:  {"user": USER, "message": TEXT}
      A line is a JSON object in UTF-8. Both values are strings or numbers.
 Out: USER> ESC[36mTEXTESC[0m
-     A message is text in UTF-8. ESC[36m turns cyan on, ESC[0m off. (Below, "message" means this,
-     and the value of the key "message" is the text.)
+     A message is text in UTF-8. ESC[36m turns cyan on, ESC[0m off. (Below, "message" always means
+     this. The value of the key "message" is called the text.)
 
-Each line and each message is one ZeroMQ frame: one send, one recv. (So a line may even contain
-newlines, as white space of its JSON.)
+Each line and each message is one ZeroMQ frame: one send, one recv.
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
 Its own thread moves them between these queues and the network.
@@ -25,8 +24,8 @@ The function serve is the talk's loop. What the rest adds to it:
   chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed together. This makes the
-  server about as fast as a loop that parses nothing, unless many lines have JSON's escapes. (By
-  default, Python's json.dumps escapes all that is not ASCII.) See match_simple_lines.
+  server about as fast as a loop that parses nothing, unless many lines have JSON's escapes (as what
+  is not ASCII has, by default, if Python's json.dumps writes it). See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
   subscribers have about another second to receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -36,7 +35,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -101,13 +99,15 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Drop and report the others.
     """
     messages = []
-    # For a line that is not simple, match_simple_lines returns ("", ""): parse it by itself.
+    # Most lines are simple (see below), and are matched together. For any other line,
+    # match_simple_lines returns ("", ""): parse it by itself.
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
             if not user:
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # possible only if escaping has made it longer
+            if len(message) > MAX_SIZE:
+                # What was added is shorter than the line's JSON. So the cause are the escapes.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -152,14 +152,10 @@ def sanitize(text: str) -> str:
 # strings that are not empty and contain nothing that JSON or sanitize would escape. Then what is
 # between the quotation marks is the user, and the text.
 
-# The characters of simple strings: all but UNSAFE and the three more that JSON escapes. They are
-# written as the ranges between those, because matching with [^...] would be a fifth slower.
-NOT_SIMPLE = sorted({*UNSAFE, ord("\t"), ord('"'), ord("\\")})
-SIMPLE_CHARS = "".join(
-    f"\\U{before + 1:08x}-\\U{after - 1:08x}"
-    for before, after in itertools.pairwise([-1, *NOT_SIMPLE, sys.maxunicode + 1])
-    if after - before > 1
-)
+# The characters of simple strings: all but UNSAFE, TAB, quotation mark and backslash (which JSON
+# escapes). They are written out, because matching with [^...] would be slower in most languages. A
+# test compares them with UNSAFE.
+SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not.
 SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
@@ -173,20 +169,21 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     This is only for speed: matching a line takes a sixth of the time of parsing it, and matching
     all lines in one call takes even less.
     """
-    batch = b"\n".join(lines) + b"\n"  # each line, followed by a newline
+    batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") != len(lines):
-        # A line that contains a newline is not simple. An empty line takes its place here.
+        # A line that contains newlines (JSON allows them between its parts) is not simple. An empty
+        # line takes its place here.
         batch = b"".join(b"\n" if b"\n" in line else line + b"\n" for line in lines)
     # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
-    # (Invalid UTF-8 becomes lone surrogates, which are not simple. So parse_line gets the line, and
+    # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
     # rejects it.)
     return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
 
 
 # Publish.
 
-MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # seconds that Publisher waits for subscribers
-RECOVERY_TIME = 20.0  # seconds
+MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # bounds of the seconds that Publisher waits for subscribers
+RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
@@ -198,12 +195,12 @@ class Publisher:
 
     1. The option XPUB_NODROP works on PUB, too. With it, send raises zmq.Again if any queue is
        full, and the message goes to nobody.
-    2. This class tries again, until a timeout. Meanwhile, lines wait in the queue of PULL, or at
-       the clients.
+    2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
+       clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
-       all others. From then on, libzmq skips each of the full queues, as if its subscriber were
-       gone, until half of the queue has been read. (On Linux, a subscriber that reads nothing for
-       long is disconnected: see TCP_MAXRT.)
+       all others. From then on, libzmq skips each of the full queues, until half of it has been
+       read: it does not make send raise zmq.Again. (On Linux, a subscriber that reads nothing for
+       20 seconds is disconnected: see TCP_MAXRT.)
 
     All subscribers share one timeout: normally, MAX_TIMEOUT. Each stall halves it, down to
     MIN_TIMEOUT, so that many stalls do not delay the chat for long. RECOVERY_TIME after the last
@@ -217,9 +214,9 @@ class Publisher:
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
-        if not messages:
-            # libzmq frees the queues of departed subscribers only during a call on PUB. There is
-            # nothing to send, so make another call, and ignore its result.
+        if not messages:  # for example, because no line came
+            # libzmq frees the queues of departed subscribers, but only during a call on PUB. So
+            # call something: the result does not matter.
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -232,25 +229,27 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        while True:
-            # After a signal, which may come during a wait, a wait may take a quarter of the time
-            # left, at most: others may follow, and lines that have arrived are still to be
-            # received. (Before a signal, the time left is inf.)
-            timeout = min(self.timeout, self.shutdown.publishing_time_left() / 4)
-            if time.monotonic() >= started + timeout:
-                break
+        while time.monotonic() < started + self.current_timeout():
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.send_skipping_full_queues(message)
-        self.timeout = max(MIN_TIMEOUT, timeout / 2)  # half of what this wait could take
+        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+    def current_timeout(self) -> float:
+        """Return the timeout. After a signal, which may come during a wait, it is shorter.
+
+        Then a wait may take a quarter of the time left, at most: others may follow, and lines that
+        have arrived are still to be received. (Before a signal, the time left is inf.)
+        """
+        return min(self.timeout, self.shutdown.publishing_time_left() / 4)
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        With NODROP off for one send, libzmq does step 3 above (dist_t in its src/dist.cpp).
+        With NODROP off for one send, libzmq does step 3 of the class (dist_t in its src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # never waits
@@ -261,7 +260,7 @@ class Publisher:
 
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
-#   1.0  The last turn of the loop begins. So lines that had arrived at the signal are published.
+#   1.0  The last turn of the loop begins. The turns before it publish the lines that had arrived.
 #   1.6  That turn ends: receive waits until 1.2 at most, and publish until PUBLISHING_END.
 #   2.7  libzmq has sent what was queued for subscribers, or drops the rest.
 #   2.8  The log has been written, or gives up.
@@ -290,7 +289,7 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # quickly, as later signals may come in a flood
+            return  # Later ones still get here on Windows, or through the thread of Log.
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
@@ -376,21 +375,21 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. In spite of its name, it is the password of the chat: the server
-    admits whoever has it, and nobody else. If neither file exists, make both. Raises ValueError,
-    with the reason, if they cannot be used.
+    NAME.key holds the public key, which is not for the public: it is the password of the chat. The
+    server admits whoever has it, and nobody else. If neither file exists, make both. Raises
+    ValueError, with the reason, if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
     public_file, secret_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     try:
         if not public_file.exists() and not secret_file.exists():
-            os.umask(0o077)  # Nobody else may read the secret key.
+            os.umask(0o077)  # Nobody else may read the keys.
             zmq.auth.create_certificates("", name)
         public, _ = zmq.auth.load_certificate(public_file)
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
-            raise ValueError("they are not a pair")
+            raise ValueError("they are not a pair")  # reported below
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: damaged
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return secret
@@ -504,5 +503,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Not sys.exit: its cleanup could hang on a stderr that nobody reads, or on open sockets after a
-    # failed start. It also restores the default handlers: a late signal could kill the process.
+    # failed start. And as it restores the default handlers, a signal could change the exit status.
     os._exit(main())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 import unicodedata
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from peers import Join, line_of, message_of
 from processes import LINUX, POSIX, Script, Start, after, free_port, python, server_options
 from terminal import Open
 
-from server import make_messages
+from server import SIMPLE_CHARS, UNSAFE, make_messages
 
 HELLO = line_of("ken", "hello")
 COMPACT = b'{"user":"k","message":"%s"}'  # without the message
@@ -126,6 +127,14 @@ def test_exactly_the_characters_that_may_control_a_terminal_are_escaped() -> Non
         is_unsafe = is_control or unicodedata.bidirectional(char) in directions
         expected = char.encode("unicode_escape").decode() if is_unsafe else char
         assert message == message_of(expected, expected)
+
+
+def test_all_other_characters_are_simple() -> None:
+    """Nearly all: JSON, too, escapes a few."""
+    is_simple = re.compile(f"[{SIMPLE_CHARS}]").fullmatch
+    chars = map(chr, range(sys.maxunicode + 1))
+    others = [ord(char) for char in chars if not is_simple(char)]
+    assert others == sorted([*UNSAFE, *map(ord, '\t"\\')])
 
 
 # README, Differences from the original: | not a JSON object | crashes | drops it and logs why |
