@@ -38,9 +38,10 @@ connection. The client cannot know whether a line was lost, or only its echo. So
 more than once. A pipe is read no further while 1,000 lines wait.
 
 "Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are pushed to it all the same, but nothing acknowledges them, so the exit status is 1. A line that
-our server would publish is waited for: at the end of stdin, or when 1,000 lines of a pipe wait, the
-client ends after 30 seconds. Other lines are pushed, and not waited for.
+are pushed to it all the same, but nothing acknowledges them, so the exit status is 1. For a line
+that our server would publish, the client waits for an echo: when it reads no more (at the end of
+stdin, or while 1,000 lines of a pipe wait), it ends after 30 seconds without one, or 8 if it was
+never connected. For other lines, it waits only until they are pushed.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -77,10 +78,13 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
+Feed = Callable[[bytes], tuple[list[bytes], bool]]  # Splitter.feed or Editor.feed
 Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without and with colors
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-WINDOW = 1_000  # lines in flight, at most: pushed twice, their echoes still fit our server's queue
+# Lines in flight, at most: pushed twice, their echoes still fit our server's queue. While as many
+# lines wait, a pipe is read no further.
+WINDOW = 1_000
 MAX_MESSAGES = 200  # messages that SUB queues, and that one turn of the loop receives, at most
 READ_SIZE = 16_384  # bytes read from stdin in one go
 TICK = 0.1  # seconds until the loop looks at its clocks and the terminal's width, if nothing comes
@@ -148,9 +152,9 @@ class Stdin:
     the loop reads on.
     """
 
-    def __init__(self, splitter: Splitter | Editor, read: Callable[[], bytes]) -> None:
-        self.splitter = splitter  # its feed takes what was read, and returns the lines it completes
+    def __init__(self, read: Callable[[], bytes], feed: Feed) -> None:
         self.read = read  # reads stdin, and returns nothing at the end
+        self.feed = feed  # takes what was read, and returns the lines that it completes
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
         self.failed = False  # True if reading failed; set before sender is closed
@@ -168,7 +172,7 @@ class Stdin:
     def read_lines(self) -> list[bytes]:
         """Return the lines that have come, without their ends, but no empty ones (slide 8)."""
         data = self.receiver.recv(READ_SIZE)  # nothing, at the end of stdin
-        lines, self.ended = self.splitter.feed(data)
+        lines, self.ended = self.feed(data)
         if self.failed and not data:
             return []  # The last line may be cut off: do not send it.
         return [line for line in lines if line]
@@ -182,7 +186,7 @@ class Splitter:
 
     def __init__(self) -> None:
         self.partial = b""  # a line whose end is still to come
-        self.bom = codecs.BOM_UTF8  # which PowerShell puts first; empty after the first line
+        self.bom = codecs.BOM_UTF8  # PowerShell puts it before the first line; empty after that
 
     def feed(self, data: bytes) -> tuple[list[bytes], bool]:
         """Return the lines that data completes, and whether stdin has ended: data is empty then."""
@@ -211,8 +215,8 @@ def make_sockets(context: zmq.Context[Sock], options: argparse.Namespace) -> tup
         sock.set(zmq.IPV6, int(":" in options.host))
         sock.set(zmq.RECONNECT_IVL, 100)  # milliseconds until a reconnect: see Outbox.push_to
         sock.set(zmq.RECONNECT_IVL_MAX, 1_000)  # milliseconds between later attempts, at most
-        # On Linux, notice a vanished server within 20 seconds: lines can be pushed to a new one
-        # before DELIVERY_TIMEOUT.
+        # On Linux, notice a vanished server within 20 seconds, so that there is time to push lines
+        # again before DELIVERY_TIMEOUT.
         sock.set(zmq.TCP_MAXRT, 20_000)
         # Notice it on an idle connection, too: probe it after 10 seconds, then every 2 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
@@ -268,15 +272,16 @@ class Connection:
         self.came_up = False  # whether the last update changed up from False to True
         self.ever_up = False
         self.ready_at = math.inf  # when the subscription should be in effect
-        self.last_up_or_try = time.monotonic()  # when it was up last, or else tried to reconnect
-        # What the last notice said: "up" or "down". For a pipe, the first connection is no news.
+        self.last_up = time.monotonic()  # when it was up last, or else was created
+        self.retry_at = self.last_up + RETRY_INTERVAL  # when to reconnect, if it is still not up
+        # What the last notice said: "up" or "down". A pipe's first connection is not announced.
         self.announced = "" if interactive else "up"
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
         After each handshake, up is False for SLOW_JOINER_DELAY, and then came_up is True, once. So
-        no new connection is missed, even if one call reads both a loss and the next handshake.
+        it reports each new connection, even if one call reads both a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -292,9 +297,9 @@ class Connection:
         self.up = not self.unconnected and now >= self.ready_at
         self.came_up = self.up and not was_up
         if self.up:
-            self.ever_up, self.last_up_or_try = True, now
-        elif now >= self.last_up_or_try + RETRY_INTERVAL:
-            self.last_up_or_try = now
+            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
+        elif now >= self.retry_at:
+            self.retry_at = now + RETRY_INTERVAL
             # libzmq gives up after a protocol error: a message is too long, or only one side uses
             # --key.
             for sock in self.unconnected:
@@ -303,13 +308,12 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        # During the slow-joiner delay, it is neither up nor down. (The notice comes long before the
-        # first retry.)
-        is_late = time.monotonic() >= self.last_up_or_try + NOTICE_DELAY
+        down_for = time.monotonic() - self.last_up
         if self.up and self.announced != "up":
             self.announced = "up"
             return f"connected to {self.host}"
-        if self.unconnected and is_late and self.announced != "down":
+        # (If both sockets are connected, only the slow-joiner delay is left.)
+        if self.unconnected and down_for >= NOTICE_DELAY and self.announced != "down":
             self.announced = "down"
             cause = f"no server at {self.host} (or its --key differs)"
             if len(self.unconnected) == 1:
@@ -326,8 +330,8 @@ class Line(NamedTuple):
     """A line in the outbox."""
 
     frame: bytes
-    # The hash of its echo, or None if our server will drop the line: then it is never in flight.
-    # (Only a hash: Python may need 4 bytes for a character, so 60 MB for a thousand long echoes.)
+    # The hash of its echo (a thousand echoes could take 60 MB), or None if our server will drop the
+    # line: then it leaves when it has been pushed.
     echo_hash: int | None
 
 
@@ -350,15 +354,14 @@ class Outbox:
         self.user = user
         self.lines: list[Line] = []
         self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        # How many more times a line was pushed, for the hash of its echo (never None here).
-        self.resent = Counter[int | None]()
+        # How many second echoes may still come, of lines that were pushed again, by their hashes.
+        self.second_echoes = Counter[int | None]()
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> str:
         """Add a line, unless it is too long. Return the problem with it, or "".
 
-        A line that our server will drop is added, too: another server may publish it. (A problem is
-        "KIND: DETAILS": for a pipe, only the first one of each kind is printed.)
+        A line that our server will drop is added, too: another server may publish it.
         """
         frame, problem = line, ""
         if self.user is not None:
@@ -389,8 +392,9 @@ class Outbox:
         """
         if not connection.up:
             return
-        if connection.came_up:
-            self.rewind()
+        if connection.came_up:  # Go back: the lines in flight are to be pushed again.
+            self.second_echoes.update(line.echo_hash for line in self.lines[: self.in_flight])
+            self.in_flight = 0
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
             while self.can_push():
                 line = self.lines[self.in_flight]
@@ -408,12 +412,12 @@ class Outbox:
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
 
-        Return whether an echo came, which shows that the server is alive. A second echo, of a line
-        that was pushed again and may have left already, shows this, too: after a break, a slow link
-        may carry a thousand of them, for a minute, before the echo of a newer line.
+        Return whether an echo came, which shows that the server is alive. A second echo of a line
+        that was pushed again counts, too, even if the line has left: after a break, a slow link may
+        carry a thousand of them, for a minute, before the echo of a newer line.
         """
-        if not self.lines:
-            self.resent.clear()  # No line waits, so nothing has to show that the server is alive.
+        if not self.lines:  # Nothing has to show that the server is alive.
+            self.second_echoes.clear()
         echo_came = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:
@@ -421,18 +425,13 @@ class Outbox:
             if echo_hash in expected:
                 del expected[: expected.index(echo_hash) + 1]
                 echo_came = True
-            elif self.resent[echo_hash] > 0:
-                self.resent[echo_hash] -= 1
+            elif self.second_echoes[echo_hash] > 0:
+                self.second_echoes[echo_hash] -= 1
                 echo_came = True
         acknowledged = self.in_flight - len(expected)
         del self.lines[:acknowledged]
         self.in_flight -= acknowledged
         return echo_came
-
-    def rewind(self) -> None:
-        """Count the lines in flight as not pushed: push_to will push them again."""
-        self.resent.update(line.echo_hash for line in self.lines[: self.in_flight])
-        self.in_flight = 0
 
     def probe(self) -> None:
         """Let push_to push the newest line in flight (there must be one) again.
@@ -456,7 +455,7 @@ class Outbox:
         first = excerpt(self.lines[0].frame)
         return f"no echo yet for {lines_in_words(len(self.lines))}; the first: {first}"
 
-    def report(self) -> str:
+    def undelivered_notice(self) -> str:
         """Return how many lines may not have been delivered, or an empty string if all were."""
         count = self.undelivered + len(self.lines)
         return f"{lines_in_words(count)} may not have been delivered" if count else ""
@@ -630,7 +629,7 @@ class Watchdog:
 
 
 class Screen:
-    """Where messages and notices are printed, and stdin is read.
+    """Where messages and notices are printed, and how stdin is read.
 
     With a line editor, it is an EditorScreen.
     """
@@ -644,8 +643,8 @@ class Screen:
         """Begin to read stdin."""
         if sys.platform == "win32":  # os.read would return text in the console's code page.
             file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-            return Stdin(Splitter(), lambda: file.read(READ_SIZE))
-        return Stdin(Splitter(), lambda: os.read(0, READ_SIZE))
+            return Stdin(lambda: file.read(READ_SIZE), Splitter().feed)
+        return Stdin(lambda: os.read(0, READ_SIZE), Splitter().feed)
 
     def print_messages(self, messages: list[Message]) -> bool:
         """Print messages (slide 8). Return False if the reader of stdout has left.
@@ -663,7 +662,7 @@ class Screen:
         return True
 
     def print_problem(self, problem: str) -> None:
-        """Print a problem: for a pipe, only the first of each kind."""
+        """Print a problem, "KIND: DETAILS". For a pipe, print only the first of each kind."""
         kind, _, _ = problem.partition(":")
         if self.interactive or kind not in self.printed_kinds:
             self.printed_kinds.add(kind)
@@ -733,16 +732,16 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(  # The first alternative that matches counts.
     rf"""
-    (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # The rest has not come yet.
-    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~, or a broken sequence, which has no last character
+    (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # ESC, ESC [ 3: the rest is to come
+    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (or ESC [ 3 and what cannot end it, to ignore it)
     | \x1b+ O[0-9;]*.                # ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL
-    | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )
+    | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )  # text, with TABs
     | \x1b* .                        # Enter, Backspace, Ctrl-A, ESC b
     """,
     re.DOTALL | re.VERBOSE,
 )
-ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter or Ctrl-J, with Alt or without
+ENTER = ("\r", "\n", "\x1b\r", "\x1b\n")  # Enter or Ctrl-J, perhaps after ESC or with Alt
 CTRL_D = "\x04"
 # Terminals differ in the codes of some keys.
 BINDINGS: dict[tuple[str, ...], Callable[[Editor], object]] = {
@@ -864,9 +863,9 @@ class Editor:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         If the line is too long, show the end of what is before the cursor. Leave up to a quarter of
-        the row for the text from the cursor on, and one column more: at the end of the line, the
-        cursor stands there. For example, with the cursor on the f of "the quick brown fox jumps",
-        16 columns show "uick brown fox j".
+        the row for the text from the cursor on, and one more column for the cursor itself, which
+        stands behind the text at the end of the line. For example, with the cursor on the f of "the
+        quick brown fox jumps", 16 columns show "uick brown fox j".
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
         cursor belongs.
@@ -936,7 +935,7 @@ class EditorScreen(Screen):
     def open_stdin(self) -> Stdin:
         """Set up the terminal, and begin to read it."""
         self.terminal.set_up()
-        return Stdin(self.editor, self.terminal.read)
+        return Stdin(self.terminal.read, self.editor.feed)
 
     def row(self) -> str:
         """Return what draws the row."""
@@ -987,7 +986,7 @@ if sys.platform != "win32":
         def __init__(self) -> None:
             if self.in_background():
                 # Started with &: another job may have changed the settings. So read them only after
-                # fg. (The kernel would stop this process by the same signal if it changed them.)
+                # fg. (The kernel sends the same signal to a background job that changes them.)
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             self.editor_settings = termios.tcgetattr(0)  # a copy to change
@@ -1029,11 +1028,10 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # While stopped, no signal may have a handler in Python: SIGTSTP must stop the process,
-            # and SIGTERM must end it at once. (A shell's kill sends SIGTERM and then SIGCONT. With
-            # a handler, the process would go on in the background, where its thread reads the
-            # terminal, and gets SIGTTIN. That would stop the process again before Python runs the
-            # handler.)
+            # SIGTSTP needs its default action to stop the process. So do the signals that end it,
+            # while it is stopped: a shell's kill sends SIGTERM, and then SIGCONT. With a handler in
+            # Python, the process would go on in the background, where its thread reads the terminal
+            # and gets SIGTTIN, and stop again before the handler runs.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1110,7 +1108,7 @@ def handle_signals(screen: Screen, outbox: Outbox) -> None:
 
     def leave(signum: int, _frame: object) -> NoReturn:
         """Handle a signal: exit, whatever the loop is waiting for."""
-        screen.close(outbox.report())
+        screen.close(outbox.undelivered_notice())
         os._exit(128 + signum)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):  # SIGBREAK: Windows
@@ -1126,7 +1124,7 @@ def prepare_streams() -> None:
     another process that shares a stream may have made it nonblocking.
     """
     while os.open(os.devnull, os.O_RDWR) < 2:
-        pass  # open returns the lowest free number, so this fills 0 to 2. (Perhaps 3, too.)
+        pass  # open returns the lowest free number, so this fills 0 to 2. (It may also take 3.)
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
@@ -1135,7 +1133,7 @@ def prepare_streams() -> None:
 def host(text: str) -> str:
     """Return a HOST from the command line.
 
-    Raises ArgumentTypeError, with what to write instead, if it cannot be one, or includes a port.
+    Raises ArgumentTypeError, with what to write instead, if text includes a port or is no host.
     """
     has_port = text.count(":") == 1 or "]:" in text  # IPv6 addresses have more colons.
     if not text or has_port or not text.isprintable():
@@ -1197,7 +1195,7 @@ def main() -> int:
     except (OSError, zmq.ZMQError) as error:
         reason = str(error)
     finally:
-        report = "; ".join(filter(None, (reason, outbox.report())))
+        report = "; ".join(filter(None, (reason, outbox.undelivered_notice())))
         screen.close(report)
     return int(bool(report))
 

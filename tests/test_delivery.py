@@ -107,7 +107,7 @@ def start_chat(
     context: Context, server: BareServer, screen: client.Screen
 ) -> tuple[Watchdog, threading.Thread]:
     """Start a chat of three lines, 1, 2 and 3. Return when the server has received them."""
-    stdin = client.Stdin(client.Splitter(), iter([typed(1, 2, 3), b""]).__next__)
+    stdin = client.Stdin(iter([typed(1, 2, 3), b""]).__next__, client.Splitter().feed)
     connection, outbox = connect(context, server), Outbox("k")
     watchdog = Watchdog(outbox, connection, screen)
     arguments = stdin, connection, outbox, watchdog, screen
@@ -201,7 +201,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     connection = start_to_connect(context, bare_server.ports)
-    connection.last_up_or_try = connected_at = 0.0
+    connection.last_up = connected_at = 0.0
     while not connection.up:
         connection.update()
         if connection.unconnected:
@@ -411,7 +411,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     for message, left, is_echo in cases:
         assert outbox.acknowledge([client.sanitize_message(message)]) is is_echo
         assert len(outbox.lines) == left
-        assert outbox.report().startswith(f"{left} line")
+        assert outbox.undelivered_notice().startswith(f"{left} line")
     outbox, connection = outbox_of(context, "k", "12")
     push_again(outbox, connection)
     # The second echo, of a line that was sent twice, ends the wait, too. A third one does not: it
@@ -444,7 +444,7 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
 def test_even_a_long_host_name_may_be_down(context: Context) -> None:
     """Its endpoints are longer than what pyzmq reads of zmq.LAST_ENDPOINT."""
     connection = start_to_connect(context, (1, 2), host=".".join(["x" * 60] * 5))
-    connection.last_up_or_try -= client.RETRY_INTERVAL
+    connection.retry_at = 0.0
     connection.update()
     assert connection.unconnected == {connection.push, connection.sub}
 

@@ -84,7 +84,7 @@ def test_half_a_line_is_not_sent_if_reading_fails() -> None:
             raise OSError
         return reads.pop(0)
 
-    stdin, lines = client.Stdin(client.Splitter(), read), []
+    stdin, lines = client.Stdin(read, client.Splitter().feed), []
     while not stdin.ended:
         lines += stdin.read_lines()
     assert lines == [b"one"]

@@ -49,7 +49,7 @@ AS_TYPED = {  # the input, and the lines that are sent
 def test_a_line_is_sent_as_it_was_typed(typed: bytes, lines: list[bytes], size: int) -> None:
     """However the input is cut. Its end is a read without data."""
     reads, outbox = queue.SimpleQueue[bytes](), client.Outbox(None)
-    stdin = client.Stdin(client.Splitter(), reads.get)
+    stdin = client.Stdin(reads.get, client.Splitter().feed)
     for start in range(0, len(typed) + size, size):
         reads.put(typed[start : start + size])
         for line in stdin.read_lines():
@@ -106,7 +106,7 @@ PROBLEMS = {  # the user, the line, and the notice
 def test_a_problem_is_reported(user: str | None, line: bytes, notice: str) -> None:
     outbox = client.Outbox(user)
     assert outbox.add(line) == notice
-    assert outbox.report() == "1 line may not have been delivered"
+    assert outbox.undelivered_notice() == "1 line may not have been delivered"
     will_be_sent = [line] if notice.startswith(WILL_BE_DROPPED) else []
     assert [frame for frame, _ in outbox.lines] == will_be_sent
     assert make_messages([line], log=Mock()) == []
