@@ -13,15 +13,16 @@ line       what comes from stdin
 frame      what is pushed for a line: the line as it was typed (our server wants JSON), or with
            --user, {"user": NAME, "message": LINE}
 message    what the server makes of a frame and publishes to everybody, in UTF-8; it is printed with
-           its control characters escaped, except colors and TABs
+           its unsafe characters escaped, except colors and TABs
 echo       the message of a line of this client
-in flight  pushed, but not yet acknowledged by an echo
+in flight  pushed, but not yet acknowledged by an echo, nor due to be pushed again
 waiting    in flight, or still to be pushed
 pipe       stdin that is not a terminal, even if it is a file (with a terminal, the client is
            interactive)
 notice     what this client says itself, on stderr
-problem    a notice about a line
-report     the notice at the end that says why the exit status is 1
+problem    a notice that something is wrong with a line, "KIND: DETAILS"
+report     the notice at the end that says why the exit status is not 0
+our server server.py; another server may publish lines in another form, or not at all
 
 What the slides do not say about ZeroMQ:
 - Its library, libzmq, connects and reconnects by itself. What was on its way at a break may be
@@ -37,11 +38,9 @@ server publishes them in order. Lines that are not acknowledged are pushed again
 connection. The client cannot know whether a line was lost, or only its echo. So a line may appear
 more than once. A pipe is read no further while 1,000 lines wait.
 
-"Our server" is server.py. Another server may publish lines in another form, or not at all. Lines
-are pushed to it all the same, but nothing acknowledges them, so the exit status is 1. For a line
-that our server would publish, the client waits for an echo: when it reads no more (at the end of
-stdin, or while 1,000 lines of a pipe wait), it ends after 30 seconds without one, or 8 if it was
-never connected. For other lines, it waits only until they are pushed.
+Lines are pushed to another server all the same, but nothing acknowledges them, so the exit status
+is 1. A line that our server would drop is done when it has been pushed. Any other line waits for
+its echo, for 30 seconds at most: class Watchdog has the details.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
@@ -78,12 +77,12 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
-Feed = Callable[[bytes], tuple[list[bytes], bool]]  # Splitter.feed or Editor.feed
+Feed = Callable[[bytes], tuple[list[bytes], bool]]  # returns lines, and whether stdin has ended
 Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without and with colors
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-# Lines in flight, at most: pushed twice, their echoes still fit our server's queue. While as many
-# lines wait, a pipe is read no further.
+# Lines in flight, at most: pushed twice, their echoes still fit our server's queue. The outbox is
+# full when as many lines wait: a pipe is read no further then.
 WINDOW = 1_000
 MAX_MESSAGES = 200  # messages that SUB queues, and that one turn of the loop receives, at most
 READ_SIZE = 16_384  # bytes read from stdin in one go
@@ -109,7 +108,8 @@ def chat(
         reading = not stdin.ended and (len(outbox.lines) < WINDOW or screen.interactive)
         for line in wait_for_input(connection, stdin, reading):
             if not connection.up or watchdog.overdue:
-                screen.print_typed(line)  # It has left the editor, and its echo may take long.
+                # It has left the editor. Normally, its echo shows it again at once.
+                screen.print_typed(line)
             if problem := outbox.add(line):
                 screen.print_problem(problem)
 
@@ -122,7 +122,8 @@ def chat(
         messages = receive(connection.sub)
         echo_came = outbox.acknowledge(messages)
         if not screen.print_messages(messages):
-            stdin.ended = True  # The reader of stdout has left, as `| head -1` does. It has enough.
+            # The reader of stdout has left, as `| head -1` does. It has enough: read no more.
+            stdin.ended = True
 
         # act if no echo comes, and end if none has come for too long
         if watchdog.act(reading, echo_came):
@@ -153,7 +154,7 @@ class Stdin:
     """
 
     def __init__(self, read: Callable[[], bytes], feed: Feed) -> None:
-        self.read = read  # reads stdin, and returns nothing at the end
+        self.read = read  # reads stdin, and returns b"" at the end
         self.feed = feed  # takes what was read, and returns the lines that it completes
         self.receiver, self.sender = socket.socketpair()
         self.ended = False  # True if no more lines will be read
@@ -281,7 +282,7 @@ class Connection:
         """Read the monitors, and reconnect if need be.
 
         After each handshake, up is False for SLOW_JOINER_DELAY, and then came_up is True, once. So
-        it reports each new connection, even if one call reads both a loss and the next handshake.
+        came_up reports each new connection, even if one call reads a loss and the next handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -312,7 +313,7 @@ class Connection:
         if self.up and self.announced != "up":
             self.announced = "up"
             return f"connected to {self.host}"
-        # (If both sockets are connected, only the slow-joiner delay is left.)
+        # (No notice if unconnected is empty: it will be up after SLOW_JOINER_DELAY.)
         if self.unconnected and down_for >= NOTICE_DELAY and self.announced != "down":
             self.announced = "down"
             cause = f"no server at {self.host} (or its --key differs)"
@@ -330,8 +331,8 @@ class Line(NamedTuple):
     """A line in the outbox."""
 
     frame: bytes
-    # The hash of its echo (a thousand echoes could take 60 MB), or None if our server will drop the
-    # line: then it leaves when it has been pushed.
+    # The hash of its echo, or None if our server will drop the line. (Not the echo itself: Python
+    # may need 4 bytes for a character, so 60 MB for a thousand echoes.)
     echo_hash: int | None
 
 
@@ -339,7 +340,7 @@ class Outbox:
     """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
     A line leaves when it is acknowledged or given up. (A line that our server will drop leaves when
-    it has been pushed, and counts as undelivered.)
+    it has been pushed, and counts as undelivered. So each line in flight has an echo.)
 
     A connection that breaks may lose lines. If only new lines were pushed over the next
     connection, their echoes would acknowledge the lost lines as well. So all lines in flight are
@@ -353,8 +354,11 @@ class Outbox:
     def __init__(self, user: str | None) -> None:
         self.user = user
         self.lines: list[Line] = []
-        self.in_flight = 0  # how many of the lines, the first ones, are in flight
-        # How many second echoes may still come, of lines that were pushed again, by their hashes.
+        # How many of the lines, the first ones, are in flight. To push lines again, lower it: then
+        # they count as still to be pushed.
+        self.in_flight = 0
+        # For the hash of each echo: how many second echoes may still come, as the line was pushed
+        # again.
         self.second_echoes = Counter[int | None]()
         self.undelivered = 0  # lines that left without an echo, or were too long
 
@@ -387,15 +391,15 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight.
 
         Over a new connection, the lines in flight must go before new ones. So call this right after
-        update, which notices new connections. (None can come between the two calls: PUSH takes at
-        least 100 ms to reconnect, and takes no lines meanwhile. See RECONNECT_IVL and IMMEDIATE.)
+        update, which notices new connections. (If PUSH loses its connection after update, it takes
+        no lines for at least 100 ms, by IMMEDIATE and RECONNECT_IVL. By then, this call is over.)
         """
         if not connection.up:
             return
         if connection.came_up:  # Go back: the lines in flight are to be pushed again.
             self.second_echoes.update(line.echo_hash for line in self.lines[: self.in_flight])
             self.in_flight = 0
-        with contextlib.suppress(zmq.Again):  # PUSH is full, or has just lost its connection.
+        with contextlib.suppress(zmq.Again):  # PUSH is full, or has lost its connection: try later.
             while self.can_push():
                 line = self.lines[self.in_flight]
                 send(connection.push, line.frame, zmq.NOBLOCK)
@@ -412,11 +416,11 @@ class Outbox:
     def acknowledge(self, messages: list[Message]) -> bool:
         """Remove the lines that the echoes among the messages acknowledge.
 
-        Return whether an echo came, which shows that the server is alive. A second echo of a line
-        that was pushed again counts, too, even if the line has left: after a break, a slow link may
-        carry a thousand of them, for a minute, before the echo of a newer line.
+        Return whether an echo came, which shows that the server is alive. The second echo of a line
+        that was pushed again counts, too, even if the line has left. After a break, a slow link may
+        carry a thousand second echoes, for a minute. Without them, the client would end.
         """
-        if not self.lines:  # Nothing has to show that the server is alive.
+        if not self.lines:  # No line waits, so no sign of life is needed.
             self.second_echoes.clear()
         echo_came = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
@@ -434,9 +438,9 @@ class Outbox:
         return echo_came
 
     def probe(self) -> None:
-        """Let push_to push the newest line in flight (there must be one) again.
+        """Let push_to push the newest line in flight again: its echo acknowledges all of them.
 
-        Its echo acknowledges all of them.
+        (There is one if lines wait and can_push is False.)
 
         This helps if their own echoes were missed, because the subscription took effect late, or
         because stdout was blocked for so long that the server dropped messages for this client.
@@ -471,7 +475,8 @@ def excerpt(frame: bytes) -> str:
     return frame.decode(errors="replace")[:80]
 
 
-# What the server makes of a frame. The rules are copied from server.py: this script needs no other.
+# What the server makes of a frame. The rules are copied from server.py, so that this script runs
+# without it.
 
 # The characters to escape: they could control a terminal, break a line, or mislead a reader.
 UNSAFE = (
@@ -725,15 +730,15 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
 #     ESC ESC O A  Alt-Up
 # ESC may come twice: Alt with a special key. An ESC alone waits for what follows. Keys that edit
 # nothing, such as Alt-Up, are only matched to be ignored. So are answers to an earlier program,
-# such as ESC ] ... BEL. (If one comes in two parts, it is taken for Alt-] and text.)
+# such as ESC ] ... BEL. (An answer that is split between two reads is taken for Alt-] and text.)
 
-# A control sequence is ESC, [, parameters (0 to ?), intermediates (space to /), and a last
+# A control sequence is "ESC [", then parameters (0 to ?), intermediates (space to /), and a last
 # character (@ to ~). The second [ is for the Linux console, where F1 is ESC [ [ A.
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(  # The first alternative that matches counts.
     rf"""
     (?P<partial> \x1b+ (?: {SEQUENCE_BODY} | O[0-9;]* )? \Z )  # ESC, ESC [ 3: the rest is to come
-    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (or ESC [ 3 and what cannot end it, to ignore it)
+    | \x1b+ {SEQUENCE_BODY} [@-~]?    # ESC [ 3 ~ (or ESC [ 3 alone, if what follows cannot end it)
     | \x1b+ O[0-9;]*.                # ESC O A
     | \x1b+ [\]PX^_] [^\x07\x1b]* (?: \x07 | \x1b\\ )  # ESC ] ... BEL
     | (?P<text> [^\x00-\x08\x0a-\x1f\x7f]+ )  # text, with TABs
@@ -863,9 +868,9 @@ class Editor:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         If the line is too long, show the end of what is before the cursor. Leave up to a quarter of
-        the row for the text from the cursor on, and one more column for the cursor itself, which
-        stands behind the text at the end of the line. For example, with the cursor on the f of "the
-        quick brown fox jumps", 16 columns show "uick brown fox j".
+        the row for the text from the cursor on, and one column more: at the end of the line, the
+        cursor stands in it; elsewhere, more text fills it. For example, with the cursor on the f of
+        "the quick brown fox jumps", 16 columns show "uick brown fox j" (11 + 4 + 1).
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
         cursor belongs.
@@ -883,7 +888,8 @@ JOINER = "\u200d"  # joins two emoji into one
 def split_characters(text: str) -> list[str]:
     """Split text into what a person sees as characters.
 
-    Marks, skin tones, joiners, and what follows a joiner belong to the character before.
+    Marks, skin tones, joiners, and what follows a joiner belong to the character before. (A flag
+    counts as two.)
     """
     found: list[str] = []
     for point in text:  # each code point
@@ -985,8 +991,8 @@ if sys.platform != "win32":
 
         def __init__(self) -> None:
             if self.in_background():
-                # Started with &: another job may have changed the settings. So read them only after
-                # fg. (The kernel sends the same signal to a background job that changes them.)
+                # Started with &: another job may have changed the settings. So stop until fg, and
+                # read them then. (The kernel sends SIGTTOU to a background job that changes them.)
                 signal.raise_signal(signal.SIGTTOU)
             self.shell_settings = termios.tcgetattr(0)
             self.editor_settings = termios.tcgetattr(0)  # a copy to change
@@ -1028,10 +1034,11 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP needs its default action to stop the process. So do the signals that end it,
-            # while it is stopped: a shell's kill sends SIGTERM, and then SIGCONT. With a handler in
-            # Python, the process would go on in the background, where its thread reads the terminal
-            # and gets SIGTTIN, and stop again before the handler runs.
+            # Set every signal that has a handler to its default action, and keep the handlers for
+            # later. SIGTSTP must stop the process, and SIGTERM must end it while it is stopped: a
+            # shell's kill sends SIGTERM, then SIGCONT. A handler in Python would come too late: the
+            # thread that reads the terminal, now in the background, would get SIGTTIN, and stop the
+            # process again.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1124,7 +1131,7 @@ def prepare_streams() -> None:
     another process that shares a stream may have made it nonblocking.
     """
     while os.open(os.devnull, os.O_RDWR) < 2:
-        pass  # open returns the lowest free number, so this fills 0 to 2. (It may also take 3.)
+        pass  # open returns the lowest free number: 2 or more, if 0 to 2 are open.
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
@@ -1177,7 +1184,7 @@ def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> None:
     stdin = screen.open_stdin()
     chat(stdin, connection, outbox, Watchdog(outbox, connection, screen), screen)
     # Lines that our server will drop have no echo to wait for, so they may still be in libzmq. Let
-    # it send them, for a second at most (even if it hangs in a name lookup).
+    # it send them, for a second at most. (It may hang in a name lookup: so do this in a thread.)
     call_with_timeout(1, context.destroy)
     if stdin.failed or not stdin.ended:  # main reports it like any other error.
         raise OSError("the rest of the input, if any, was not read")

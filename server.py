@@ -24,8 +24,8 @@ The function serve is the talk's loop. What the rest adds to it:
   chat goes on. See Publisher.
 - Characters that control a terminal, or override the direction of text, are escaped.
 - Lines are received in batches, and most lines of a batch are parsed together. This makes the
-  server about as fast as a loop that parses nothing, unless many lines have JSON's escapes (as what
-  is not ASCII has, by default, if Python's json.dumps writes it). See match_simple_lines.
+  server about as fast as a loop that parses nothing, unless many lines contain JSON escapes. (By
+  default, Python's json.dumps escapes every character that is not ASCII.) See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
   subscribers have about another second to receive what is queued for them.
 - With --key, all connections are encrypted.
@@ -80,7 +80,7 @@ def receive(pull: Sock) -> list[bytes]:
 
     Batches are for speed: many sends in a row keep libzmq's thread awake. With one line at a time
     (receive, send, receive, send), it would fall asleep after each send, and waking it costs more
-    than a send. Larger batches would gain little more, and the first line would wait for the last.
+    than a send. Larger batches would gain little more, and delay the first line of each longer.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
@@ -99,15 +99,16 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Drop and report the others.
     """
     messages = []
-    # Most lines are simple (see below), and are matched together. For any other line,
-    # match_simple_lines returns ("", ""): parse it by itself.
+    # For a line that is not simple (see below), match_simple_lines returns ("", ""): parse it by
+    # itself.
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
             if not user:
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
-                # What was added is shorter than the line's JSON. So the cause are the escapes.
+                # Only escaping can cause this: "> " and the color codes are shorter than the JSON
+                # syntax that they replace, and the line was at most MAX_SIZE bytes.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -153,8 +154,8 @@ def sanitize(text: str) -> str:
 # between the quotation marks is the user, and the text.
 
 # The characters of simple strings: all but UNSAFE, TAB, quotation mark and backslash (which JSON
-# escapes). They are written out, because matching with [^...] would be slower in most languages. A
-# test compares them with UNSAFE.
+# escapes). They are written out, because [^...] would match the text of most human languages more
+# slowly. A test compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not.
@@ -166,13 +167,13 @@ SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
 def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    This is only for speed: matching a line takes a sixth of the time of parsing it, and matching
-    all lines in one call takes even less.
+    This is only for speed: matching a line takes a sixth of the time of parsing it, and even less
+    if all are matched in one call.
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") != len(lines):
-        # A line that contains newlines (JSON allows them between its parts) is not simple. An empty
-        # line takes its place here.
+        # A line that contains newlines (JSON allows them between its parts) is not simple. Match an
+        # empty line in its place.
         batch = b"".join(b"\n" if b"\n" in line else line + b"\n" for line in lines)
     # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
     # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
@@ -198,9 +199,8 @@ class Publisher:
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
-       all others. From then on, libzmq skips each of the full queues, until half of it has been
-       read: it does not make send raise zmq.Again. (On Linux, a subscriber that reads nothing for
-       20 seconds is disconnected: see TCP_MAXRT.)
+       all others. From then on, libzmq skips these queues, each until it is half empty. A queue
+       that is skipped does not make send raise zmq.Again.
 
     All subscribers share one timeout: normally, MAX_TIMEOUT. Each stall halves it, down to
     MIN_TIMEOUT, so that many stalls do not delay the chat for long. RECOVERY_TIME after the last
@@ -234,22 +234,24 @@ class Publisher:
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.send_skipping_full_queues(message)
+        # Half of what this wait was allowed, which a signal may have shortened.
         self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def current_timeout(self) -> float:
-        """Return the timeout. After a signal, which may come during a wait, it is shorter.
+        """Return the timeout: after a signal, at most a quarter of the time left for waiting.
 
-        Then a wait may take a quarter of the time left, at most: others may follow, and lines that
-        have arrived are still to be received. (Before a signal, the time left is inf.)
+        So there is time left for more waits, and for lines that are still to be received. Call this
+        throughout a wait, as the signal may come during it. (Before it, the time left is inf.)
         """
-        return min(self.timeout, self.shutdown.publishing_time_left() / 4)
+        return min(self.timeout, self.shutdown.waiting_time_left() / 4)
 
     def send_skipping_full_queues(self, message: bytes) -> None:
         """Send to the subscribers whose queues have room.
 
-        With NODROP off for one send, libzmq does step 3 of the class (dist_t in its src/dist.cpp).
+        Turn XPUB_NODROP off for one send: then libzmq drops the message for full queues, and skips
+        them from then on, as in step 3 above (see dist_t in libzmq's src/dist.cpp).
         """
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # never waits
@@ -260,12 +262,13 @@ class Publisher:
 
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
-#   1.0  The last turn of the loop begins. The turns before it publish the lines that had arrived.
-#   1.6  That turn ends: receive waits until 1.2 at most, and publish until PUBLISHING_END.
+#   1.0  The last iteration of the loop begins. The lines that had arrived at the signal have been
+#        published by now.
+#   1.6  It ends: receive waits until 1.2 at most, and publish until WAITING_END.
 #   2.7  libzmq has sent what was queued for subscribers, or drops the rest.
 #   2.8  The log has been written, or gives up.
-LOOP_END, PUBLISHING_END = 1.0, 1.6  # seconds after the signal
-LINGER = 1_100  # milliseconds after the loop
+LOOP_END, WAITING_END = 1.0, 1.6  # seconds after the signal
+LINGER = 1_100  # milliseconds after the loop (libzmq's unit)
 
 
 class Shutdown:
@@ -278,9 +281,9 @@ class Shutdown:
         """Return whether LOOP_END has come."""
         return time.monotonic() >= self.signal_at + LOOP_END
 
-    def publishing_time_left(self) -> float:
-        """Return the seconds until PUBLISHING_END: inf before a signal, negative after it."""
-        return self.signal_at + PUBLISHING_END - time.monotonic()
+    def waiting_time_left(self) -> float:
+        """Return the seconds until WAITING_END: inf before a signal, negative after it."""
+        return self.signal_at + WAITING_END - time.monotonic()
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal, and ignore later ones.
@@ -289,11 +292,12 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # Later ones still get here on Windows, or through the thread of Log.
+            return  # a later signal, which the block below did not stop
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
             # timeout anew, and context.destroy in main would end before the linger time is over.
+            # (Log's thread does not block them. What it receives does not interrupt libzmq.)
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
@@ -375,9 +379,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key, which is not for the public: it is the password of the chat. The
-    server admits whoever has it, and nobody else. If neither file exists, make both. Raises
-    ValueError, with the reason, if they cannot be used.
+    NAME.key holds the public key. Nobody can connect without it, and the server checks nothing
+    else: so give it to users only. If neither file exists, make both. Raises ValueError, with the
+    reason, if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -389,7 +393,7 @@ def load_key(name: str) -> bytes:
         public, _ = zmq.auth.load_certificate(public_file)
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
-            raise ValueError("they are not a pair")  # reported below
+            raise ValueError("they are not a pair")
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: damaged
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return secret
@@ -409,10 +413,10 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that a send waits if a queue is full. Publisher checks its timeout after each.
+    # Milliseconds that a send waits if a queue is full. Publisher then checks its own timeout.
     pub.set(zmq.SNDTIMEO, 10)
-    # On Linux, a full kernel buffer takes no data until a third of it has been sent. If the buffer
-    # were large, this would take long, and a slow subscriber would look stalled.
+    # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
+    # been sent. If it were large, a slow subscriber would look stalled meanwhile.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
     # them would delay the chat. So queue only one per client: the others wait in the network.
@@ -502,6 +506,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: its cleanup could hang on a stderr that nobody reads, or on open sockets after a
-    # failed start. And as it restores the default handlers, a signal could change the exit status.
+    # os._exit skips Python's cleanup, which could hang on a stderr that nobody reads, or on open
+    # sockets after a failed start. The cleanup also restores the default signal handlers, so that a
+    # late signal could change the exit status.
     os._exit(main())
