@@ -504,7 +504,10 @@ def test_a_server_may_restart_in_mid_pipe(
         time.sleep(pause)
         server = start_server(ports=server.ports)
     pipe.wait_all_delivered(len(pauses))
-    assert re.fullmatch(f"({re.escape(NO_SERVER + CONNECTED)})*", pipe.script.stderr)
+    # On a busy machine, there may be a notice, even when one port answers already.
+    notices = [NO_SERVER, *(NO_PORT.format(port) for port in server.ports)]
+    down = "|".join(map(re.escape, notices))
+    assert re.fullmatch(f"(({down}){re.escape(CONNECTED)})*", pipe.script.stderr)
 
 
 @REBINDS
@@ -589,8 +592,8 @@ def test_a_silent_name_service(network: Network, start_client: StartClient, tmp_
 # README, Delivery in detail: At the end of the input, the client waits until all lines are
 # acknowledged
 # README, Delivery in detail: When the client gives up and exits, it reports how many of the lines
-# that it has read may not have been published, and adds a note if it stopped reading before the end
-# of the input.
+# that it has read may not have been published, and adds a note if it has not seen the end of the
+# input.
 # README, Delivery in detail: Time during which the client is suspended, or its stdout is blocked,
 # does not count.
 @slow
