@@ -273,7 +273,7 @@ class Connection:
         self.came_up = False  # whether the last update changed up from False to True
         self.ever_up = False
         self.ready_at = math.inf  # when the subscription should be in effect
-        self.last_up = time.monotonic()  # when it was up last, or else was created
+        self.last_up = time.monotonic()  # when it was last up; at first, when it was created
         self.retry_at = self.last_up + RETRY_INTERVAL  # when to reconnect, if it is still not up
         # What the last notice said: "up" or "down". A pipe's first connection is not announced.
         self.announced = "" if interactive else "up"
@@ -632,6 +632,9 @@ class Watchdog:
 
 # The screen.
 
+# The errors of a write to stdout when its reader has left. Windows reports EINVAL, or EPIPE.
+READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
+
 
 class Screen:
     """Where messages and notices are printed, and how stdin is read.
@@ -661,7 +664,7 @@ class Screen:
             if texts:
                 self.write("\n".join(texts) + "\n", 1)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows reports either.
+            if error.errno not in READER_LEFT:
                 raise
             return False
         return True

@@ -394,7 +394,7 @@ def load_key(name: str) -> bytes:
         _, secret = zmq.auth.load_certificate(secret_file)
         if not secret or public != zmq.curve_public(secret):
             raise ValueError("they are not a pair")
-    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: damaged
+    except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: damaged file
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return secret
 
