@@ -133,7 +133,7 @@ def chat(
         screen.refresh()
 
 
-# Wait for some input.
+# ---- Wait for some input ----
 
 
 def wait_for_input(connection: Connection, stdin: Stdin, reading: bool) -> list[bytes]:
@@ -200,7 +200,7 @@ class Splitter:
         return [line.removesuffix(b"\r") for line in lines], not data
 
 
-# The connection.
+# ---- The connection ----
 
 SLOW_JOINER_DELAY = 0.1  # seconds from a handshake until the subscription should be in effect
 NOTICE_DELAY = 1.0  # seconds without a connection until a notice
@@ -324,7 +324,7 @@ class Connection:
         return ""
 
 
-# Push it.
+# ---- Push it ----
 
 
 class Line(NamedTuple):
@@ -532,7 +532,7 @@ def sanitize(text: str) -> str:
     return UNSAFE_PART.sub(lambda part: part[0].encode("unicode_escape").decode(), text)
 
 
-# Dump buffered messages.
+# ---- Dump buffered messages ----
 
 
 COLOR = re.compile(r"(\x1b\[[0-9;:]*m)")
@@ -563,7 +563,7 @@ def sanitize_message(data: bytes) -> Message:
     return plain, colored
 
 
-# Act if no echo comes.
+# ---- Act if no echo comes ----
 
 ECHO_TIMEOUT = 5.0  # seconds without an echo until a notice, and until a probe
 DELIVERY_TIMEOUT = 30.0  # seconds without an echo until lines are given up, or the client ends
@@ -630,7 +630,7 @@ class Watchdog:
         self.clock, self.probe_at = 0.0, ECHO_TIMEOUT
 
 
-# The screen.
+# ---- The screen ----
 
 # The errors of a write to stdout when its reader has left. Windows reports EINVAL, or EPIPE.
 READER_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
@@ -720,7 +720,7 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
     thread.join(seconds)
 
 
-# The line editor.
+# ---- The line editor ----
 
 # Input: Editor.feed takes bytes, splits them into keys (KEY_PATTERN), lets each key change the line
 # and the cursor (EDITS), and returns the lines that Enter completes.
@@ -981,7 +981,7 @@ class EditorScreen(Screen):
         super().close(report)
 
 
-# The terminal.
+# ---- The terminal ----
 
 # Ctrl-Z calls request_suspend. The next call of refresh clears the row and calls suspend, which
 # restores the shell's settings, stops the process until fg, and sets the editor's settings.
@@ -1099,7 +1099,7 @@ else:
             return msvcrt.getwch()  # the letter
 
 
-# Start and end.
+# ---- Start and end ----
 
 
 def make_screen(color: str) -> Screen:

@@ -3,14 +3,14 @@
 # requires-python = ">=3.11"
 # dependencies = ["pyzmq>=25", "colorama>=0.4.6"]
 # ///
-"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
+r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
 Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
 
 In:  {"user": USER, "message": TEXT}
      A line is a JSON object in UTF-8. Both values are strings or numbers.
-Out: USER> ESC[36mTEXTESC[0m
-     A message is text in UTF-8. ESC[36m turns cyan on, ESC[0m off. (Below, "message" always means
+Out: USER> \x1b[36mTEXT\x1b[0m
+     A message is text in UTF-8. \x1b[36m turns cyan on, \x1b[0m off. (Below, "message" always means
      this. The value of the key "message" is called the text.)
 
 Each line and each message is one ZeroMQ frame: one send, one recv.
@@ -19,16 +19,18 @@ ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
+- Characters that control a terminal, or override the direction of text, are escaped: see sanitize.
 - For a slow subscriber, the loop, and so the whole chat, waits up to 2 seconds, so that the
   subscriber misses nothing. After that, the subscriber has stalled: it misses messages, and the
   chat goes on. See Publisher.
-- Characters that control a terminal, or override the direction of text, are escaped.
-- Lines are received in batches, and most lines of a batch are parsed together. This makes the
-  server about as fast as a loop that parses nothing, unless many lines contain JSON escapes. (By
-  default, Python's json.dumps escapes every character that is not ASCII.) See match_simple_lines.
 - After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
-  subscribers have about another second to receive what is queued for them.
+  subscribers have about another second to receive what is queued for them. See Shutdown.
+- For speed, lines are received in batches, and most lines of a batch are parsed together: see
+  receive and match_simple_lines. So the server is about as fast as a loop that parses nothing.
 - With --key, all connections are encrypted.
+
+The chat itself is serve, receive, make_messages, Publisher and make_sockets. The rest can be
+skipped at first.
 """
 
 from __future__ import annotations
@@ -64,13 +66,13 @@ recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input and forward it to all subscribers (slide 3), until a second after a signal."""
     publisher = Publisher(pub, shutdown, log)
-    while not shutdown.loop_must_end():
+    while shutdown.time_to(LOOP_END) > 0:
         lines = receive(pull)
         messages = make_messages(lines, log)
         publisher.publish(messages)
 
 
-# Receive.
+# ---- Receive ----
 
 
 def receive(pull: Sock) -> list[bytes]:
@@ -80,7 +82,7 @@ def receive(pull: Sock) -> list[bytes]:
 
     Batches are for speed: many sends in a row keep libzmq's thread awake. With one line at a time
     (receive, send, receive, send), it would fall asleep after each send, and waking it costs more
-    than a send. Larger batches would gain little more, and delay the first line of each longer.
+    than a send. Larger batches gain little more, and delay their first line.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
@@ -90,7 +92,7 @@ def receive(pull: Sock) -> list[bytes]:
     return lines
 
 
-# Make messages.
+# ---- Make messages ----
 
 
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
@@ -99,11 +101,9 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     Drop and report the others.
     """
     messages = []
-    # For a line that is not simple (see below), match_simple_lines returns ("", ""): parse it by
-    # itself.
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:
+            if not user:  # match_simple_lines leaves this line to parse_line.
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -136,8 +136,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
 # they cannot be encoded.
 UNSAFE = [
     *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
-    *range(0x2028, 0x202A),  # line and paragraph separators
-    *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # override or isolate text's direction
+    *range(0x2028, 0x202F), *range(0x2066, 0x206A),  # line separators, overrides of direction
     *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
 ]  # fmt: skip
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
@@ -149,41 +148,9 @@ def sanitize(text: str) -> str:
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
-# Most lines are simple: the keys are "user" and "message", in this order, and their values are
-# strings that are not empty and contain nothing that JSON or sanitize would escape. Then what is
-# between the quotation marks is the user, and the text.
+# ---- Publish ----
 
-# The characters of simple strings: all but UNSAFE, TAB, quotation mark and backslash (which JSON
-# escapes). They are written out, because [^...] would match the text of most human languages more
-# slowly. A test compares them with UNSAFE.
-SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
-STRING = f'"([{SIMPLE_CHARS}]+)"'
-# The spaces are optional: json.dumps writes them, JSON.stringify does not.
-SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
-ANY_LINE = r".*\n"
-SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
-
-
-def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
-    """Return the user and the text of each simple line, and ("", "") for each other line.
-
-    This is only for speed: matching a line takes a sixth of the time of parsing it, and even less
-    if all are matched in one call.
-    """
-    batch = b"\n".join([*lines, b""])  # each line, followed by a newline
-    if batch.count(b"\n") != len(lines):
-        # A line that contains newlines (JSON allows them between its parts) is not simple. Match an
-        # empty line in its place.
-        batch = b"".join(b"\n" if b"\n" in line else line + b"\n" for line in lines)
-    # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
-    # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
-    # rejects it.)
-    return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
-
-
-# Publish.
-
-MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # bounds of the seconds that Publisher waits for subscribers
+MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # seconds to wait for full queues: normally, after many stalls
 RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
 
@@ -214,10 +181,9 @@ class Publisher:
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
-        if not messages:  # for example, because no line came
-            # libzmq frees the queues of departed subscribers, but only during a call on PUB. So
-            # call something: the result does not matter.
-            self.pub.get(zmq.EVENTS)
+        # libzmq frees the queues of departed subscribers only during calls on PUB. So call
+        # something, even if there are no messages.
+        self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
                 send(self.pub, message, zmq.NOBLOCK)
@@ -229,61 +195,44 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        while time.monotonic() < started + self.current_timeout():
+        # After a signal (even during this wait), wait for at most a quarter of the time left, so
+        # that there is time for later waits. Before a signal, the time left is inf.
+        while time.monotonic() < started + min(self.timeout, self.shutdown.time_to(WAIT_END) / 4):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
-        self.send_skipping_full_queues(message)
-        # Half of what this wait was allowed, which a signal may have shortened.
-        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
-        self.stalled_at = time.monotonic()
-        self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
-
-    def current_timeout(self) -> float:
-        """Return the timeout: after a signal, at most a quarter of the time left for waiting.
-
-        So there is time left for more waits, and for lines that are still to be received. Call this
-        throughout a wait, as the signal may come during it. (Before it, the time left is inf.)
-        """
-        return min(self.timeout, self.shutdown.waiting_time_left() / 4)
-
-    def send_skipping_full_queues(self, message: bytes) -> None:
-        """Send to the subscribers whose queues have room.
-
-        Turn XPUB_NODROP off for one send: then libzmq drops the message for full queues, and skips
-        them from then on, as in step 3 above (see dist_t in libzmq's src/dist.cpp).
-        """
+        # Skip the full queues: without XPUB_NODROP, libzmq drops the message for them, and skips
+        # them from then on (see dist_t in libzmq's src/dist.cpp).
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
+        self.stalled_at = time.monotonic()
+        # Halve the timeout, or what this wait took if a signal has shortened it.
+        self.timeout = max(MIN_TIMEOUT, min(self.timeout, self.stalled_at - started) / 2)
+        self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
 
-# Shut down.
+# ---- Shut down ----
 
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
-#   1.0  The last iteration of the loop begins. The lines that had arrived at the signal have been
-#        published by now.
-#   1.6  It ends: receive waits until 1.2 at most, and publish until WAITING_END.
-#   2.7  libzmq has sent what was queued for subscribers, or drops the rest.
-#   2.8  The log has been written, or gives up.
-LOOP_END, WAITING_END = 1.0, 1.6  # seconds after the signal
-LINGER = 1_100  # milliseconds after the loop (libzmq's unit)
+#   1.0  LOOP_END: the last iteration of the loop begins.
+#   1.2  Its call of receive has returned (RCVTIMEO).
+#   1.6  WAIT_END: publish waits for no subscriber any more, and the loop ends.
+#   2.6  LINGER is over: libzmq drops what it has not sent.
+#   2.7  The log has been written, or gives up.
+LOOP_END, WAIT_END = 1.0, 1.6  # seconds after the signal
+LINGER = 1_000  # milliseconds after the loop (libzmq's unit)
 
 
 class Shutdown:
-    """The time of the first signal, and the deadlines that follow from it."""
+    """The time of the first signal, which asks the server to exit."""
 
-    def __init__(self) -> None:
-        self.signal_at = math.inf  # when the first signal came; inf if none has
+    signal_at = math.inf  # inf until a signal has come
 
-    def loop_must_end(self) -> bool:
-        """Return whether LOOP_END has come."""
-        return time.monotonic() >= self.signal_at + LOOP_END
-
-    def waiting_time_left(self) -> float:
-        """Return the seconds until WAITING_END: inf before a signal, negative after it."""
-        return self.signal_at + WAITING_END - time.monotonic()
+    def time_to(self, deadline: float) -> float:
+        """Return the seconds to a deadline, which is given in seconds after the signal."""
+        return self.signal_at + deadline - time.monotonic()
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal, and ignore later ones.
@@ -292,7 +241,7 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # a later signal, which the block below did not stop
+            return
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
@@ -301,7 +250,41 @@ class Shutdown:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-# Log.
+# ---- Match simple lines (only for speed) ----
+
+# Most lines are simple: the keys are "user" and "message", in this order, and their values are
+# strings that are not empty, without JSON escapes and without UNSAFE characters. Then what is
+# between the quotation marks is the user, and the text. (But by default, Python's json.dumps
+# escapes every character that is not ASCII.)
+
+# The characters of simple strings: all but UNSAFE, TAB, quotation mark and backslash (which JSON
+# must escape). They are written out, because [^...] would match the text of most human languages
+# more slowly. A test compares them with UNSAFE.
+SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+STRING = f'"([{SIMPLE_CHARS}]+)"'
+# The spaces are optional: json.dumps writes them, JSON.stringify does not.
+SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
+ANY_LINE = r".*\n"
+SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
+
+
+def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
+    """Return the user and the text of each simple line, and ("", "") for each other line.
+
+    Matching a line takes a sixth of the time of parsing it, and even less if all are matched in one
+    call.
+    """
+    batch = b"\n".join([*lines, b""])  # each line, followed by a newline
+    if batch.count(b"\n") > len(lines):
+        # A line contains newlines itself (JSON allows them between its parts): parse all lines.
+        return [("", "")] * len(lines)
+    # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
+    # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
+    # rejects it.)
+    return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
+
+
+# ---- Log ----
 
 
 class Log:
@@ -347,7 +330,57 @@ class Log:
                 sys.stderr.write(f"server.py: {event}{times}{suffix}\n")
 
 
-# Start.
+# ---- Start ----
+
+
+def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
+    """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26)."""
+    pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
+    for sock in (pull, pub):
+        if key:
+            sock.set(zmq.CURVE_SERVER, 1)
+            sock.set(zmq.CURVE_SECRETKEY, key)
+        sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
+        # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
+        sock.set(zmq.TCP_MAXRT, 20_000)
+        # Notice a vanished peer on an idle connection, too: probe it after 10 seconds, then every 2
+        # seconds.
+        sock.set(zmq.TCP_KEEPALIVE, 1)
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+    overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
+
+    # Never change a high-water mark after bind: libzmq 4.3.5 can crash.
+    pull.set(zmq.RCVHWM, PULL_HWM)
+    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
+    pull.set(zmq.RCVTIMEO, 200)  # milliseconds that recv waits for a line
+
+    pub.set(zmq.SNDHWM, PUB_HWM)
+    pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
+    # Milliseconds that a send waits if a queue is full. Publisher then checks its own timeout.
+    pub.set(zmq.SNDTIMEO, 10)
+    # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
+    # been sent. If it were large, a slow subscriber would look stalled meanwhile.
+    pub.set(zmq.SNDBUF, 65_536)
+    # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
+    # them would delay the chat. So queue only one per client: the others wait in the network.
+    pub.set(zmq.RCVHWM, 1)
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
+    return pull, pub
+
+
+def bind(sock: Sock, address: str, port_number: int) -> str:
+    """Bind a socket to an address, or to a network interface. Return the bound endpoint.
+
+    Raises zmq.ZMQError.
+    """
+    # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
+    # its IPv6 address. So turn IPv6 on for * and for IPv6 addresses, and off for all others.
+    sock.set(zmq.IPV6, int(address == "*" or ":" in address))
+    sock.bind(f"tcp://{address}:{port_number}")
+    bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
+    # For *, libzmq returns [::], as if only IPv6 were bound.
+    return bound.replace("[::]", "*") if address == "*" else bound
 
 
 def handle_signals(shutdown: Shutdown) -> None:
@@ -397,60 +430,6 @@ def load_key(name: str) -> bytes:
     except (OSError, ValueError, IndexError, zmq.ZMQError) as error:  # IndexError: damaged file
         raise ValueError(f"--key: cannot use {public_file} and {secret_file}: {error}") from None
     return secret
-
-
-def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26)."""
-    pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
-    set_common_options(pull, key)
-    set_common_options(pub, key)
-    overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
-
-    # Never change a high-water mark after bind: libzmq 4.3.5 can crash.
-    pull.set(zmq.RCVHWM, PULL_HWM)
-    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
-    pull.set(zmq.RCVTIMEO, 200)  # milliseconds that recv waits for a line
-
-    pub.set(zmq.SNDHWM, PUB_HWM)
-    pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that a send waits if a queue is full. Publisher then checks its own timeout.
-    pub.set(zmq.SNDTIMEO, 10)
-    # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
-    # been sent. If it were large, a slow subscriber would look stalled meanwhile.
-    pub.set(zmq.SNDBUF, 65_536)
-    # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
-    # them would delay the chat. So queue only one per client: the others wait in the network.
-    pub.set(zmq.RCVHWM, 1)
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
-    return pull, pub
-
-
-def set_common_options(sock: Sock, key: bytes | None) -> None:
-    """Set what PULL and PUB have in common."""
-    if key:
-        sock.set(zmq.CURVE_SERVER, 1)
-        sock.set(zmq.CURVE_SECRETKEY, key)
-    sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
-    # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
-    sock.set(zmq.TCP_MAXRT, 20_000)
-    # Notice a vanished peer on an idle connection, too: probe it after 10 seconds, then every 2.
-    sock.set(zmq.TCP_KEEPALIVE, 1)
-    sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
-    sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-
-
-def bind(sock: Sock, address: str, port_number: int) -> str:
-    """Bind a socket to an address, or to a network interface. Return the bound endpoint.
-
-    Raises zmq.ZMQError.
-    """
-    # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
-    # its IPv6 address. So turn IPv6 on for * and for IPv6 addresses, and off for all others.
-    sock.set(zmq.IPV6, int(address == "*" or ":" in address))
-    sock.bind(f"tcp://{address}:{port_number}")
-    bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
-    # For *, libzmq returns [::], as if only IPv6 were bound.
-    return bound.replace("[::]", "*") if address == "*" else bound
 
 
 def port(text: str) -> int:
