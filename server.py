@@ -29,8 +29,8 @@ The function serve is the talk's loop. What the rest adds to it:
   receive and match_simple_lines. So the server is about as fast as a loop that parses nothing.
 - With --key, all connections are encrypted.
 
-The chat itself is serve, receive, make_messages, Publisher and make_sockets. The rest can be
-skipped at first.
+The chat itself comes first. The rest, from "Shut down" on, can be skipped at first; main, at the
+end, connects the parts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input and forward it to all subscribers (slide 3), until a second after a signal."""
     publisher = Publisher(pub, shutdown, log)
-    while shutdown.time_to(LOOP_END) > 0:
+    while shutdown.time_to(LOOP_END) > 0:  # always, until a signal
         lines = receive(pull)
         messages = make_messages(lines, log)
         publisher.publish(messages)
@@ -103,7 +103,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # match_simple_lines leaves this line to parse_line.
+            if not user:  # not a simple line: it needs the JSON parser
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:
@@ -150,7 +150,8 @@ def sanitize(text: str) -> str:
 
 # ---- Publish ----
 
-MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # seconds to wait for full queues: normally, after many stalls
+MAX_TIMEOUT = 2.0  # seconds that Publisher waits if queues are full
+MIN_TIMEOUT = 0.05  # the same, after many stalls
 RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
 
@@ -161,8 +162,8 @@ class Publisher:
     within milliseconds. So a subscriber that is only a little too slow would miss messages.
     Instead:
 
-    1. The option XPUB_NODROP works on PUB, too. With it, send raises zmq.Again if any queue is
-       full, and the message goes to nobody.
+    1. With the option XPUB_NODROP (PUB has it, too), send raises zmq.Again if any queue is full,
+       and the message goes to nobody.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients.
     3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
@@ -181,9 +182,10 @@ class Publisher:
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
-        # libzmq frees the queues of departed subscribers only during calls on PUB. So call
-        # something, even if there are no messages.
-        self.pub.get(zmq.EVENTS)
+        if not messages:
+            # libzmq frees the queues of departed subscribers only during calls on PUB. So call
+            # something, even if there is nothing to send.
+            self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
                 send(self.pub, message, zmq.NOBLOCK)
@@ -195,8 +197,8 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        # After a signal (even during this wait), wait for at most a quarter of the time left, so
-        # that there is time for later waits. Before a signal, the time left is inf.
+        # After a signal (even during this wait), stop once the wait has taken a quarter of the time
+        # left, to leave time for later waits. (Before a signal, the time left is inf.)
         while time.monotonic() < started + min(self.timeout, self.shutdown.time_to(WAIT_END) / 4):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
@@ -207,9 +209,63 @@ class Publisher:
         send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stalled_at = time.monotonic()
-        # Halve the timeout, or what this wait took if a signal has shortened it.
+        # Halve the timeout. (If a signal has shortened the wait, halve what it took: if many
+        # subscribers stall after a signal, there is little time for each.)
         self.timeout = max(MIN_TIMEOUT, min(self.timeout, self.stalled_at - started) / 2)
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+
+# ---- Make sockets ----
+
+
+def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
+    """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26)."""
+    pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
+    for sock in (pull, pub):
+        if key:
+            sock.set(zmq.CURVE_SERVER, 1)
+            sock.set(zmq.CURVE_SECRETKEY, key)
+        sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
+        # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
+        sock.set(zmq.TCP_MAXRT, 20_000)
+        # Notice a vanished peer on an idle connection, too: probe it after 10 seconds, then every 2
+        # seconds.
+        sock.set(zmq.TCP_KEEPALIVE, 1)
+        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
+        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+    overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
+
+    # Set high-water marks before bind: changing them later can crash libzmq 4.3.5.
+    pull.set(zmq.RCVHWM, PULL_HWM)
+    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
+    pull.set(zmq.RCVTIMEO, 200)  # milliseconds that recv waits for a line
+
+    pub.set(zmq.SNDHWM, PUB_HWM)
+    pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
+    # Milliseconds that a send waits if a queue is full. Publisher then checks its own timeout.
+    pub.set(zmq.SNDTIMEO, 10)
+    # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
+    # been sent. If it were large, a slow subscriber would look stalled meanwhile.
+    pub.set(zmq.SNDBUF, 65_536)
+    # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
+    # them would delay the chat. Queue only one per client: the others wait in the network.
+    pub.set(zmq.RCVHWM, 1)
+    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
+    return pull, pub
+
+
+def bind(sock: Sock, address: str, port_number: int) -> str:
+    """Bind a socket to an address, or to a network interface. Return the bound endpoint.
+
+    Raises zmq.ZMQError.
+    """
+    # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
+    # its IPv6 address. So turn IPv6 on for * and for IPv6 addresses, and off for all others.
+    sock.set(zmq.IPV6, int(address == "*" or ":" in address))
+    sock.bind(f"tcp://{address}:{port_number}")
+    bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
+    # For *, libzmq returns [::], as if only IPv6 were bound.
+    return bound.replace("[::]", "*") if address == "*" else bound
 
 
 # ---- Shut down ----
@@ -217,7 +273,7 @@ class Publisher:
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
 #   1.0  LOOP_END: the last iteration of the loop begins.
-#   1.2  Its call of receive has returned (RCVTIMEO).
+#   1.2  In it, receive has returned (RCVTIMEO).
 #   1.6  WAIT_END: publish waits for no subscriber any more, and the loop ends.
 #   2.6  LINGER is over: libzmq drops what it has not sent.
 #   2.7  The log has been written, or gives up.
@@ -246,16 +302,15 @@ class Shutdown:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
             # timeout anew, and context.destroy in main would end before the linger time is over.
-            # (Log's thread does not block them. What it receives does not interrupt libzmq.)
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 # ---- Match simple lines (only for speed) ----
 
 # Most lines are simple: the keys are "user" and "message", in this order, and their values are
-# strings that are not empty, without JSON escapes and without UNSAFE characters. Then what is
-# between the quotation marks is the user, and the text. (But by default, Python's json.dumps
-# escapes every character that is not ASCII.)
+# strings that are not empty, without JSON escapes and without UNSAFE characters. Such a line needs
+# no JSON parser: its user and its text are what is between the quotation marks. (By default,
+# Python's json.dumps escapes characters that are not ASCII, so these lines are not simple.)
 
 # The characters of simple strings: all but UNSAFE, TAB, quotation mark and backslash (which JSON
 # must escape). They are written out, because [^...] would match the text of most human languages
@@ -313,74 +368,21 @@ class Log:
         self.thread.join(0.1)
 
     def run(self) -> None:
-        """Write every 0.2 seconds, until the log is closed."""
-        while not self.closed.wait(0.2):
-            self.write()
-        self.write()
-
-    def write(self) -> None:
-        """Write what is queued."""
-        with self.lock:  # Release it before writing: report must never wait for that.
-            reports, self.reports = self.reports, {}
-        for event, (count, detail) in reports.items():
-            times = f" ({count:,} times)" if count > 1 else ""
-            suffix = f": {detail}" if detail else ""
-            # AttributeError: sys.stderr is None if it was closed when Python started.
-            with contextlib.suppress(OSError, AttributeError):
-                sys.stderr.write(f"server.py: {event}{times}{suffix}\n")
+        """Write what is queued every 0.2 seconds, and once more when the log is closed."""
+        closed = False
+        while not closed:
+            closed = self.closed.wait(0.2)
+            with self.lock:  # Release it before writing: report must never wait for that.
+                reports, self.reports = self.reports, {}
+            for event, (count, detail) in reports.items():
+                times = f" ({count:,} times)" if count > 1 else ""
+                suffix = f": {detail}" if detail else ""
+                # AttributeError: sys.stderr is None if it was closed when Python started.
+                with contextlib.suppress(OSError, AttributeError):
+                    sys.stderr.write(f"server.py: {event}{times}{suffix}\n")
 
 
 # ---- Start ----
-
-
-def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
-    """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26)."""
-    pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
-    for sock in (pull, pub):
-        if key:
-            sock.set(zmq.CURVE_SERVER, 1)
-            sock.set(zmq.CURVE_SECRETKEY, key)
-        sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
-        # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
-        sock.set(zmq.TCP_MAXRT, 20_000)
-        # Notice a vanished peer on an idle connection, too: probe it after 10 seconds, then every 2
-        # seconds.
-        sock.set(zmq.TCP_KEEPALIVE, 1)
-        sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
-        sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-    overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
-
-    # Never change a high-water mark after bind: libzmq 4.3.5 can crash.
-    pull.set(zmq.RCVHWM, PULL_HWM)
-    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
-    pull.set(zmq.RCVTIMEO, 200)  # milliseconds that recv waits for a line
-
-    pub.set(zmq.SNDHWM, PUB_HWM)
-    pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that a send waits if a queue is full. Publisher then checks its own timeout.
-    pub.set(zmq.SNDTIMEO, 10)
-    # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
-    # been sent. If it were large, a slow subscriber would look stalled meanwhile.
-    pub.set(zmq.SNDBUF, 65_536)
-    # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
-    # them would delay the chat. So queue only one per client: the others wait in the network.
-    pub.set(zmq.RCVHWM, 1)
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
-    return pull, pub
-
-
-def bind(sock: Sock, address: str, port_number: int) -> str:
-    """Bind a socket to an address, or to a network interface. Return the bound endpoint.
-
-    Raises zmq.ZMQError.
-    """
-    # With IPv6 on, * means all addresses, IPv4 included, but an interface such as eth0 means only
-    # its IPv6 address. So turn IPv6 on for * and for IPv6 addresses, and off for all others.
-    sock.set(zmq.IPV6, int(address == "*" or ":" in address))
-    sock.bind(f"tcp://{address}:{port_number}")
-    bound = sock.get_string(zmq.LAST_ENDPOINT)  # If the port is 0, the system chooses one.
-    # For *, libzmq returns [::], as if only IPv6 were bound.
-    return bound.replace("[::]", "*") if address == "*" else bound
 
 
 def handle_signals(shutdown: Shutdown) -> None:
@@ -412,9 +414,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. Nobody can connect without it, and the server checks nothing
-    else: so give it to users only. If neither file exists, make both. Raises ValueError, with the
-    reason, if they cannot be used.
+    NAME.key holds the public key. Here, it is like a password: whoever has it can connect, so give
+    it to users only. If neither file exists, make both. Raises ValueError, with the reason, if they
+    cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -453,7 +455,7 @@ def parse_options() -> argparse.Namespace:
     add("--bind", metavar="ADDRESS", default="*", help="an address or an interface (default: all)")
     add("--pull-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
-    add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),  # NAME.key means NAME
+    add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),  # NAME.key, too
         help="encrypt, and admit only clients that have NAME.key; made if missing")  # fmt: skip
     return parser.parse_args()
 
