@@ -23,8 +23,9 @@ The function serve is the talk's loop. What the rest adds to it:
 - For a slow subscriber, the loop, and so the whole chat, waits up to 2 seconds, so that the
   subscriber misses nothing. After that, the subscriber has stalled: it misses messages, and the
   chat goes on. See Publisher.
-- After a signal, the loop goes on for a second, to publish the lines that have arrived. Then
-  subscribers have about another second to receive what is queued for them. See Shutdown.
+- After Ctrl-C or another signal to exit, the loop goes on for a second, to publish the lines that
+  have arrived. Then subscribers have about another second to receive what is queued for them. See
+  Shutdown.
 - For speed, lines are received in batches, and most lines of a batch are parsed together: see
   receive and match_simple_lines. So the server is about as fast as a loop that parses nothing.
 - With --key, all connections are encrypted.
@@ -58,15 +59,15 @@ PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
 MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# pyzmq's compiled methods, for speed: send(sock, ...) is up to twice as fast as sock.send(...),
-# which is a wrapper in Python.
-recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
+# pyzmq's compiled method, for speed: send(sock, ...) is up to twice as fast as sock.send(...),
+# which is a wrapper in Python. (recv has no such wrapper.)
+send = zmq.backend.Socket.send
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
     """Wait for input and forward it to all subscribers (slide 3), until a second after a signal."""
     publisher = Publisher(pub, shutdown, log)
-    while shutdown.time_to(LOOP_END) > 0:  # always, until a signal
+    while not shutdown.loop_must_end():
         lines = receive(pull)
         messages = make_messages(lines, log)
         publisher.publish(messages)
@@ -86,9 +87,9 @@ def receive(pull: Sock) -> list[bytes]:
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
-        lines.append(recv(pull))
+        lines.append(pull.recv())
         while len(lines) < MAX_BATCH:
-            lines.append(recv(pull, zmq.NOBLOCK))
+            lines.append(pull.recv(zmq.NOBLOCK))
     return lines
 
 
@@ -98,17 +99,16 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    Drop and report the others.
+    For speed, match_simple_lines finds the user and the text of most lines, which need no parser
+    and no escaping. For the others, it returns an empty user. Drop and report invalid lines.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # not a simple line: it needs the JSON parser
+            if not user:
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:
-                # Only escaping can cause this: "> " and the color codes are shorter than the JSON
-                # syntax that they replace, and the line was at most MAX_SIZE bytes.
+            if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -151,12 +151,12 @@ def sanitize(text: str) -> str:
 # ---- Publish ----
 
 MAX_TIMEOUT = 2.0  # seconds that Publisher waits if queues are full
-MIN_TIMEOUT = 0.05  # the same, after many stalls
+MIN_TIMEOUT = 0.05  # Each stall halves the timeout, down to this.
 RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
-    """Publishes messages, in order, to all subscribers that have not stalled.
+    """Publishes messages, in order, to all subscribers that are not stalled.
 
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue fills
     within milliseconds. So a subscriber that is only a little too slow would miss messages.
@@ -166,9 +166,9 @@ class Publisher:
        and the message goes to nobody.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients.
-    3. After the timeout, the subscribers whose queues are full have stalled. The message goes to
-       all others. From then on, libzmq skips these queues, each until it is half empty. A queue
-       that is skipped does not make send raise zmq.Again.
+    3. After the timeout, the subscribers whose queues are full are stalled. The message goes to all
+       others. From then on, libzmq skips these queues, each until it is half empty. A queue that is
+       skipped does not make send raise zmq.Again.
 
     All subscribers share one timeout: normally, MAX_TIMEOUT. Each stall halves it, down to
     MIN_TIMEOUT, so that many stalls do not delay the chat for long. RECOVERY_TIME after the last
@@ -197,9 +197,8 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        # After a signal (even during this wait), stop once the wait has taken a quarter of the time
-        # left, to leave time for later waits. (Before a signal, the time left is inf.)
-        while time.monotonic() < started + min(self.timeout, self.shutdown.time_to(WAIT_END) / 4):
+        # Ask for the limit each time, as a signal may come during the wait.
+        while time.monotonic() < started + self.shutdown.limit(self.timeout):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
@@ -209,8 +208,8 @@ class Publisher:
         send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.stalled_at = time.monotonic()
-        # Halve the timeout. (If a signal has shortened the wait, halve what it took: if many
-        # subscribers stall after a signal, there is little time for each.)
+        # Halve the timeout or, if a signal has shortened this wait, what it took: more subscribers
+        # may stall in the little time left.
         self.timeout = max(MIN_TIMEOUT, min(self.timeout, self.stalled_at - started) / 2)
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
@@ -218,13 +217,13 @@ class Publisher:
 # ---- Make sockets ----
 
 
-def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, Sock]:
+def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock, Sock]:
     """Return PULL and PUB. They encrypt if a secret key is given (CURVE, ZeroMQ's RFC 26)."""
     pull, pub = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for sock in (pull, pub):
-        if key:
+        if secret:
             sock.set(zmq.CURVE_SERVER, 1)
-            sock.set(zmq.CURVE_SECRETKEY, key)
+            sock.set(zmq.CURVE_SECRETKEY, secret)
         sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
         # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
@@ -233,7 +232,7 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-    overhead = 33 if key else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
+    overhead = 33 if secret else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
 
     # Set high-water marks before bind: changing them later can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
@@ -242,7 +241,8 @@ def make_sockets(context: zmq.Context[Sock], key: bytes | None) -> tuple[Sock, S
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that a send waits if a queue is full. Publisher then checks its own timeout.
+    # Milliseconds that a send without NOBLOCK waits if a queue is full. Publisher then checks its
+    # own timeout.
     pub.set(zmq.SNDTIMEO, 10)
     # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
     # been sent. If it were large, a slow subscriber would look stalled meanwhile.
@@ -282,13 +282,20 @@ LINGER = 1_000  # milliseconds after the loop (libzmq's unit)
 
 
 class Shutdown:
-    """The time of the first signal, which asks the server to exit."""
+    """The time of the first signal to exit, and the deadlines that follow from it."""
 
     signal_at = math.inf  # inf until a signal has come
 
-    def time_to(self, deadline: float) -> float:
-        """Return the seconds to a deadline, which is given in seconds after the signal."""
-        return self.signal_at + deadline - time.monotonic()
+    def loop_must_end(self) -> bool:
+        """Return whether LOOP_END has come."""
+        return time.monotonic() >= self.signal_at + LOOP_END
+
+    def limit(self, timeout: float) -> float:
+        """Return a timeout, after a signal at most a quarter of the time left until WAIT_END.
+
+        So there is time for later waits. From WAIT_END on, it is zero or less.
+        """
+        return min(timeout, (self.signal_at + WAIT_END - time.monotonic()) / 4)
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal, and ignore later ones.
@@ -305,6 +312,18 @@ class Shutdown:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
+def handle_signals(shutdown: Shutdown) -> None:
+    """Let the usual signals request a shutdown, except those that were ignored at startup.
+
+    In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
+    the foreground, such as a client, and must not end the server.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
+        signum = getattr(signal, name, None)
+        if signum and signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, shutdown.on_signal)
+
+
 # ---- Match simple lines (only for speed) ----
 
 # Most lines are simple: the keys are "user" and "message", in this order, and their values are
@@ -312,15 +331,14 @@ class Shutdown:
 # no JSON parser: its user and its text are what is between the quotation marks. (By default,
 # Python's json.dumps escapes characters that are not ASCII, so these lines are not simple.)
 
-# The characters of simple strings: all but UNSAFE, TAB, quotation mark and backslash (which JSON
-# must escape). They are written out, because [^...] would match the text of most human languages
-# more slowly. A test compares them with UNSAFE.
+# The characters of simple strings: all but UNSAFE, and those that JSON must escape: TAB, quotation
+# mark and backslash. They are written out as ranges, because [^...] would be slower for most human
+# languages. A test compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not.
 SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
-ANY_LINE = r".*\n"
-SIMPLE_OR_ANY_LINE = re.compile(f"{SIMPLE_LINE}|{ANY_LINE}")
+SIMPLE_OR_ANY_LINE = re.compile(SIMPLE_LINE + r"|.*\n")
 
 
 def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
@@ -333,7 +351,7 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     if batch.count(b"\n") > len(lines):
         # A line contains newlines itself (JSON allows them between its parts): parse all lines.
         return [("", "")] * len(lines)
-    # There is one match for each line, in order. In a match of ANY_LINE, both groups are empty.
+    # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
     # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
     # rejects it.)
     return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
@@ -385,18 +403,6 @@ class Log:
 # ---- Start ----
 
 
-def handle_signals(shutdown: Shutdown) -> None:
-    """Let the usual signals request a shutdown, except those that were ignored at startup.
-
-    In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
-    the foreground, such as a client, and must not end the server.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
-        signum = getattr(signal, name, None)
-        if signum and signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, shutdown.on_signal)
-
-
 def raise_file_limit() -> None:
     """Raise the limit on open files to the hard limit. Each connection takes a file descriptor.
 
@@ -437,7 +443,7 @@ def load_key(name: str) -> bytes:
 def port(text: str) -> int:
     """Convert an option to a port number.
 
-    Raises ValueError, which argparse reports with the name of this function: "invalid port value".
+    Raises ValueError, which argparse reports with this function's name: "invalid port value".
     """
     number = int(text)
     if not 0 <= number <= 65_535:
@@ -469,8 +475,8 @@ def main() -> int:
     log = Log()
     try:
         context = zmq.Context()
-        key = None if options.key is None else load_key(options.key)
-        pull, pub = make_sockets(context, key)
+        secret = None if options.key is None else load_key(options.key)
+        pull, pub = make_sockets(context, secret)
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
     except (ValueError, zmq.ZMQError) as error:
@@ -478,7 +484,7 @@ def main() -> int:
         log.close()
         return 1
     log.report(f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")
-    if key:
+    if secret:
         log.report(f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
     context.destroy(linger=LINGER)
