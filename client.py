@@ -15,12 +15,12 @@ frame      what is pushed for a line: the line as it was typed (our server wants
 message    what the server makes of a frame and publishes to everybody, in UTF-8; it is printed with
            its unsafe characters escaped, except colors and TABs
 echo       the message of a line of this client
-in flight  pushed, but not yet acknowledged by an echo, nor due to be pushed again
+in flight  pushed, but not yet acknowledged by an echo (and not to be pushed again)
 waiting    in flight, or still to be pushed
 pipe       stdin that is not a terminal, even if it is a file (with a terminal, the client is
            interactive)
 notice     what this client says itself, on stderr
-problem    a notice that something is wrong with a line, "KIND: DETAILS"
+problem    a notice that something is wrong with a line
 report     the notice at the end that says why the exit status is not 0
 our server server.py; another server may publish lines in another form, or not at all
 
@@ -38,13 +38,13 @@ server publishes them in order. Lines that are not acknowledged are pushed again
 connection. The client cannot know whether a line was lost, or only its echo. So a line may appear
 more than once. A pipe is read no further while 1,000 lines wait.
 
-Lines are pushed to another server all the same, but nothing acknowledges them, so the exit status
-is 1. A line that our server would drop is done when it has been pushed. Any other line waits for
-its echo, for 30 seconds at most: class Watchdog has the details.
+A line waits for its echo for 30 seconds at most: class Watchdog has the details. A line that our
+server would drop does not wait: it counts as undelivered once it has been pushed. Another server
+gets all lines, too, but nothing acknowledges them. Without all echoes, the exit status is 1.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
-below the messages. The parts "The line editor" and "The terminal" are about it alone. The rest can
-be read without them.
+below the messages. The parts "The line editor" and "The terminal" are about it alone, and can be
+skipped at first; main, at the end, connects the parts.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ import sys
 import threading
 import time
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
@@ -81,8 +80,8 @@ Feed = Callable[[bytes], tuple[list[bytes], bool]]  # returns lines, and whether
 Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without and with colors
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-# Lines in flight, at most: pushed twice, their echoes still fit our server's queue. The outbox is
-# full when as many lines wait: a pipe is read no further then.
+# Lines in flight, at most: even if all are pushed twice, their echoes fit our server's queue. While
+# as many lines wait, the outbox is full, and a pipe is read no further.
 WINDOW = 1_000
 MAX_MESSAGES = 200  # messages that SUB queues, and that one turn of the loop receives, at most
 READ_SIZE = 16_384  # bytes read from stdin in one go
@@ -110,8 +109,7 @@ def chat(
             if not connection.up or watchdog.overdue:
                 # It has left the editor. Normally, its echo shows it again at once.
                 screen.print_typed(line)
-            if problem := outbox.add(line):
-                screen.print_problem(problem)
+            screen.print_problem(outbox.add(line))
 
         # push it
         connection.update()
@@ -226,7 +224,7 @@ def make_sockets(context: zmq.Context[Sock], options: argparse.Namespace) -> tup
     if options.key is not None:
         encrypt(push, sub, options.key)
     push.set(zmq.IMMEDIATE, 1)  # PUSH queues nothing without a connection: the outbox does.
-    sub.set(zmq.LINGER, 0)  # Drop a subscription that still waits for a server at the end.
+    sub.set(zmq.LINGER, 0)  # At the end, do not wait to send the subscription to a server.
     sub.set(zmq.MAXMSGSIZE, 4 * MAX_FRAME)  # Another server may publish longer messages than ours.
     sub.set(zmq.RCVHWM, MAX_MESSAGES)
     sub.set(zmq.SUBSCRIBE, b"")
@@ -313,7 +311,7 @@ class Connection:
         if self.up and self.announced != "up":
             self.announced = "up"
             return f"connected to {self.host}"
-        # (No notice if unconnected is empty: it will be up after SLOW_JOINER_DELAY.)
+        # (No notice if unconnected is empty: it is up after SLOW_JOINER_DELAY.)
         if self.unconnected and down_for >= NOTICE_DELAY and self.announced != "down":
             self.announced = "down"
             cause = f"no server at {self.host} (or its --key differs)"
@@ -357,9 +355,8 @@ class Outbox:
         # How many of the lines, the first ones, are in flight. To push lines again, lower it: then
         # they count as still to be pushed.
         self.in_flight = 0
-        # For the hash of each echo: how many second echoes may still come, as the line was pushed
-        # again.
-        self.second_echoes = Counter[int | None]()
+        # The hashes of echoes that may come again, as their lines were pushed again.
+        self.second_echoes: set[int | None] = set()
         self.undelivered = 0  # lines that left without an echo, or were too long
 
     def add(self, line: bytes) -> str:
@@ -391,16 +388,14 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight.
 
         Over a new connection, the lines in flight must go before new ones. So call this right after
-        update, which notices new connections. (If PUSH loses its connection after update, it takes
-        no lines for at least 100 ms, by IMMEDIATE and RECONNECT_IVL. By then, this call is over.)
+        update, which notices new connections. (None can come during this call: if PUSH loses its
+        connection now, it takes no lines (IMMEDIATE) for 100 ms (RECONNECT_IVL) at least.)
         """
-        if not connection.up:
-            return
         if connection.came_up:  # Go back: the lines in flight are to be pushed again.
             self.second_echoes.update(line.echo_hash for line in self.lines[: self.in_flight])
             self.in_flight = 0
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has lost its connection: try later.
-            while self.can_push():
+            while connection.up and self.can_push():
                 line = self.lines[self.in_flight]
                 send(connection.push, line.frame, zmq.NOBLOCK)
                 if line.echo_hash is None:
@@ -418,7 +413,7 @@ class Outbox:
 
         Return whether an echo came, which shows that the server is alive. The second echo of a line
         that was pushed again counts, too, even if the line has left. After a break, a slow link may
-        carry a thousand second echoes, for a minute. Without them, the client would end.
+        carry a thousand second echoes, for a minute. If they did not count, the client would end.
         """
         if not self.lines:  # No line waits, so no sign of life is needed.
             self.second_echoes.clear()
@@ -429,12 +424,10 @@ class Outbox:
             if echo_hash in expected:
                 del expected[: expected.index(echo_hash) + 1]
                 echo_came = True
-            elif self.second_echoes[echo_hash] > 0:
-                self.second_echoes[echo_hash] -= 1
+            elif echo_hash in self.second_echoes:
                 echo_came = True
-        acknowledged = self.in_flight - len(expected)
-        del self.lines[:acknowledged]
-        self.in_flight -= acknowledged
+        del self.lines[: self.in_flight - len(expected)]
+        self.in_flight = len(expected)
         return echo_came
 
     def probe(self) -> None:
@@ -588,7 +581,7 @@ class Watchdog:
         self.outbox, self.connection, self.screen = outbox, connection, screen
         self.clock = 0.0  # how many seconds lines have waited since the last echo
         self.last_turn = time.monotonic()  # when act was called last
-        self.probe_at = ECHO_TIMEOUT  # what the clock shows when it is time to probe; inf after it
+        self.probe_at = ECHO_TIMEOUT  # what the clock shows when a probe is due; inf after it
         # True after 5 seconds without an echo, until the next echo. Giving up does not end it, so
         # that a server that never echoes causes one notice, not one every 30 seconds.
         self.overdue = False
@@ -670,7 +663,10 @@ class Screen:
         return True
 
     def print_problem(self, problem: str) -> None:
-        """Print a problem, "KIND: DETAILS". For a pipe, print only the first of each kind."""
+        """Print a problem, if there is one. For a pipe, print only the first of each kind.
+
+        A problem is "KIND: DETAILS".
+        """
         kind, _, _ = problem.partition(":")
         if self.interactive or kind not in self.printed_kinds:
             self.printed_kinds.add(kind)
@@ -718,6 +714,83 @@ def call_with_timeout(seconds: float, function: Callable[..., object], *args: ob
     thread = threading.Thread(target=function, args=args, daemon=True)
     thread.start()
     thread.join(seconds)
+
+
+# ---- Start ----
+
+
+def make_screen(color: str) -> Screen:
+    """Return a screen: with a line editor, if stdin and stdout are terminals with escape codes."""
+    stdout = sys.stdout
+    colorama.just_fix_windows_console()
+    wrapped = sys.stdout is not stdout  # by colorama, for a console without escape codes
+    has_escapes = is_terminal(1) and not wrapped and os.environ.get("TERM") != "dumb"
+    auto_color = has_escapes and not os.environ.get("NO_COLOR")
+    screen_class = EditorScreen if has_escapes and is_terminal(0) else Screen
+    return screen_class(color == "always" or (color == "auto" and auto_color))
+
+
+def handle_signals(screen: Screen, outbox: Outbox) -> None:
+    """Leave on the signals that end programs, except those that are ignored at startup."""
+
+    def leave(signum: int, _frame: object) -> NoReturn:
+        """Handle a signal: exit, whatever the loop is waiting for."""
+        screen.close(outbox.undelivered_notice())
+        os._exit(128 + signum)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):  # SIGBREAK: Windows
+        signum = getattr(signal, name, None)
+        if signum and signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, leave)
+
+
+def prepare_streams() -> None:
+    """Open devnull in place of each standard stream that is closed, and make all of them blocking.
+
+    Otherwise, a socket could get the number of stderr, and the notices would be written to it. And
+    another process that shares a stream may have made it nonblocking.
+    """
+    while os.open(os.devnull, os.O_RDWR) < 2:
+        pass  # open returns the lowest free number: 2 or more, if 0 to 2 are open.
+    for file in range(3):
+        with contextlib.suppress(OSError, AttributeError):  # Windows
+            os.set_blocking(file, True)
+
+
+def host(text: str) -> str:
+    """Return a HOST from the command line.
+
+    Raises ArgumentTypeError, with what to write instead, if text includes a port or is no host.
+    """
+    has_port = text.count(":") == 1 or "]:" in text  # IPv6 addresses have more colons.
+    if not text or has_port or not text.isprintable():
+        raise argparse.ArgumentTypeError("write HOST --push-port PORT --sub-port PORT")
+    return text
+
+
+def port(text: str) -> int:
+    """Return the port that an option names. Raises ValueError, which argparse reports."""
+    number = int(text)
+    if not 1 <= number <= 65_535:
+        raise ValueError
+    return number
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Send each line to a chat server, and show what everyone says.",
+        epilog="example: python client.py localhost --user ken",
+    )
+    add = parser.add_argument
+    add("host", metavar="HOST", nargs="?", type=host, default="localhost",
+        help="the server (%(default)s)")  # fmt: skip
+    add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
+    add("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal")
+    add("--push-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
+    add("--sub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
+    add("--key", metavar="FILE", help="the server's file NAME.key, if it has one")
+    return parser.parse_args()
 
 
 # ---- The line editor ----
@@ -790,7 +863,7 @@ class Editor:
         self.cursor: int = 0
         self.killed: str = ""  # what Ctrl-Y inserts
         self.history: list[str] = [""]  # The last item is for the line not yet sent: see recall.
-        self.history_index: int = 0  # of the line shown
+        self.history_index = -1  # of the line shown, counted from the end
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.partial_key = ""  # a key whose end is still to come
 
@@ -823,7 +896,7 @@ class Editor:
         text = "".join(self.line)
         if text:
             self.history[-1:] = [text, ""]
-        self.line, self.cursor, self.history_index = [], 0, len(self.history) - 1
+        self.line, self.cursor, self.history_index = [], 0, -1
         return text.encode(errors="surrogateescape")
 
     def insert(self, text: str) -> None:
@@ -851,8 +924,8 @@ class Editor:
 
         Lines of the history stay as they were sent: edits to an older line are not kept.
         """
-        if 0 <= self.history_index + step < len(self.history):
-            if self.history_index == len(self.history) - 1:  # Keep what is not yet sent.
+        if -len(self.history) <= self.history_index + step < 0:
+            if self.history_index == -1:  # Keep what is not yet sent.
                 self.history[-1] = "".join(self.line)
             self.history_index += step
             self.line = split_characters(self.history[self.history_index])
@@ -871,8 +944,8 @@ class Editor:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         If the line is too long, show the end of what is before the cursor. Leave up to a quarter of
-        the row for the text from the cursor on, and one column more: at the end of the line, the
-        cursor stands in it; elsewhere, more text fills it. For example, with the cursor on the f of
+        the row for the text from the cursor on, and one column for the cursor at the end of the
+        line (elsewhere, text fills it). For example, with the cursor on the f of
         "the quick brown fox jumps", 16 columns show "uick brown fox j" (11 + 4 + 1).
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
@@ -885,20 +958,17 @@ class Editor:
         return f"{NO_WRAP}{visible(before)}{SAVE_CURSOR}{visible(after)}{RESTORE_CURSOR}{WRAP}"
 
 
-JOINER = "\u200d"  # joins two emoji into one
-
-
 def split_characters(text: str) -> list[str]:
     """Split text into what a person sees as characters.
 
-    Marks, skin tones, joiners, and what follows a joiner belong to the character before. (A flag
-    counts as two.)
+    Marks, skin tones, joiners (U+200D), and what follows a joiner belong to the character before.
+    (A flag counts as two.)
     """
     found: list[str] = []
     for point in text:  # each code point
         is_mark = unicodedata.category(point)[0] == "M"
         is_skin_tone = "\U0001f3fb" <= point <= "\U0001f3ff"
-        if found and (is_mark or is_skin_tone or JOINER in (point, found[-1][-1])):
+        if found and (is_mark or is_skin_tone or "\u200d" in (point, found[-1][-1])):
             found[-1] += point
         else:
             found.append(point)
@@ -1037,11 +1107,11 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # Set every signal that has a handler to its default action, and keep the handlers for
-            # later. SIGTSTP must stop the process, and SIGTERM must end it while it is stopped: a
-            # shell's kill sends SIGTERM, then SIGCONT. A handler in Python would come too late: the
-            # thread that reads the terminal, now in the background, would get SIGTTIN, and stop the
-            # process again.
+            # SIGTSTP must stop the process, and SIGTERM must end it while it is stopped: a shell's
+            # kill sends SIGTERM, then SIGCONT. A handler in Python would come too late: the thread
+            # that reads the terminal, now in the background, would get SIGTTIN, and stop the
+            # process again. So set every signal that has a handler to its default action, and keep
+            # the handlers for later.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1099,81 +1169,7 @@ else:
             return msvcrt.getwch()  # the letter
 
 
-# ---- Start and end ----
-
-
-def make_screen(color: str) -> Screen:
-    """Return a screen: with a line editor, if stdin and stdout are terminals with escape codes."""
-    stdout = sys.stdout
-    colorama.just_fix_windows_console()
-    wrapped = sys.stdout is not stdout  # by colorama, for a console without escape codes
-    has_escapes = is_terminal(1) and not wrapped and os.environ.get("TERM") != "dumb"
-    auto_color = has_escapes and not os.environ.get("NO_COLOR")
-    screen_class = EditorScreen if has_escapes and is_terminal(0) else Screen
-    return screen_class(color == "always" or (color == "auto" and auto_color))
-
-
-def handle_signals(screen: Screen, outbox: Outbox) -> None:
-    """Leave on the signals that end programs, except those that are ignored at startup."""
-
-    def leave(signum: int, _frame: object) -> NoReturn:
-        """Handle a signal: exit, whatever the loop is waiting for."""
-        screen.close(outbox.undelivered_notice())
-        os._exit(128 + signum)
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"):  # SIGBREAK: Windows
-        signum = getattr(signal, name, None)
-        if signum and signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, leave)
-
-
-def prepare_streams() -> None:
-    """Open devnull in place of each standard stream that is closed, and make all of them blocking.
-
-    Otherwise, a socket could get the number of stderr, and the notices would be written to it. And
-    another process that shares a stream may have made it nonblocking.
-    """
-    while os.open(os.devnull, os.O_RDWR) < 2:
-        pass  # open returns the lowest free number: 2 or more, if 0 to 2 are open.
-    for file in range(3):
-        with contextlib.suppress(OSError, AttributeError):  # Windows
-            os.set_blocking(file, True)
-
-
-def host(text: str) -> str:
-    """Return a HOST from the command line.
-
-    Raises ArgumentTypeError, with what to write instead, if text includes a port or is no host.
-    """
-    has_port = text.count(":") == 1 or "]:" in text  # IPv6 addresses have more colons.
-    if not text or has_port or not text.isprintable():
-        raise argparse.ArgumentTypeError("write HOST --push-port PORT --sub-port PORT")
-    return text
-
-
-def port(text: str) -> int:
-    """Return the port that an option names. Raises ValueError, which argparse reports."""
-    number = int(text)
-    if not 1 <= number <= 65_535:
-        raise ValueError
-    return number
-
-
-def parse_options() -> argparse.Namespace:
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description="Send each line to a chat server, and show what everyone says.",
-        epilog="example: python client.py localhost --user ken",
-    )
-    add = parser.add_argument
-    add("host", metavar="HOST", nargs="?", type=host, default="localhost",
-        help="the server (%(default)s)")  # fmt: skip
-    add("--user", metavar="NAME", help="speak as NAME; without it, lines are sent as they are")
-    add("--color", choices=("auto", "always", "never"), default="auto", help="auto: on a terminal")
-    add("--push-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
-    add("--sub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
-    add("--key", metavar="FILE", help="the server's file NAME.key, if it has one")
-    return parser.parse_args()
+# ---- Main ----
 
 
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> None:
