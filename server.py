@@ -24,13 +24,13 @@ The function serve is the talk's loop. What the rest adds to it:
   subscriber misses nothing. After that, the subscriber has stalled: it misses messages, and the
   chat goes on. See Publisher.
 - After Ctrl-C or another signal to exit, the loop goes on for a second, to publish the lines that
-  have arrived. Then subscribers have about another second to receive what is queued for them. See
+  have arrived. Then subscribers have another second to receive what is queued for them. See
   Shutdown.
 - For speed, lines are received in batches, and most lines of a batch are parsed together: see
   receive and match_simple_lines. So the server is about as fast as a loop that parses nothing.
 - With --key, all connections are encrypted.
 
-The chat itself comes first. The rest, from "Shut down" on, can be skipped at first; main, at the
+The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first; main, at the
 end, connects the parts.
 """
 
@@ -99,13 +99,13 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    For speed, match_simple_lines finds the user and the text of most lines, which need no parser
-    and no escaping. For the others, it returns an empty user. Drop and report invalid lines.
+    For speed, match_simple_lines finds the user and the text of most lines. For the others, it
+    returns empty strings, and parse_line does it. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:
+            if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
@@ -132,8 +132,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# The characters to escape: they could control a terminal, break a line, or mislead a reader, or
-# they cannot be encoded.
+# The characters to escape:
 UNSAFE = [
     *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
     *range(0x2028, 0x202F), *range(0x2066, 0x206A),  # line separators, overrides of direction
@@ -150,7 +149,7 @@ def sanitize(text: str) -> str:
 
 # ---- Publish ----
 
-MAX_TIMEOUT = 2.0  # seconds that Publisher waits if queues are full
+MAX_TIMEOUT = 2.0  # seconds that Publisher waits at most if queues are full
 MIN_TIMEOUT = 0.05  # Each stall halves the timeout, down to this.
 RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
@@ -197,8 +196,8 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        # Ask for the limit each time, as a signal may come during the wait.
-        while time.monotonic() < started + self.shutdown.limit(self.timeout):
+        # A signal may come during the wait, and shorten it.
+        while time.monotonic() < started + self.shutdown.shorten(self.timeout):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
@@ -207,10 +206,8 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
+        self.timeout = max(MIN_TIMEOUT, self.shutdown.shorten(self.timeout) / 2)
         self.stalled_at = time.monotonic()
-        # Halve the timeout or, if a signal has shortened this wait, what it took: more subscribers
-        # may stall in the little time left.
-        self.timeout = max(MIN_TIMEOUT, min(self.timeout, self.stalled_at - started) / 2)
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
 
@@ -290,8 +287,8 @@ class Shutdown:
         """Return whether LOOP_END has come."""
         return time.monotonic() >= self.signal_at + LOOP_END
 
-    def limit(self, timeout: float) -> float:
-        """Return a timeout, after a signal at most a quarter of the time left until WAIT_END.
+    def shorten(self, timeout: float) -> float:
+        """Return timeout. After a signal, return at most a quarter of the time left until WAIT_END.
 
         So there is time for later waits. From WAIT_END on, it is zero or less.
         """
@@ -329,7 +326,7 @@ def handle_signals(shutdown: Shutdown) -> None:
 # Most lines are simple: the keys are "user" and "message", in this order, and their values are
 # strings that are not empty, without JSON escapes and without UNSAFE characters. Such a line needs
 # no JSON parser: its user and its text are what is between the quotation marks. (By default,
-# Python's json.dumps escapes characters that are not ASCII, so these lines are not simple.)
+# Python's json.dumps escapes characters that are not ASCII. Lines with these are not simple.)
 
 # The characters of simple strings: all but UNSAFE, and those that JSON must escape: TAB, quotation
 # mark and backslash. They are written out as ranges, because [^...] would be slower for most human
@@ -349,7 +346,7 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") > len(lines):
-        # A line contains newlines itself (JSON allows them between its parts): parse all lines.
+        # JSON allows newlines between the parts of an object. If any line has some, parse all.
         return [("", "")] * len(lines)
     # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
     # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
@@ -375,7 +372,7 @@ class Log:
         self.thread.start()
 
     def report(self, event: str, detail: str = "") -> None:
-        """Queue the report "event: detail". If the event is queued already, count it instead."""
+        """Queue "event: detail". If the event is queued already, count it, and keep this detail."""
         with self.lock:
             count, _ = self.reports.get(event, (0, ""))
             self.reports[event] = (count + 1, detail)
@@ -480,7 +477,7 @@ def main() -> int:
         pull_endpoint = bind(pull, options.bind, options.pull_port)
         pub_endpoint = bind(pub, options.bind, options.pub_port)
     except (ValueError, zmq.ZMQError) as error:
-        log.report(f"cannot start: {error}; see --help")
+        log.report("cannot start", f"{error}; see --help")
         log.close()
         return 1
     log.report(f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")
