@@ -15,7 +15,7 @@ frame      what is pushed for a line: the line as it was typed (our server wants
 message    what the server makes of a frame and publishes to everybody, in UTF-8; it is printed with
            its unsafe characters escaped, except colors and TABs
 echo       the message of a line of this client
-in flight  pushed, but not yet acknowledged by an echo (and not to be pushed again)
+in flight  pushed, but not yet acknowledged by an echo
 waiting    in flight, or still to be pushed
 pipe       stdin that is not a terminal, even if it is a file (with a terminal, the client is
            interactive)
@@ -39,8 +39,9 @@ connection. The client cannot know whether a line was lost, or only its echo. So
 more than once. A pipe is read no further while 1,000 lines wait.
 
 A line waits for its echo for 30 seconds at most: class Watchdog has the details. A line that our
-server would drop does not wait: it counts as undelivered once it has been pushed. Another server
-gets all lines, too, but nothing acknowledges them. Without all echoes, the exit status is 1.
+server would drop gets no echo, so it counts as undelivered once it has been pushed. Another server
+gets all lines, too. If it does not publish them as our server does, nothing acknowledges them, and
+the exit status is 1.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone, and can be
@@ -76,12 +77,11 @@ else:
     import tty
 
 Sock = zmq.Socket[bytes]
-Feed = Callable[[bytes], tuple[list[bytes], bool]]  # returns lines, and whether stdin has ended
 Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without and with colors
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-# Lines in flight, at most: even if all are pushed twice, their echoes fit our server's queue. While
-# as many lines wait, the outbox is full, and a pipe is read no further.
+# Lines in flight, at most: even if all are pushed twice, their echoes fit our server's queue. The
+# outbox is full when as many lines wait.
 WINDOW = 1_000
 MAX_MESSAGES = 200  # messages that SUB queues, and that one turn of the loop receives, at most
 READ_SIZE = 16_384  # bytes read from stdin in one go
@@ -107,9 +107,10 @@ def chat(
         reading = not stdin.ended and (len(outbox.lines) < WINDOW or screen.interactive)
         for line in wait_for_input(connection, stdin, reading):
             if not connection.up or watchdog.overdue:
-                # It has left the editor. Normally, its echo shows it again at once.
+                # It has left the editor, and no echo will show it soon.
                 screen.print_typed(line)
-            screen.print_problem(outbox.add(line))
+            problem = outbox.add(line)
+            screen.print_problem(problem)
 
         # push it
         connection.update()
@@ -142,6 +143,9 @@ def wait_for_input(connection: Connection, stdin: Stdin, reading: bool) -> list[
         sources.append(fd)
     ready, _, _ = zmq.select(sources, [], [], TICK)
     return stdin.read_lines() if fd in ready else []
+
+
+Feed = Callable[[bytes], tuple[list[bytes], bool]]  # returns lines, and whether stdin has ended
 
 
 class Stdin:
@@ -217,7 +221,7 @@ def make_sockets(context: zmq.Context[Sock], options: argparse.Namespace) -> tup
         # On Linux, notice a vanished server within 20 seconds, so that there is time to push lines
         # again before DELIVERY_TIMEOUT.
         sock.set(zmq.TCP_MAXRT, 20_000)
-        # Notice it on an idle connection, too: probe it after 10 seconds, then every 2 seconds.
+        # Notice it on an idle connection, too: check it after 10 seconds, then every 2 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
@@ -263,10 +267,10 @@ class Connection:
             push: f"tcp://{options.host}:{options.push_port}",
         }
         # Create the monitors before the sockets connect, or they may miss the first event.
-        self.monitors = {sock: sock.get_monitor_socket(MONITOR_EVENTS) for sock in (push, sub)}
+        self.monitors = {s: s.get_monitor_socket(MONITOR_EVENTS) for s in self.endpoints}
         for sock, endpoint in self.endpoints.items():
             sock.connect(endpoint)
-        self.unconnected = {push, sub}  # which of the two sockets are not connected
+        self.unconnected = set(self.endpoints)  # which of the two sockets are not connected
         self.up = False
         self.came_up = False  # whether the last update changed up from False to True
         self.ever_up = False
@@ -311,7 +315,7 @@ class Connection:
         if self.up and self.announced != "up":
             self.announced = "up"
             return f"connected to {self.host}"
-        # (No notice if unconnected is empty: it is up after SLOW_JOINER_DELAY.)
+        # (While both sockets are connected, the connection is about to be up.)
         if self.unconnected and down_for >= NOTICE_DELAY and self.announced != "down":
             self.announced = "down"
             cause = f"no server at {self.host} (or its --key differs)"
@@ -338,7 +342,7 @@ class Outbox:
     """The lines that wait. The first of them are in flight: pushed, but not acknowledged.
 
     A line leaves when it is acknowledged or given up. (A line that our server will drop leaves when
-    it has been pushed, and counts as undelivered. So each line in flight has an echo.)
+    it has been pushed, and counts as undelivered. So each line in flight awaits an echo.)
 
     A connection that breaks may lose lines. If only new lines were pushed over the next
     connection, their echoes would acknowledge the lost lines as well. So all lines in flight are
@@ -388,8 +392,8 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight.
 
         Over a new connection, the lines in flight must go before new ones. So call this right after
-        update, which notices new connections. (None can come during this call: if PUSH loses its
-        connection now, it takes no lines (IMMEDIATE) for 100 ms (RECONNECT_IVL) at least.)
+        update, which notices new connections. (No connection can come up during this call: if PUSH
+        loses its own now, it takes no lines (IMMEDIATE) for 100 ms (RECONNECT_IVL) at least.)
         """
         if connection.came_up:  # Go back: the lines in flight are to be pushed again.
             self.second_echoes.update(line.echo_hash for line in self.lines[: self.in_flight])
@@ -413,9 +417,9 @@ class Outbox:
 
         Return whether an echo came, which shows that the server is alive. The second echo of a line
         that was pushed again counts, too, even if the line has left. After a break, a slow link may
-        carry a thousand second echoes, for a minute. If they did not count, the client would end.
+        take a minute for a thousand second echoes. If they did not count, the client would end.
         """
-        if not self.lines:  # No line waits, so no sign of life is needed.
+        if not self.lines:  # No line waits, so no sign of life is needed. Keep the set small.
             self.second_echoes.clear()
         echo_came = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
@@ -564,9 +568,9 @@ CONNECT_TIMEOUT = 8.0  # seconds without an echo until the client ends, if it wa
 
 
 class Watchdog:
-    """How long lines have waited since the last echo, and what the client does about it.
+    """A clock: how long lines have waited since the last echo. And what the client does about it.
 
-    seconds   while the loop reads stdin        while it does not
+    clock     while the loop reads stdin        while it does not
     5         print a notice, if interactive    the same, and probe: push the newest line again
     8         -                                 end, if there never was a connection
     30        give up the lines in flight       end
@@ -611,7 +615,7 @@ class Watchdog:
                 self.outbox.give_up()
                 self.restart()
             return False
-        # The column "while it does not". (Do not probe while lines are still to be pushed: their
+        # The column "while it does not". (Do not probe while new lines can be pushed: their
         # echoes will do what a probe does.)
         if self.clock >= self.probe_at and self.connection.up and not self.outbox.can_push():
             self.outbox.probe()
@@ -751,7 +755,7 @@ def prepare_streams() -> None:
     another process that shares a stream may have made it nonblocking.
     """
     while os.open(os.devnull, os.O_RDWR) < 2:
-        pass  # open returns the lowest free number: 2 or more, if 0 to 2 are open.
+        pass  # open returns the lowest free number. Once that is 2 or more, 0 to 2 are open.
     for file in range(3):
         with contextlib.suppress(OSError, AttributeError):  # Windows
             os.set_blocking(file, True)
@@ -809,7 +813,8 @@ def parse_options() -> argparse.Namespace:
 # such as ESC ] ... BEL. (An answer that is split between two reads is taken for Alt-] and text.)
 
 # A control sequence is "ESC [", then parameters (0 to ?), intermediates (space to /), and a last
-# character (@ to ~). The second [ is for the Linux console, where F1 is ESC [ [ A.
+# character (@ to ~). The second [ is for the Linux console, where F1 is ESC [ [ A. (In a VERBOSE
+# pattern, spaces count only inside brackets.)
 SEQUENCE_BODY = r"\[ \[? [0-?]* [ -/]*"
 KEY_PATTERN = re.compile(  # The first alternative that matches counts.
     rf"""
@@ -944,8 +949,8 @@ class Editor:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
         If the line is too long, show the end of what is before the cursor. Leave up to a quarter of
-        the row for the text from the cursor on, and one column for the cursor at the end of the
-        line (elsewhere, text fills it). For example, with the cursor on the f of
+        the row for the text from the cursor on, and one column: for the cursor at the end of the
+        line, elsewhere for more text. For example, with the cursor on the f of
         "the quick brown fox jumps", 16 columns show "uick brown fox j" (11 + 4 + 1).
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
@@ -1107,11 +1112,11 @@ if sys.platform != "win32":
             """Suspend the process. After fg, set the terminal up again."""
             self.suspend_requested = False
             self.restore()
-            # SIGTSTP must stop the process, and SIGTERM must end it while it is stopped: a shell's
-            # kill sends SIGTERM, then SIGCONT. A handler in Python would come too late: the thread
-            # that reads the terminal, now in the background, would get SIGTTIN, and stop the
-            # process again. So set every signal that has a handler to its default action, and keep
-            # the handlers for later.
+            # SIGTSTP must stop the process, and SIGTERM must end it while it is stopped (a shell's
+            # kill sends SIGTERM, then SIGCONT). So set all signals that have handlers to their
+            # default actions, and keep the handlers. A handler in Python would come too late:
+            # before it, the reading thread, now in the background, would get SIGTTIN, and stop the
+            # process again.
             handlers = {
                 signum: signal.signal(signum, signal.SIG_DFL)
                 for signum in signal.valid_signals()
@@ -1175,7 +1180,8 @@ else:
 def run(options: argparse.Namespace, screen: Screen, outbox: Outbox) -> None:
     """Make the sockets, and chat.
 
-    Raises OSError if the key cannot be used, stdin was not read to its end, or stdout fails.
+    Raises OSError if the key cannot be used, stdin was not read to its end, or stdout fails, and
+    zmq.ZMQError if libzmq refuses an address.
     """
     context = zmq.Context()
     push, sub = make_sockets(context, options)
