@@ -5,29 +5,20 @@
 # ///
 r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients:
+Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients. Both
+are text in UTF-8, and each is one ZeroMQ frame:
 
-In:  {"user": USER, "message": TEXT}
-     A line is a JSON object in UTF-8. Both values are strings or numbers.
-Out: USER> \x1b[36mTEXT\x1b[0m
-     A message is text in UTF-8. \x1b[36m turns cyan on, \x1b[0m off. (Below, "message" always means
-     this. The value of the key "message" is called the text.)
-
-Each line and each message is one ZeroMQ frame: one send, one recv.
+line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
+message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
 Its own thread moves them between these queues and the network.
 
 The function serve is the talk's loop. What the rest adds to it:
-- Characters that control a terminal, or override the direction of text, are escaped: see sanitize.
-- For a slow subscriber, the loop, and so the whole chat, waits up to 2 seconds, so that the
-  subscriber misses nothing. After that, the subscriber has stalled: it misses messages, and the
-  chat goes on. See Publisher.
-- After Ctrl-C or another signal to exit, the loop goes on for a second, to publish the lines that
-  have arrived. Then subscribers have another second to receive what is queued for them. See
-  Shutdown.
-- For speed, lines are received in batches, and most lines of a batch are parsed together: see
-  receive and match_simple_lines. So the server is about as fast as a loop that parses nothing.
+- Control characters are escaped: see sanitize.
+- For a slow subscriber, the chat waits up to 2 seconds, so that it misses nothing: see Publisher.
+- After Ctrl-C, the lines that have arrived are still published: see Shutdown.
+- Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
 - With --key, all connections are encrypted.
 
 The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first; main, at the
@@ -81,9 +72,8 @@ def receive(pull: Sock) -> list[bytes]:
 
     Return an empty list if no line comes within 0.2 seconds (RCVTIMEO), so that the loop can end.
 
-    Batches are for speed: many sends in a row keep libzmq's thread awake. With one line at a time
-    (receive, send, receive, send), it would fall asleep after each send, and waking it costs more
-    than a send. Larger batches gain little more, and delay their first line.
+    Batches are for speed: many sends in a row keep libzmq's thread awake. It falls asleep after a
+    single send, and waking it costs more than a send.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
@@ -157,21 +147,19 @@ RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TI
 class Publisher:
     """Publishes messages, in order, to all subscribers that are not stalled.
 
-    By default, PUB drops messages for a subscriber whose queue is full. In a flood, a queue fills
-    within milliseconds. So a subscriber that is only a little too slow would miss messages.
-    Instead:
+    By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
+    within milliseconds. Instead:
 
     1. With the option XPUB_NODROP (PUB has it, too), send raises zmq.Again if any queue is full,
        and the message goes to nobody.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients.
     3. After the timeout, the subscribers whose queues are full are stalled. The message goes to all
-       others. From then on, libzmq skips these queues, each until it is half empty. A queue that is
-       skipped does not make send raise zmq.Again.
+       others. From then on, libzmq skips these queues, each until it is half empty, and send raises
+       no zmq.Again for them.
 
-    All subscribers share one timeout: normally, MAX_TIMEOUT. Each stall halves it, down to
-    MIN_TIMEOUT, so that many stalls do not delay the chat for long. RECOVERY_TIME after the last
-    stall, it is MAX_TIMEOUT again. The cost: while it is short, merely slow subscribers stall, too.
+    There is one timeout for all subscribers. Each stall halves it, so that many stalls do not delay
+    the chat for long. While it is short, subscribers that are merely slow stall, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -324,16 +312,16 @@ def handle_signals(shutdown: Shutdown) -> None:
 # ---- Match simple lines (only for speed) ----
 
 # Most lines are simple: the keys are "user" and "message", in this order, and their values are
-# strings that are not empty, without JSON escapes and without UNSAFE characters. Such a line needs
-# no JSON parser: its user and its text are what is between the quotation marks. (By default,
-# Python's json.dumps escapes characters that are not ASCII. Lines with these are not simple.)
+# strings that are not empty, without JSON escapes and without UNSAFE characters. Their user and text
+# are what is between the quotation marks.
 
 # The characters of simple strings: all but UNSAFE, and those that JSON must escape: TAB, quotation
 # mark and backslash. They are written out as ranges, because [^...] would be slower for most human
 # languages. A test compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
-# The spaces are optional: json.dumps writes them, JSON.stringify does not.
+# The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
+# also escapes all characters that are not ASCII. Lines that contain some are not simple then.)
 SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
 SIMPLE_OR_ANY_LINE = re.compile(SIMPLE_LINE + r"|.*\n")
 
