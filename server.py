@@ -12,12 +12,13 @@ line     {"user": USER, "message": TEXT}    a JSON object; the values are string
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
-Its own thread moves them between these queues and the network.
+Its own thread moves them between these queues and the network. At the HWM, it reads no more lines
+from that client, and PUB drops messages for that subscriber (but see Publisher).
 
 The function serve is the talk's loop. What the rest adds to it:
-- Control characters are escaped: see sanitize.
-- For a slow subscriber, the chat waits up to 2 seconds, so that it misses nothing: see Publisher.
-- After Ctrl-C, the lines that have arrived are still published: see Shutdown.
+- Unsafe characters, such as control characters, are escaped: see sanitize.
+- The chat waits up to 2 seconds for a slow subscriber to catch up: see Publisher.
+- After Ctrl-C, the loop goes on for a second, to publish the lines that have arrived: see Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
 - With --key, all connections are encrypted.
 
@@ -72,8 +73,8 @@ def receive(pull: Sock) -> list[bytes]:
 
     Return an empty list if no line comes within 0.2 seconds (RCVTIMEO), so that the loop can end.
 
-    Batches are for speed: many sends in a row keep libzmq's thread awake. It falls asleep after a
-    single send, and waking it costs more than a send.
+    Batches are for speed: they lead to many sends in a row, which keep libzmq's thread awake. It
+    falls asleep after a single send, and waking it costs more than a send.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
@@ -89,13 +90,13 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    For speed, match_simple_lines finds the user and the text of most lines. For the others, it
-    returns empty strings, and parse_line does it. Invalid lines are dropped and reported.
+    For speed, match_simple_lines finds the user and the text of most lines. For each other line, it
+    returns empty strings, and parse_line parses the line. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # not a simple line
+            if not user:  # not a simple line, whose user is never empty
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
@@ -125,7 +126,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
 # The characters to escape:
 UNSAFE = [
     *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
-    *range(0x2028, 0x202F), *range(0x2066, 0x206A),  # line separators, overrides of direction
+    *range(0x2028, 0x202F), *range(0x2066, 0x206A),  # line separators, bidirectional controls
     *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
 ]  # fmt: skip
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
@@ -150,13 +151,13 @@ class Publisher:
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
     within milliseconds. Instead:
 
-    1. With the option XPUB_NODROP (PUB has it, too), send raises zmq.Again if any queue is full,
-       and the message goes to nobody.
+    1. With the option XPUB_NODROP (which works on PUB), send raises zmq.Again if any queue is full,
+       and the message goes to nobody. A full queue counts as full until it is half empty.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
-       clients.
+       clients. So the chat goes at the pace of its slowest subscriber, unless that one stalls.
     3. After the timeout, the subscribers whose queues are full are stalled. The message goes to all
-       others. From then on, libzmq skips these queues, each until it is half empty, and send raises
-       no zmq.Again for them.
+       others. From then on, libzmq skips these queues while they count as full, and send raises no
+       zmq.Again for them.
 
     There is one timeout for all subscribers. Each stall halves it, so that many stalls do not delay
     the chat for long. While it is short, subscribers that are merely slow stall, too.
@@ -194,6 +195,7 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
+        # Halve what was allowed: the timeout, or what a signal has left of it.
         self.timeout = max(MIN_TIMEOUT, self.shutdown.shorten(self.timeout) / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
@@ -226,14 +228,14 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that a send without NOBLOCK waits if a queue is full. Publisher then checks its
-    # own timeout.
+    # Milliseconds that a send without NOBLOCK waits if a queue is full: short, so that Publisher
+    # soon notices its own timeout.
     pub.set(zmq.SNDTIMEO, 10)
     # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
     # been sent. If it were large, a slow subscriber would look stalled meanwhile.
     pub.set(zmq.SNDBUF, 65_536)
-    # PUB receives, too: subscriptions. Each send first processes all that are queued, so a flood of
-    # them would delay the chat. Queue only one per client: the others wait in the network.
+    # PUB receives, too: subscriptions. Sends process those that are queued, so a flood of them
+    # would delay the chat. Queue only one per client: the others wait in the network.
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
     return pull, pub
@@ -312,11 +314,11 @@ def handle_signals(shutdown: Shutdown) -> None:
 # ---- Match simple lines (only for speed) ----
 
 # Most lines are simple: the keys are "user" and "message", in this order, and their values are
-# strings that are not empty, without JSON escapes and without UNSAFE characters. Their user and text
-# are what is between the quotation marks.
+# strings that are not empty, without JSON escapes and without UNSAFE characters. So what is between
+# the quotation marks is the user, and the text.
 
-# The characters of simple strings: all but UNSAFE, and those that JSON must escape: TAB, quotation
-# mark and backslash. They are written out as ranges, because [^...] would be slower for most human
+# The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
+# must escape. They are written out as ranges, because [^...] would be slower for most human
 # languages. A test compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
