@@ -219,11 +219,10 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
-    overhead = 33 if secret else 0  # bytes that CURVE adds to each frame: MAXMSGSIZE counts them
 
     # Set high-water marks before bind: changing them later can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
-    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + overhead)
+    pull.set(zmq.MAXMSGSIZE, MAX_SIZE + (33 if secret else 0))  # CURVE adds 33 bytes to each frame.
     pull.set(zmq.RCVTIMEO, 200)  # milliseconds that recv waits for a line
 
     pub.set(zmq.SNDHWM, PUB_HWM)
@@ -235,9 +234,10 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     # been sent. If it were large, a slow subscriber would look stalled meanwhile.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. Sends process those that are queued, so a flood of them
-    # would delay the chat. Queue only one per client: the others wait in the network.
+    # would delay the chat, above all of long ones. Queue only one per client: the others wait in
+    # the network. (The limit of bytes holds for CURVE's handshake, too, which needs more.)
     pub.set(zmq.RCVHWM, 1)
-    pub.set(zmq.MAXMSGSIZE, 512 + overhead)  # bytes of a subscription
+    pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
 
 
