@@ -154,7 +154,7 @@ def test_subscribers_may_leave_in_a_flood_of_long_lines(server: Script, join: Jo
 
 # README, Limits: A [key](#keys) or [ssh](#ssh) keeps strangers out
 # README, Limits: Floods of invalid data, subscriptions or control characters delay a message by
-# about a second at worst, if they come from fewer than about 300 connections.
+# about a second at worst, if they come from fewer than about 200 connections.
 @LINUX
 @pytest.mark.parametrize(
     "line",
