@@ -20,7 +20,7 @@ waiting    in flight, or still to be pushed
 pipe       stdin that is not a terminal, even if it is a file (with a terminal, the client is
            interactive)
 notice     what this client says itself, on stderr
-problem    a notice that something is wrong with a line
+problem    a notice that something is wrong with a line, "KIND: DETAILS"
 report     the notice at the end that says why the exit status is not 0
 our server server.py; another server may publish lines in another form, or not at all
 
@@ -36,12 +36,12 @@ What the slides do not say about ZeroMQ:
 So the client waits for echoes. An echo acknowledges its line and all lines before it, since the
 server publishes them in order. Lines that are not acknowledged are pushed again over the next
 connection. The client cannot know whether a line was lost, or only its echo. So a line may appear
-more than once. A pipe is read no further while 1,000 lines wait.
+more than once. While 1,000 lines or more wait, a pipe is not read.
 
-A line waits for its echo for 30 seconds at most: class Watchdog has the details. A line that our
-server would drop gets no echo, so it counts as undelivered once it has been pushed. Another server
-gets all lines, too. If it does not publish them as our server does, nothing acknowledges them, and
-the exit status is 1.
+If lines wait and no echo comes for 30 seconds, the client gives up those in flight, or ends: class
+Watchdog has the details. A line that our server would drop gets no echo, so it counts as
+undelivered once it has been pushed. Another server gets all lines, too. If it does not publish them
+as our server does, nothing acknowledges them. In all these cases, the exit status is 1.
 
 If stdin and stdout are terminals that know escape codes, a line editor keeps the line being typed
 below the messages. The parts "The line editor" and "The terminal" are about it alone, and can be
@@ -80,8 +80,8 @@ Sock = zmq.Socket[bytes]
 Message = tuple[str, str]  # (plain, colored): the same text, sanitized, without and with colors
 
 MAX_FRAME = 16_384  # bytes of a frame: the server closes the connection at a longer one
-# Lines in flight, at most: even if all are pushed twice, their echoes fit our server's queue. The
-# outbox is full when as many lines wait.
+# Lines in flight, at most: even if all are pushed twice, their echoes fit our server's queue. While
+# WINDOW lines or more wait, the outbox is full, and a pipe is not read.
 WINDOW = 1_000
 MAX_MESSAGES = 200  # messages that SUB queues, and that one turn of the loop receives, at most
 READ_SIZE = 16_384  # bytes read from stdin in one go
@@ -275,16 +275,17 @@ class Connection:
         self.came_up = False  # whether the last update changed up from False to True
         self.ever_up = False
         self.ready_at = math.inf  # when the subscription should be in effect
-        self.last_up = time.monotonic()  # when it was last up; at first, when it was created
-        self.retry_at = self.last_up + RETRY_INTERVAL  # when to reconnect, if it is still not up
+        self.notice_at = time.monotonic() + NOTICE_DELAY  # when to print it, if still not up
+        self.retry_at = time.monotonic() + RETRY_INTERVAL  # when to reconnect, if still not up
         # What the last notice said: "up" or "down". A pipe's first connection is not announced.
         self.announced = "" if interactive else "up"
 
     def update(self) -> None:
         """Read the monitors, and reconnect if need be.
 
-        After each handshake, up is False for SLOW_JOINER_DELAY, and then came_up is True, once. So
-        came_up reports each new connection, even if one call reads a loss and the next handshake.
+        After each handshake, up is False for SLOW_JOINER_DELAY, and then came_up is True until the
+        next update. So it reports each new connection, even if one call reads a loss and the next
+        handshake.
         """
         was_up, now = self.up, time.monotonic()
         for sock, monitor in self.monitors.items():
@@ -300,7 +301,8 @@ class Connection:
         self.up = not self.unconnected and now >= self.ready_at
         self.came_up = self.up and not was_up
         if self.up:
-            self.ever_up, self.last_up, self.retry_at = True, now, now + RETRY_INTERVAL
+            self.ever_up = True
+            self.notice_at, self.retry_at = now + NOTICE_DELAY, now + RETRY_INTERVAL
         elif now >= self.retry_at:
             self.retry_at = now + RETRY_INTERVAL
             # libzmq gives up after a protocol error: a message is too long, or only one side uses
@@ -311,12 +313,11 @@ class Connection:
 
     def new_notice(self) -> str:
         """Return a notice, once, if the connection has come up or been down for NOTICE_DELAY."""
-        down_for = time.monotonic() - self.last_up
         if self.up and self.announced != "up":
             self.announced = "up"
             return f"connected to {self.host}"
         # (While both sockets are connected, the connection is about to be up.)
-        if self.unconnected and down_for >= NOTICE_DELAY and self.announced != "down":
+        if self.unconnected and time.monotonic() >= self.notice_at and self.announced != "down":
             self.announced = "down"
             cause = f"no server at {self.host} (or its --key differs)"
             if len(self.unconnected) == 1:
@@ -359,7 +360,7 @@ class Outbox:
         # How many of the lines, the first ones, are in flight. To push lines again, lower it: then
         # they count as still to be pushed.
         self.in_flight = 0
-        # The hashes of echoes that may come again, as their lines were pushed again.
+        # The hashes of echoes that may come again, as their lines were pushed again
         self.second_echoes: set[int | None] = set()
         self.undelivered = 0  # lines that left without an echo, or were too long
 
@@ -392,8 +393,8 @@ class Outbox:
         """Push lines (slide 8), until WINDOW are in flight.
 
         Over a new connection, the lines in flight must go before new ones. So call this right after
-        update, which notices new connections. (No connection can come up during this call: if PUSH
-        loses its own now, it takes no lines (IMMEDIATE) for 100 ms (RECONNECT_IVL) at least.)
+        update, which notices new connections. (If PUSH loses its connection during this call, send
+        raises Again. The next connection comes after 100 ms (RECONNECT_IVL) or more.)
         """
         if connection.came_up:  # Go back: the lines in flight are to be pushed again.
             self.second_echoes.update(line.echo_hash for line in self.lines[: self.in_flight])
@@ -939,18 +940,17 @@ class Editor:
     def word_edge(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        # One letter for each item, without its marks, so that match.end() counts items.
+        # One letter for each item, without its marks, so that the length counts items.
         letters = "".join(character[0] for character in ahead)
-        match = re.match(pattern, letters)
-        assert match  # Both patterns match the empty string, too.
-        return self.cursor + step * match.end()
+        # The first match is at the start, as both patterns match the empty string, too.
+        return self.cursor + step * len(re.findall(pattern, letters)[0])
 
     def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
 
-        If the line is too long, show the end of what is before the cursor. Leave up to a quarter of
-        the row for the text from the cursor on, and one column: for the cursor at the end of the
-        line, elsewhere for more text. For example, with the cursor on the f of
+        If the line is too long, show the end of what is before the cursor. The text from the cursor
+        on gets a quarter of the row (less if it is shorter), and always one column more: the cursor
+        needs it at the end of the line. For example, with the cursor on the f of
         "the quick brown fox jumps", 16 columns show "uick brown fox j" (11 + 4 + 1).
 
         Terminals differ in the width of some characters, so the terminal itself remembers where the
@@ -982,8 +982,7 @@ def split_characters(text: str) -> list[str]:
 
 def visible(line: list[str]) -> str:
     """Return a line as it is shown: TABs as spaces, unsafe characters as U+FFFD."""
-    text = "".join(line).replace("\t", " ")
-    return UNSAFE_PART.sub(lambda part: "\ufffd" * len(part[0]), text)
+    return re.sub(f"[{UNSAFE}]", "\ufffd", "".join(line).replace("\t", " "))
 
 
 def width(character: str) -> int:

@@ -96,7 +96,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # not a simple line, whose user is never empty
+            if not user:  # not simple: a simple line's user is never empty
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
@@ -149,7 +149,7 @@ class Publisher:
     """Publishes messages, in order, to all subscribers that are not stalled.
 
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
-    within milliseconds. Instead:
+    within milliseconds. So this class waits for subscribers:
 
     1. With the option XPUB_NODROP (which works on PUB), send raises zmq.Again if any queue is full,
        and the message goes to nobody. A full queue counts as full until it is half empty.
@@ -195,7 +195,7 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
-        # Halve what was allowed: the timeout, or what a signal has left of it.
+        # Halve the timeout that applied: a signal may have shortened it.
         self.timeout = max(MIN_TIMEOUT, self.shutdown.shorten(self.timeout) / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
@@ -233,9 +233,9 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
     # been sent. If it were large, a slow subscriber would look stalled meanwhile.
     pub.set(zmq.SNDBUF, 65_536)
-    # PUB receives, too: subscriptions. Sends process those that are queued, so a flood of them
-    # would delay the chat, above all of long ones. Queue only one per client: the others wait in
-    # the network. (The limit of bytes holds for CURVE's handshake, too, which needs more.)
+    # PUB receives, too: subscriptions. Sends process the queued ones, so many, or long ones, would
+    # delay the chat. Queue only one per client: the others wait in the network. And limit their
+    # bytes (with CURVE, to more, because its handshake needs more).
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -259,9 +259,9 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
 
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
-#   1.0  LOOP_END: the last iteration of the loop begins.
-#   1.2  In it, receive has returned (RCVTIMEO).
-#   1.6  WAIT_END: publish waits for no subscriber any more, and the loop ends.
+#   1.0  LOOP_END: no further iteration of the loop begins.
+#   1.2  In the last one, receive has returned (RCVTIMEO).
+#   1.6  WAIT_END: publish waits for no subscriber any more.
 #   2.6  LINGER is over: libzmq drops what it has not sent.
 #   2.7  The log has been written, or gives up.
 LOOP_END, WAIT_END = 1.0, 1.6  # seconds after the signal
@@ -274,13 +274,13 @@ class Shutdown:
     signal_at = math.inf  # inf until a signal has come
 
     def loop_must_end(self) -> bool:
-        """Return whether LOOP_END has come."""
+        """Return whether no further iteration may begin."""
         return time.monotonic() >= self.signal_at + LOOP_END
 
     def shorten(self, timeout: float) -> float:
-        """Return timeout. After a signal, return at most a quarter of the time left until WAIT_END.
+        """Return timeout; after a signal, at most a quarter of the time left until WAIT_END.
 
-        So there is time for later waits. From WAIT_END on, it is zero or less.
+        So there is time for later waits. From WAIT_END on, this is zero or less.
         """
         return min(timeout, (self.signal_at + WAIT_END - time.monotonic()) / 4)
 
@@ -291,11 +291,12 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return
+            return  # Lose no time: signals may come in floods.
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
             # timeout anew, and context.destroy in main would end before the linger time is over.
+            # (Log's thread may still receive them. Python then calls this handler again.)
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
@@ -314,8 +315,8 @@ def handle_signals(shutdown: Shutdown) -> None:
 # ---- Match simple lines (only for speed) ----
 
 # Most lines are simple: the keys are "user" and "message", in this order, and their values are
-# strings that are not empty, without JSON escapes and without UNSAFE characters. So what is between
-# the quotation marks is the user, and the text.
+# strings that are not empty, without JSON escapes and without UNSAFE characters. So the user and
+# the text are exactly what the quotation marks enclose.
 
 # The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
 # must escape. They are written out as ranges, because [^...] would be slower for most human
@@ -323,7 +324,7 @@ def handle_signals(shutdown: Shutdown) -> None:
 SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
-# also escapes all characters that are not ASCII. Lines that contain some are not simple then.)
+# also escapes characters that are not ASCII. Lines with such escapes are not simple.)
 SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
 SIMPLE_OR_ANY_LINE = re.compile(SIMPLE_LINE + r"|.*\n")
 

@@ -204,7 +204,7 @@ def test_the_client_talks_to_the_talks_server(start: Start, run_client: RunClien
 # README, What it adds to the original: The client gives its subscription time to take effect.
 def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Context) -> None:
     connection = start_to_connect(context, bare_server.ports)
-    connection.last_up = connected_at = 0.0
+    connection.notice_at = connected_at = 0.0
     while not connection.up:
         connection.update()
         if connection.unconnected:
