@@ -50,7 +50,7 @@ def test_subscribers_that_keep_reading_lose_nothing(
     server: Script, subscribers: int, count: int, rate: float, part: int
 ) -> None:
     """Each reads `rate` messages a second."""
-    lines, messages = zmtp.numbered(count)
+    lines, messages = zmtp.numbered(count, "x" * 20)  # Less than 30 bytes would need a higher rate.
     size = len(messages)
     with (
         zmtp.connect(server.ports[0], b"PUSH") as push,
