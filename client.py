@@ -276,7 +276,7 @@ class Connection:
         self.ever_up = False
         self.ready_at = math.inf  # when the subscription should be in effect
         self.notice_at = time.monotonic() + NOTICE_DELAY  # when a notice is due, if still not up
-        self.retry_at = time.monotonic() + RETRY_INTERVAL  # when a reconnect is due, if still not up
+        self.retry_at = time.monotonic() + RETRY_INTERVAL  # when to reconnect, if still not up
         # What the last notice said: "up" or "down". A pipe's first connection is not announced.
         self.announced = "" if interactive else "up"
 
