@@ -2,13 +2,17 @@
 
 import signal
 import sys
+from pathlib import Path
 
-import hypothesis
-import pytest
+# Compile the tests, and hypothesis, once for all workers. Nothing is written beside the scripts.
+sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "pycache")
+sys.dont_write_bytecode = False
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")  # A slow machine fails no test.
-sys.dont_write_bytecode = True  # Importing the scripts leaves nothing beside them.
 for name in ("SIGINT", "SIGQUIT", "SIGHUP"):  # A shell ignores them for `pytest &`, nohup SIGHUP.
     if getattr(signal, name, None) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
