@@ -397,6 +397,8 @@ class Outbox:
         raises Again. The next connection comes after 100 ms (RECONNECT_IVL) or more.)
         """
         if connection.came_up:  # Go back: the lines in flight are to be pushed again.
+            if not self.in_flight:
+                self.second_echoes.clear()  # The set must not grow for ever.
             self.second_echoes.update(line.echo_hash for line in self.lines[: self.in_flight])
             self.in_flight = 0
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has lost its connection: try later.
@@ -420,8 +422,6 @@ class Outbox:
         that was pushed again counts, too, even if the line has left. After a break, a slow link may
         take a minute for a thousand second echoes. If they did not count, the client would end.
         """
-        if not self.lines:  # No line waits, so no sign of life is needed. Keep the set small.
-            self.second_echoes.clear()
         echo_came = False
         expected = [line.echo_hash for line in self.lines[: self.in_flight]]
         for plain, _ in messages:

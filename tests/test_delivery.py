@@ -214,6 +214,19 @@ def test_lines_wait_for_the_subscription(bare_server: BareServer, context: Conte
     assert time.monotonic() - connected_at >= 0.1
 
 
+def test_a_break_of_less_than_a_second_causes_no_notice(
+    bare_server: BareServer, context: Context
+) -> None:
+    connection = connect(context, bare_server)
+    connection.notice_at = connection.retry_at = 0.0
+    connection.update()
+    assert connection.retry_at > time.monotonic() + client.NOTICE_DELAY
+    bare_server.close("pull")
+    while connection.up:
+        connection.update()
+    assert connection.new_notice() == ""
+
+
 # README, How it works: There is no history: a client receives only what is published while it is
 # connected.
 # README, Delivery: If the client exits with status 0, the server has published every line you sent
@@ -426,14 +439,15 @@ def test_only_an_echo_acknowledges_and_ends_the_wait(context: Context) -> None:
     for _ in range(4):  # of a line that was sent four times
         outbox.add(b"3")
         assert outbox.acknowledge([client.sanitize_message(b"k> 2")])
-    # So is one that comes after all lines had been acknowledged.
+    # So does one that comes after all lines had been acknowledged, until a new connection.
     outbox, connection = outbox_of(context, "k", "1")
     push_again(outbox, connection)
-    for messages, is_echo in ((["k> 1"], True), ([], False), (["k> 1"], False)):
-        echoes = [client.sanitize_message(message.encode()) for message in messages]
-        assert outbox.acknowledge(echoes) is is_echo
-        if not messages:
+    for is_echo in (True, True, False):
+        assert outbox.acknowledge([client.sanitize_message(b"k> 1")]) is is_echo
+        if not outbox.can_push():
             outbox.add(b"2")
+        else:
+            push_again(outbox, connection)
     outbox, _ = outbox_of(context, "k", "12")
     outbox.give_up()
     outbox.add(b"3")

@@ -166,6 +166,7 @@ def draw(editor: Editor, columns: int) -> tuple[str, str]:
 
 ROWS = [  # the columns, the line, and what is shown of it
     (40, "a\tb|", "a b|"),
+    (40, "a\x85\u202eb|", "a\ufffd\ufffdb|"),
     (10, "Привет, как дела?|", "как дела?|"),
     (10, "Привет, как |дела?", "т, как |дел"),
     (10, "|Привет, как дела?", "|Привет, ка"),
