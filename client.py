@@ -300,7 +300,7 @@ class Connection:
                     self.unconnected.add(sock)
         self.up = not self.unconnected and now >= self.ready_at
         self.came_up = self.up and not was_up
-        if self.up:
+        if self.up or was_up:
             self.ever_up = True
             self.notice_at, self.retry_at = now + NOTICE_DELAY, now + RETRY_INTERVAL
         elif now >= self.retry_at:

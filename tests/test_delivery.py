@@ -218,13 +218,13 @@ def test_a_break_of_less_than_a_second_causes_no_notice(
     bare_server: BareServer, context: Context
 ) -> None:
     connection = connect(context, bare_server)
-    connection.notice_at = connection.retry_at = 0.0
-    connection.update()
-    assert connection.retry_at > time.monotonic() + client.NOTICE_DELAY
     bare_server.close("pull")
-    while connection.up:
-        connection.update()
+    assert connection.monitors[connection.push].poll(1_000 * TIMEOUT)
+    connection.notice_at = connection.retry_at = 0.0  # The client has been suspended meanwhile.
+    connection.update()
+    assert not connection.up
     assert connection.new_notice() == ""
+    assert connection.retry_at > time.monotonic() + client.NOTICE_DELAY
 
 
 # README, How it works: There is no history: a client receives only what is published while it is
