@@ -12,15 +12,15 @@ line     {"user": USER, "message": TEXT}    a JSON object; the values are string
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 
 ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
-Its own thread moves them between these queues and the network. At the HWM, it reads no more lines
-from that client, and PUB drops messages for that subscriber (but see Publisher).
+Its own thread moves them between these queues and the network. When a queue is full, libzmq reads
+no more lines from its client, or PUB drops messages for its subscriber (but see Publisher).
 
 The function serve is the talk's loop. What the rest adds to it:
 - Unsafe characters, such as control characters, are escaped: see sanitize.
 - The chat waits up to 2 seconds for a slow subscriber to catch up: see Publisher.
 - After Ctrl-C, the loop goes on for a second, to publish the lines that have arrived: see Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
-- With --key, all connections are encrypted.
+- With --key, all connections are encrypted, and only clients that have the key can connect.
 
 The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first; main, at the
 end, connects the parts.
@@ -48,7 +48,7 @@ Sock = zmq.Socket[bytes]  # for type hints: a socket whose recv returns bytes
 MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send longer lines
 PULL_HWM = 256  # lines queued per client: at most 4.2 MB
 PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
-MAX_BATCH = 300  # lines, from all clients together, to receive before publishing
+MAX_BATCH = 300  # lines, from all clients together, to receive before publishing, at most
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # pyzmq's compiled method, for speed: send(sock, ...) is up to twice as fast as sock.send(...),
@@ -141,7 +141,7 @@ def sanitize(text: str) -> str:
 # ---- Publish ----
 
 MAX_TIMEOUT = 2.0  # seconds that Publisher waits at most if queues are full
-MIN_TIMEOUT = 0.05  # Each stall halves the timeout, down to this.
+MIN_TIMEOUT = 0.05  # seconds; each stall halves the timeout, down to this
 RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
 
@@ -166,7 +166,7 @@ class Publisher:
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.timeout = MAX_TIMEOUT
-        self.stalled_at = -math.inf  # when a subscriber stalled last; -inf if none has
+        self.stalled_at = -math.inf  # when a subscriber stalled last
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
@@ -233,9 +233,9 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
     # been sent. If it were large, a slow subscriber would look stalled meanwhile.
     pub.set(zmq.SNDBUF, 65_536)
-    # PUB receives, too: subscriptions. Sends process the queued ones, so many, or long ones, would
-    # delay the chat. Queue only one per client: the others wait in the network. And limit their
-    # bytes (with CURVE, to more, because its handshake needs more).
+    # PUB receives, too: subscriptions. It processes them during sends. Many or long ones would
+    # delay the chat. So queue only one per client (the others wait in the network), and limit their
+    # bytes. (CURVE's handshake needs more.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -260,7 +260,7 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
 #   1.0  LOOP_END: no further iteration of the loop begins.
-#   1.2  In the last one, receive has returned (RCVTIMEO).
+#   1.2  In the last one, receive has returned, because of RCVTIMEO.
 #   1.6  WAIT_END: publish waits for no subscriber any more.
 #   2.6  LINGER is over: libzmq drops what it has not sent.
 #   2.7  The log has been written, or gives up.
@@ -278,9 +278,9 @@ class Shutdown:
         return time.monotonic() >= self.signal_at + LOOP_END
 
     def shorten(self, timeout: float) -> float:
-        """Return timeout; after a signal, at most a quarter of the time left until WAIT_END.
+        """Return timeout or, after a signal, a quarter of the time left to WAIT_END, if less.
 
-        So there is time for later waits. From WAIT_END on, this is zero or less.
+        So each wait leaves time for others. From WAIT_END on, the result is zero or less.
         """
         return min(timeout, (self.signal_at + WAIT_END - time.monotonic()) / 4)
 
@@ -291,12 +291,12 @@ class Shutdown:
         and publishing it, an exception would lose the line.
         """
         if self.signal_at < math.inf:
-            return  # Lose no time: signals may come in floods.
+            return
         self.signal_at = time.monotonic()
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             # Block later signals in this thread. Each would interrupt libzmq: recv would start its
             # timeout anew, and context.destroy in main would end before the linger time is over.
-            # (Log's thread may still receive them. Python then calls this handler again.)
+            # (Log's thread may still receive them. That does not interrupt libzmq.)
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
@@ -394,7 +394,7 @@ class Log:
 def raise_file_limit() -> None:
     """Raise the limit on open files to the hard limit. Each connection takes a file descriptor.
 
-    When none is left, libzmq keeps trying to accept connections in a busy loop.
+    When these run out, libzmq keeps trying to accept connections in a busy loop.
     """
     with contextlib.suppress(ImportError, OSError, ValueError):  # On Windows or if refused, go on.
         import resource
@@ -482,6 +482,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     # os._exit skips Python's cleanup, which could hang on a stderr that nobody reads, or on open
-    # sockets after a failed start. The cleanup also restores the default signal handlers, so that a
+    # sockets after a failed start. The cleanup also restores the default signal handlers: then, a
     # late signal could change the exit status.
     os._exit(main())
