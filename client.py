@@ -109,8 +109,8 @@ def chat(
             if not connection.up or watchdog.overdue:
                 # It has left the editor, and no echo will show it soon.
                 screen.print_typed(line)
-            problem = outbox.add(line)
-            screen.print_problem(problem)
+            if problem := outbox.add(line):
+                screen.print_problem(problem)
 
         # push it
         connection.update()
@@ -398,7 +398,7 @@ class Outbox:
         """
         if connection.came_up:  # Go back: the lines in flight are to be pushed again.
             if not self.in_flight:
-                self.second_echoes.clear()  # The set must not grow for ever.
+                self.second_echoes.clear()  # The set must not grow forever.
             self.second_echoes.update(line.echo_hash for line in self.lines[: self.in_flight])
             self.in_flight = 0
         with contextlib.suppress(zmq.Again):  # PUSH is full, or has lost its connection: try later.
@@ -668,10 +668,7 @@ class Screen:
         return True
 
     def print_problem(self, problem: str) -> None:
-        """Print a problem, if there is one. For a pipe, print only the first of each kind.
-
-        A problem is "KIND: DETAILS".
-        """
+        """Print a problem. For a pipe, print only the first of each kind."""
         kind, _, _ = problem.partition(":")
         if self.interactive or kind not in self.printed_kinds:
             self.printed_kinds.add(kind)
@@ -940,10 +937,11 @@ class Editor:
     def word_edge(self, step: int, pattern: str = r"\W*\w*") -> int:
         """Return where the word before the cursor starts (-1), or the next one ends (1)."""
         ahead = self.line[self.cursor :] if step > 0 else self.line[: self.cursor][::-1]
-        # One letter for each item, without its marks, so that the length counts items.
+        # One letter for each item, without its marks, so that match.end() counts items.
         letters = "".join(character[0] for character in ahead)
-        # The first match is at the start, as both patterns match the empty string, too.
-        return self.cursor + step * len(re.findall(pattern, letters)[0])
+        match = re.match(pattern, letters)
+        assert match  # Both patterns match the empty string, too.
+        return self.cursor + step * match.end()
 
     def draw(self, columns: int) -> str:
         """Return what draws the line in a row of that width, and puts the cursor in its place.
@@ -982,7 +980,8 @@ def split_characters(text: str) -> list[str]:
 
 def visible(line: list[str]) -> str:
     """Return a line as it is shown: TABs as spaces, unsafe characters as U+FFFD."""
-    return re.sub(f"[{UNSAFE}]", "\ufffd", "".join(line).replace("\t", " "))
+    text = "".join(line).replace("\t", " ")
+    return UNSAFE_PART.sub(lambda part: "\ufffd" * len(part[0]), text)
 
 
 def width(character: str) -> int:

@@ -375,9 +375,9 @@ class Log:
 
     def run(self) -> None:
         """Write what is queued every 0.2 seconds, and once more when the log is closed."""
-        closed = False
-        while not closed:
-            closed = self.closed.wait(0.2)
+        last = False
+        while not last:
+            last = self.closed.wait(0.2)
             with self.lock:  # Release it before writing: report must never wait for that.
                 reports, self.reports = self.reports, {}
             for event, (count, detail) in reports.items():
@@ -408,9 +408,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. Here, it is like a password: whoever has it can connect, so give
-    it to users only. If neither file exists, make both. Raises ValueError, with the reason, if they
-    cannot be used.
+    NAME.key holds the public key. Here, it is like a password: any client that has it can connect,
+    so give it to users only. If neither file exists, make both. Raises ValueError, with the reason,
+    if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
