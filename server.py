@@ -52,7 +52,7 @@ MAX_BATCH = 300  # lines, from all clients together, to receive before publishin
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # pyzmq's compiled method, for speed: send(sock, ...) is up to twice as fast as sock.send(...),
-# which is a wrapper in Python. (recv has no such wrapper.)
+# which is a wrapper in Python.
 send = zmq.backend.Socket.send
 
 
@@ -76,11 +76,12 @@ def receive(pull: Sock) -> list[bytes]:
     Batches are for speed: they lead to many sends in a row, which keep libzmq's thread awake. It
     falls asleep after a single send, and waking it costs more than a send.
     """
-    lines: list[bytes] = []
+    lines = []
+    recv = pull.recv  # for speed: pyzmq makes this lookup slow
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
-        lines.append(pull.recv())
+        lines.append(recv())
         while len(lines) < MAX_BATCH:
-            lines.append(pull.recv(zmq.NOBLOCK))
+            lines.append(recv(zmq.NOBLOCK))
     return lines
 
 
@@ -336,13 +337,12 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     call.
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
-    if batch.count(b"\n") > len(lines):
-        # JSON allows newlines between the parts of an object. If any line has some, parse all.
-        return [("", "")] * len(lines)
-    # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
+    # There is one match for each newline, in order. If only `.*\n` matches, both groups are empty.
     # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
     # rejects it.)
-    return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
+    matches = SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
+    # JSON allows newlines between the parts of an object. If any line has some, parse all lines.
+    return matches if len(matches) == len(lines) else [("", "")] * len(lines)
 
 
 # ---- Log ----
