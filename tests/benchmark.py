@@ -87,8 +87,8 @@ NATS_CONNECT = b'CONNECT {"verbose":false}\r\n'
 OURS, LOOP, FORWARDER = "this server", "bare pyzmq loop", "libzmq's forwarder"
 PROGRAMS = {
     OURS: zmq_program(message, "server.py", "--pull-port={0}", "--pub-port={1}"),
-    "plain port": zmq_program(message, "tests/reference.py", "server", "{0}", "{1}", share=0.2),
     LOOP: zmq_program(zmtp.frame, "tests/reference.py", "loop", "{0}", "{1}"),
+    "plain port": zmq_program(message, "tests/reference.py", "server", "{0}", "{1}", share=0.2),
     FORWARDER: zmq_program(zmtp.frame, "tests/reference.py", "forwarder", "{0}", "{1}"),
     "NATS": Program(
         ["nats-server", "--addr=127.0.0.1", "--port={0}"],
