@@ -11,15 +11,18 @@ are text in UTF-8, and each is one ZeroMQ frame:
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 
-ZeroMQ's library, libzmq, queues lines and messages for each peer, up to a high-water mark (HWM).
-Its own thread moves them between these queues and the network. When a queue is full, libzmq reads
-no more lines from its client, or PUB drops messages for its subscriber (but see Publisher).
+libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
+network and queues: one queue of lines from each client, and one of messages for each subscriber.
+All are limited by a high-water mark (HWM). If a queue of lines is full, libzmq reads no more from
+that client. If a queue of messages is full, PUB drops messages for that subscriber, unless it is
+made to wait.
 
 The function serve is the talk's loop. What the rest adds to it:
-- Unsafe characters, such as control characters, are escaped: see sanitize.
+- Characters that could garble a terminal are escaped: see sanitize.
 - The chat waits up to 2 seconds for a slow subscriber to catch up: see Publisher.
 - After Ctrl-C, the loop goes on for a second, to publish the lines that have arrived: see Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
+- Peers that vanish are disconnected, and queues are limited: see make_sockets.
 - With --key, all connections are encrypted, and only clients that have the key can connect.
 
 The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first; main, at the
@@ -48,12 +51,12 @@ Sock = zmq.Socket[bytes]  # for type hints: a socket whose recv returns bytes
 MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send longer lines
 PULL_HWM = 256  # lines queued per client: at most 4.2 MB
 PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
-MAX_BATCH = 300  # lines, from all clients together, to receive before publishing, at most
+MAX_BATCH = 300  # Receive at most this many lines, from all clients together, before publishing.
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# pyzmq's compiled method, for speed: send(sock, ...) is up to twice as fast as sock.send(...),
-# which is a wrapper in Python.
-send = zmq.backend.Socket.send
+# pyzmq's compiled methods, for speed: recv(pull) and send(pub, ...) are up to twice as fast as
+# pull.recv() and pub.send(...), which go through Python code.
+recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
 def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -73,15 +76,15 @@ def receive(pull: Sock) -> list[bytes]:
 
     Return an empty list if no line comes within 0.2 seconds (RCVTIMEO), so that the loop can end.
 
-    Batches are for speed: they lead to many sends in a row, which keep libzmq's thread awake. It
-    falls asleep after a single send, and waking it costs more than a send.
+    Batches are for speed. A send must wake libzmq's thread if it is asleep, which costs more than
+    the send itself. If many lines are received first, many sends follow, and only the first one of
+    them has to wake it.
     """
-    lines = []
-    recv = pull.recv  # for speed: pyzmq makes this lookup slow
+    lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
-        lines.append(recv())
+        lines.append(recv(pull))
         while len(lines) < MAX_BATCH:
-            lines.append(recv(zmq.NOBLOCK))
+            lines.append(recv(pull, zmq.NOBLOCK))
     return lines
 
 
@@ -91,13 +94,14 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    For speed, match_simple_lines finds the user and the text of most lines. For each other line, it
-    returns empty strings, and parse_line parses the line. Invalid lines are dropped and reported.
+    For speed, match_simple_lines finds the user and the text of simple lines: most lines are, and
+    they contain nothing to escape. For each other line, it returns empty strings, and parse_line
+    parses the line. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # not simple: a simple line's user is never empty
+            if not user:  # A simple line's user is never empty.
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
@@ -108,7 +112,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     return messages
 
 
-# A user or a text may be a JSON number. Keep it as a string, exactly as written.
+# A user or a text may be a JSON number. This decoder returns a number as a string, as written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -124,12 +128,10 @@ def parse_line(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# The characters to escape:
-UNSAFE = [
-    *range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0),  # control characters, except TAB
-    *range(0x2028, 0x202F), *range(0x2066, 0x206A),  # line separators, bidirectional controls
-    *range(0xD800, 0xE000),  # lone surrogates, which UTF-8 cannot encode
-]  # fmt: skip
+# The characters to escape. In a terminal, they could move the cursor, or reverse the text.
+UNSAFE = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0)]  # control characters, except TAB
+UNSAFE += [*range(0x2028, 0x202F), *range(0x2066, 0x206A)]  # line separators, text directions
+UNSAFE += range(0xD800, 0xE000)  # lone surrogates, which UTF-8 cannot encode
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 
@@ -141,7 +143,7 @@ def sanitize(text: str) -> str:
 
 # ---- Publish ----
 
-MAX_TIMEOUT = 2.0  # seconds that Publisher waits at most if queues are full
+MAX_TIMEOUT = 2.0  # seconds; the longest wait for subscribers whose queues are full
 MIN_TIMEOUT = 0.05  # seconds; each stall halves the timeout, down to this
 RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
@@ -152,22 +154,22 @@ class Publisher:
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
     within milliseconds. So this class waits for subscribers:
 
-    1. With the option XPUB_NODROP (which works on PUB), send raises zmq.Again if any queue is full,
-       and the message goes to nobody. A full queue counts as full until it is half empty.
+    1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again if any queue is
+       full, and nobody gets the message. A full queue counts as full until it is half empty.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
-       clients. So the chat goes at the pace of its slowest subscriber, unless that one stalls.
-    3. After the timeout, the subscribers whose queues are full are stalled. The message goes to all
-       others. From then on, libzmq skips these queues while they count as full, and send raises no
-       zmq.Again for them.
+       clients. So the chat goes at the pace of its slowest subscriber.
+    3. After the timeout, it gives up on the subscribers whose queues are still full: they are
+       stalled. It sends the message once without the option. This makes libzmq skip the full
+       queues, in later sends with the option, too, until they are half empty.
 
     There is one timeout for all subscribers. Each stall halves it, so that many stalls do not delay
-    the chat for long. While it is short, subscribers that are merely slow stall, too.
+    the chat for long. While it is short, subscribers that are only slow count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
         self.pub, self.shutdown, self.log = pub, shutdown, log
         self.timeout = MAX_TIMEOUT
-        self.stalled_at = -math.inf  # when a subscriber stalled last
+        self.stalled_at = -math.inf  # when a subscriber last stalled
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
@@ -184,21 +186,20 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send as soon as no queue is full. After the timeout, skip the full queues."""
         started = time.monotonic()
-        if started > self.stalled_at + RECOVERY_TIME:
-            self.timeout = MAX_TIMEOUT
-        # A signal may come during the wait, and shorten it.
-        while time.monotonic() < started + self.shutdown.shorten(self.timeout):
+        timeout = MAX_TIMEOUT if started > self.stalled_at + RECOVERY_TIME else self.timeout
+        # A signal shortens the wait, even if it comes in the middle.
+        while time.monotonic() - started < min(timeout, self.shutdown.longest_wait()):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
-        # Skip the full queues: without XPUB_NODROP, libzmq drops the message for them, and skips
-        # them from then on (see dist_t in libzmq's src/dist.cpp).
+        # Without XPUB_NODROP, libzmq drops the message for the full queues, and skips them from
+        # then on (see dist_t in libzmq's src/dist.cpp).
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # never waits
         self.pub.set(zmq.XPUB_NODROP, 1)
-        # Halve the timeout that applied: a signal may have shortened it.
-        self.timeout = max(MIN_TIMEOUT, self.shutdown.shorten(self.timeout) / 2)
         self.stalled_at = time.monotonic()
+        # Halve the time that this wait took: after a signal, less than the timeout.
+        self.timeout = max(MIN_TIMEOUT, min(timeout, self.stalled_at - started) / 2)
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
 
@@ -232,11 +233,11 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     # soon notices its own timeout.
     pub.set(zmq.SNDTIMEO, 10)
     # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
-    # been sent. If it were large, a slow subscriber would look stalled meanwhile.
+    # been sent. With a large one, this may take a slow subscriber longer than Publisher's timeout.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends. Many or long ones would
-    # delay the chat. So queue only one per client (the others wait in the network), and limit their
-    # bytes. (CURVE's handshake needs more.)
+    # delay the chat. So queue only one per client (the others wait in the network), and limit its
+    # size to what a short prefix needs. (CURVE's handshake needs more.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -261,29 +262,28 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
 # The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
 # at the latest:
 #   1.0  LOOP_END: no further iteration of the loop begins.
-#   1.2  In the last one, receive has returned, because of RCVTIMEO.
-#   1.6  WAIT_END: publish waits for no subscriber any more.
+#   1.2  receive has returned for the last time (RCVTIMEO).
+#   1.6  WAIT_END: Publisher no longer waits for subscribers.
 #   2.6  LINGER is over: libzmq drops what it has not sent.
-#   2.7  The log has been written, or gives up.
+#   2.8  The log has had time to write its last entries.
 LOOP_END, WAIT_END = 1.0, 1.6  # seconds after the signal
 LINGER = 1_000  # milliseconds after the loop (libzmq's unit)
 
 
 class Shutdown:
-    """The time of the first signal to exit, and the deadlines that follow from it."""
+    """Notes the time of the first signal to exit. The deadlines follow from it."""
 
-    signal_at = math.inf  # inf until a signal has come
+    def __init__(self) -> None:
+        """Handle the usual signals, except those that were ignored at startup.
 
-    def loop_must_end(self) -> bool:
-        """Return whether no further iteration may begin."""
-        return time.monotonic() >= self.signal_at + LOOP_END
-
-    def shorten(self, timeout: float) -> float:
-        """Return timeout or, after a signal, a quarter of the time left to WAIT_END, if less.
-
-        So each wait leaves time for others. From WAIT_END on, the result is zero or less.
+        In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program
+        in the foreground, such as a client, and must not end the server.
         """
-        return min(timeout, (self.signal_at + WAIT_END - time.monotonic()) / 4)
+        self.signal_at = math.inf  # until a signal comes
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
+            signum = getattr(signal, name, None)
+            if signum and signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self.on_signal)
 
     def on_signal(self, _signum: int, _frame: object) -> None:
         """Note the time of the first signal, and ignore later ones.
@@ -291,26 +291,24 @@ class Shutdown:
         This raises no exception, unlike Python's own handler for Ctrl-C: between receiving a line
         and publishing it, an exception would lose the line.
         """
-        if self.signal_at < math.inf:
-            return
-        self.signal_at = time.monotonic()
-        if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # Block later signals in this thread. Each would interrupt libzmq: recv would start its
-            # timeout anew, and context.destroy in main would end before the linger time is over.
-            # (Log's thread may still receive them. That does not interrupt libzmq.)
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if self.signal_at == math.inf:
+            self.signal_at = time.monotonic()
+            if hasattr(signal, "pthread_sigmask"):  # not on Windows
+                # Block later signals in this thread. Each would interrupt libzmq: recv would start
+                # its timeout anew, and context.destroy in main would end before the linger time is
+                # over. (Log's thread may still receive them. That does not interrupt libzmq.)
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
+    def loop_must_end(self) -> bool:
+        """Return whether no further iteration may begin."""
+        return time.monotonic() >= self.signal_at + LOOP_END
 
-def handle_signals(shutdown: Shutdown) -> None:
-    """Let the usual signals request a shutdown, except those that were ignored at startup.
+    def longest_wait(self) -> float:
+        """Return a quarter of the time left to WAIT_END, so that other waits may follow.
 
-    In a shell script, `server.py &` starts with SIGINT ignored. Then Ctrl-C is for the program in
-    the foreground, such as a client, and must not end the server.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Windows
-        signum = getattr(signal, name, None)
-        if signum and signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, shutdown.on_signal)
+        Without a signal, this is infinite.
+        """
+        return (self.signal_at + WAIT_END - time.monotonic()) / 4
 
 
 # ---- Match simple lines (only for speed) ----
@@ -326,8 +324,7 @@ SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010fff
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
 # also escapes characters that are not ASCII. Lines with such escapes are not simple.)
-SIMPLE_LINE = r'\{"user": ?' + STRING + r', ?"message": ?' + STRING + r"\}\n"
-SIMPLE_OR_ANY_LINE = re.compile(SIMPLE_LINE + r"|.*\n")
+SIMPLE_OR_ANY_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n|.*\n')
 
 
 def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
@@ -337,12 +334,13 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     call.
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
-    # There is one match for each newline, in order. If only `.*\n` matches, both groups are empty.
+    if batch.count(b"\n") > len(lines):
+        # JSON allows newlines between the parts of an object. If any line has some, parse all.
+        return [("", "")] * len(lines)
+    # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
     # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
     # rejects it.)
-    matches = SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
-    # JSON allows newlines between the parts of an object. If any line has some, parse all lines.
-    return matches if len(matches) == len(lines) else [("", "")] * len(lines)
+    return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
 
 
 # ---- Log ----
@@ -352,40 +350,31 @@ class Log:
     """Reports to the operator, on stderr. The chat never waits for it.
 
     A thread does the writing, because a write blocks if stderr is a pipe that nobody reads. As
-    reports may come in floods, it writes every 0.2 seconds, and merges those of the same event.
+    reports may come in floods, it writes every 0.1 seconds, and merges those of the same event.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.reports: dict[str, tuple[int, str]] = {}  # event: (count, last detail) to write
-        self.closed = threading.Event()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
+        threading.Thread(target=self.run, daemon=True).start()
 
-    def report(self, event: str, detail: str = "") -> None:
+    def report(self, event: str, detail: str) -> None:
         """Queue "event: detail". If the event is queued already, count it, and keep this detail."""
         with self.lock:
             count, _ = self.reports.get(event, (0, ""))
             self.reports[event] = (count + 1, detail)
 
-    def close(self) -> None:
-        """End the thread, after a last write. Give up after 0.1 seconds, if stderr is blocked."""
-        self.closed.set()
-        self.thread.join(0.1)
-
     def run(self) -> None:
-        """Write what is queued every 0.2 seconds, and once more when the log is closed."""
-        last = False
-        while not last:
-            last = self.closed.wait(0.2)
+        """Write what is queued every 0.1 seconds, until the process exits."""
+        while True:
+            time.sleep(0.1)
             with self.lock:  # Release it before writing: report must never wait for that.
                 reports, self.reports = self.reports, {}
             for event, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
-                suffix = f": {detail}" if detail else ""
                 # AttributeError: sys.stderr is None if it was closed when Python started.
                 with contextlib.suppress(OSError, AttributeError):
-                    sys.stderr.write(f"server.py: {event}{times}{suffix}\n")
+                    sys.stderr.write(f"server.py: {event}{times}: {detail}\n")
 
 
 # ---- Start ----
@@ -394,7 +383,7 @@ class Log:
 def raise_file_limit() -> None:
     """Raise the limit on open files to the hard limit. Each connection takes a file descriptor.
 
-    When these run out, libzmq keeps trying to accept connections in a busy loop.
+    When descriptors run out, libzmq keeps trying to accept connections in a busy loop.
     """
     with contextlib.suppress(ImportError, OSError, ValueError):  # On Windows or if refused, go on.
         import resource
@@ -408,8 +397,8 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. Here, it is like a password: any client that has it can connect,
-    so give it to users only. If neither file exists, make both. Raises ValueError, with the reason,
+    NAME.key holds the public key. Unusually, keep it private, too: whoever has it can connect, as
+    with a password. If neither file exists, make both. Raises ValueError, with the reason,
     if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
@@ -433,31 +422,29 @@ def port(text: str) -> int:
 
     Raises ValueError, which argparse reports with this function's name: "invalid port value".
     """
-    number = int(text)
-    if not 0 <= number <= 65_535:
+    if int(text) not in range(65_536):
         raise ValueError
-    return number
+    return int(text)
 
 
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
-        description="Receive lines, each a JSON object, and publish a message for each.",
-        epilog="example: python server.py --bind 127.0.0.1 --pull-port 4001 --pub-port 4002",
+        description="The server of a chat.", epilog="example: python server.py --bind 127.0.0.1"
     )
     add = parser.add_argument
     add("--bind", metavar="ADDRESS", default="*", help="an address or an interface (default: all)")
     add("--pull-port", metavar="PORT", type=port, default=1337, help="for lines (%(default)s)")
     add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
-    add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),  # NAME.key, too
+    # Accept NAME.key as well as NAME.
+    add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),
         help="encrypt, and admit only clients that have NAME.key; made if missing")  # fmt: skip
     return parser.parse_args()
 
 
 def main() -> int:
     """Make the sockets, serve until a shutdown, and return the exit status."""
-    shutdown = Shutdown()
-    handle_signals(shutdown)  # first: a signal during the start must not end in a traceback
+    shutdown = Shutdown()  # first: a signal during the start must not end in a traceback
     options = parse_options()
     raise_file_limit()
     log = Log()
@@ -469,19 +456,19 @@ def main() -> int:
         pub_endpoint = bind(pub, options.bind, options.pub_port)
     except (ValueError, zmq.ZMQError) as error:
         log.report("cannot start", f"{error}; see --help")
-        log.close()
         return 1
-    log.report(f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")
+    log.report("ready", f"PULL is bound to {pull_endpoint}, PUB to {pub_endpoint}")
     if secret:
-        log.report(f"clients need {options.key}.key")
+        log.report("encrypted", f"clients need {options.key}.key")
     serve(pull, pub, shutdown, log)
     context.destroy(linger=LINGER)
-    log.close()
     return 0
 
 
 if __name__ == "__main__":
+    status = main()
+    time.sleep(0.2)  # Let Log write its last entries.
     # os._exit skips Python's cleanup, which could hang on a stderr that nobody reads, or on open
     # sockets after a failed start. The cleanup also restores the default signal handlers: then, a
     # late signal could change the exit status.
-    os._exit(main())
+    os._exit(status)

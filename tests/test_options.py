@@ -42,7 +42,7 @@ def test_the_server_binds_to_an_address(
     said, reached, not_reached = ADDRESSES[given]
     server = start_server("--bind", given, ports=(0, 0))
     pull, pub = server.ports
-    bound = f"server.py: PULL is bound to tcp://{said}:{pull}, PUB to tcp://{said}:{pub}\n"
+    bound = f"server.py: ready: PULL is bound to tcp://{said}:{pull}, PUB to tcp://{said}:{pub}\n"
     assert server.stderr == bound
     for host in reached:
         chat(run_client, server, host)
