@@ -5,8 +5,8 @@
 # ///
 r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-Clients PUSH lines. The server makes a message from each line and PUBlishes it to all clients. Both
-are text in UTF-8, and each is one ZeroMQ frame:
+Clients PUSH lines (on the slide: body). The server makes a message from each line and PUBlishes it
+to all subscribers, which are the same clients. Both are text in UTF-8, one ZeroMQ frame each:
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -14,16 +14,17 @@ message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
 network and queues: one queue of lines from each client, and one of messages for each subscriber.
 All are limited by a high-water mark (HWM). If a queue of lines is full, libzmq reads no more from
-that client. If a queue of messages is full, PUB drops messages for that subscriber, unless it is
-made to wait.
+that client. If a queue of messages is full, PUB would drop messages for that subscriber. So the
+server waits for it first.
 
 The function serve is the talk's loop. What the rest adds to it:
 - Characters that could garble a terminal are escaped: see sanitize.
 - The chat waits up to 2 seconds for a slow subscriber to catch up: see Publisher.
-- After Ctrl-C, the loop goes on for a second, to publish the lines that have arrived: see Shutdown.
+- After Ctrl-C, the loop goes on for a second, so that lines on their way are published, too: see
+  Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
 - Peers that vanish are disconnected, and queues are limited: see make_sockets.
-- With --key, all connections are encrypted, and only clients that have the key can connect.
+- With --key, all connections are encrypted, and only clients that have NAME.key can connect.
 
 The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first; main, at the
 end, connects the parts.
@@ -51,11 +52,11 @@ Sock = zmq.Socket[bytes]  # for type hints: a socket whose recv returns bytes
 MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send longer lines
 PULL_HWM = 256  # lines queued per client: at most 4.2 MB
 PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
-MAX_BATCH = 300  # Receive at most this many lines, from all clients together, before publishing.
+MAX_BATCH = 300  # lines from all clients together: the most to receive before publishing them
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# pyzmq's compiled methods, for speed: recv(pull) and send(pub, ...) are up to twice as fast as
-# pull.recv() and pub.send(...), which go through Python code.
+# pyzmq's compiled methods, which zmq.Socket inherits or wraps. For speed: recv(pull) and
+# send(pub, ...) are up to twice as fast as pull.recv() and pub.send(...).
 recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -101,7 +102,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # A simple line's user is never empty.
+            if not user:  # not a simple line, or its user would not be empty
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
@@ -112,7 +113,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     return messages
 
 
-# A user or a text may be a JSON number. This decoder returns a number as a string, as written.
+# A user or a text may be a number, as on the slide. This decoder returns it as a string.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -128,10 +129,10 @@ def parse_line(line: bytes) -> tuple[str, str]:
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
 
-# The characters to escape. In a terminal, they could move the cursor, or reverse the text.
+# The characters to escape. In a terminal, most of them could move the cursor, or reverse the text.
 UNSAFE = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0)]  # control characters, except TAB
 UNSAFE += [*range(0x2028, 0x202F), *range(0x2066, 0x206A)]  # line separators, text directions
-UNSAFE += range(0xD800, 0xE000)  # lone surrogates, which UTF-8 cannot encode
+UNSAFE += [*range(0xD800, 0xE000)]  # lone surrogates, which UTF-8 cannot encode
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 
@@ -143,9 +144,8 @@ def sanitize(text: str) -> str:
 
 # ---- Publish ----
 
-MAX_TIMEOUT = 2.0  # seconds; the longest wait for subscribers whose queues are full
-MIN_TIMEOUT = 0.05  # seconds; each stall halves the timeout, down to this
-RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
+MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # seconds to wait for full queues
+RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
@@ -159,11 +159,13 @@ class Publisher:
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
     3. After the timeout, it gives up on the subscribers whose queues are still full: they are
-       stalled. It sends the message once without the option. This makes libzmq skip the full
-       queues, in later sends with the option, too, until they are half empty.
+       stalled. It turns the option off for one send. libzmq drops that message for the full queues,
+       and sets them aside until they are half empty. Until then, later sends ignore them, although
+       the option is on again.
 
-    There is one timeout for all subscribers. Each stall halves it, so that many stalls do not delay
-    the chat for long. While it is short, subscribers that are only slow count as stalled, too.
+    There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT: so many
+    stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is MAX_TIMEOUT
+    again. While it is short, subscribers that are only slow count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -174,8 +176,8 @@ class Publisher:
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
         if not messages:
-            # libzmq frees the queues of departed subscribers only during calls on PUB. So call
-            # something, even if there is nothing to send.
+            # libzmq frees the queues of departed subscribers only during calls on PUB. If there is
+            # nothing to send, reading an option will do.
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -186,20 +188,18 @@ class Publisher:
     def wait_and_send(self, message: bytes) -> None:
         """Send as soon as no queue is full. After the timeout, skip the full queues."""
         started = time.monotonic()
-        timeout = MAX_TIMEOUT if started > self.stalled_at + RECOVERY_TIME else self.timeout
-        # A signal shortens the wait, even if it comes in the middle.
-        while time.monotonic() - started < min(timeout, self.shutdown.longest_wait()):
+        if started > self.stalled_at + RECOVERY_TIME:
+            self.timeout = MAX_TIMEOUT
+        # After a signal, which may come during the wait, max_wait is less than self.timeout.
+        while time.monotonic() - started < (timeout := min(self.timeout, self.shutdown.max_wait())):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
-        # Without XPUB_NODROP, libzmq drops the message for the full queues, and skips them from
-        # then on (see dist_t in libzmq's src/dist.cpp).
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # never waits
+        send(self.pub, message)  # sets the full queues aside: see dist_t in libzmq's src/dist.cpp
         self.pub.set(zmq.XPUB_NODROP, 1)
+        self.timeout = max(MIN_TIMEOUT, timeout / 2)
         self.stalled_at = time.monotonic()
-        # Halve the time that this wait took: after a signal, less than the timeout.
-        self.timeout = max(MIN_TIMEOUT, min(timeout, self.stalled_at - started) / 2)
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
 
@@ -214,10 +214,9 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
             sock.set(zmq.CURVE_SERVER, 1)
             sock.set(zmq.CURVE_SECRETKEY, secret)
         sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
-        # On Linux, disconnect a peer that takes no data, or does not answer, for 20 seconds.
+        # On Linux, disconnect a peer that takes no data, or answers no probe, for 20 seconds.
         sock.set(zmq.TCP_MAXRT, 20_000)
-        # Notice a vanished peer on an idle connection, too: probe it after 10 seconds, then every 2
-        # seconds.
+        # Probe idle connections after 10 seconds, then every 2 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
@@ -232,12 +231,13 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     # Milliseconds that a send without NOBLOCK waits if a queue is full: short, so that Publisher
     # soon notices its own timeout.
     pub.set(zmq.SNDTIMEO, 10)
-    # Keep the kernel's buffer small. On Linux, a full one takes no data until a third of it has
-    # been sent. With a large one, this may take a slow subscriber longer than Publisher's timeout.
+    # Keep the kernel's buffer small. On Linux, a full buffer accepts data only after a third of it
+    # has been sent. If it were large, a slow subscriber might need longer for that than Publisher
+    # waits, and would count as stalled.
     pub.set(zmq.SNDBUF, 65_536)
-    # PUB receives, too: subscriptions. It processes them during sends. Many or long ones would
-    # delay the chat. So queue only one per client (the others wait in the network), and limit its
-    # size to what a short prefix needs. (CURVE's handshake needs more.)
+    # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
+    # delay the chat. Queue only one per client (the others wait in the network), and limit its
+    # size. (Clients of this chat subscribe to an empty prefix. CURVE's handshake needs more.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -264,14 +264,14 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
 #   1.0  LOOP_END: no further iteration of the loop begins.
 #   1.2  receive has returned for the last time (RCVTIMEO).
 #   1.6  WAIT_END: Publisher no longer waits for subscribers.
-#   2.6  LINGER is over: libzmq drops what it has not sent.
-#   2.8  The log has had time to write its last entries.
+#   2.6  WAIT_END + LINGER: libzmq drops what it has not sent.
+#   2.8  Log has had time to write its last entries (see the end of this file).
 LOOP_END, WAIT_END = 1.0, 1.6  # seconds after the signal
 LINGER = 1_000  # milliseconds after the loop (libzmq's unit)
 
 
 class Shutdown:
-    """Notes the time of the first signal to exit. The deadlines follow from it."""
+    """Notes when a signal first asks the server to exit. The deadlines follow from that time."""
 
     def __init__(self) -> None:
         """Handle the usual signals, except those that were ignored at startup.
@@ -296,17 +296,19 @@ class Shutdown:
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
                 # its timeout anew, and context.destroy in main would end before the linger time is
-                # over. (Log's thread may still receive them. That does not interrupt libzmq.)
+                # over. (The system may still deliver them to Log's thread, which does not interrupt
+                # libzmq. Python then calls this method again.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
         """Return whether no further iteration may begin."""
         return time.monotonic() >= self.signal_at + LOOP_END
 
-    def longest_wait(self) -> float:
-        """Return a quarter of the time left to WAIT_END, so that other waits may follow.
+    def max_wait(self) -> float:
+        """Return for how many seconds a wait may last: infinite before a signal.
 
-        Without a signal, this is infinite.
+        After a signal, it is a quarter of the time left to WAIT_END. Otherwise, one stalled
+        subscriber could use up all the time in which the last lines are published.
         """
         return (self.signal_at + WAIT_END - time.monotonic()) / 4
 
@@ -318,9 +320,9 @@ class Shutdown:
 # the text are exactly what the quotation marks enclose.
 
 # The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
-# must escape. They are written out as ranges, because [^...] would be slower for most human
-# languages. A test compares them with UNSAFE.
-SIMPLE_CHARS = r" !#-\[\]-~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+# must escape. They are written out as ranges, because [^...] would be slower for text beyond ASCII.
+# A test in tests/test_wire.py compares them with UNSAFE.
+SIMPLE_CHARS = r" !#-\[\]-~" + r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
 # also escapes characters that are not ASCII. Lines with such escapes are not simple.)
@@ -335,7 +337,7 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") > len(lines):
-        # JSON allows newlines between the parts of an object. If any line has some, parse all.
+        # A line contains newlines, which JSON allows between the parts of an object. Parse all.
         return [("", "")] * len(lines)
     # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
     # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
@@ -397,9 +399,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the public key. Unusually, keep it private, too: whoever has it can connect, as
-    with a password. If neither file exists, make both. Raises ValueError, with the reason,
-    if they cannot be used.
+    NAME.key holds the server's public key. A client needs it to connect, and the server checks no
+    other key. So it is like a password: give it to users only. If neither file exists, make both.
+    Raises ValueError, with the reason, if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -438,7 +440,7 @@ def parse_options() -> argparse.Namespace:
     add("--pub-port", metavar="PORT", type=port, default=1338, help="for messages (%(default)s)")
     # Accept NAME.key as well as NAME.
     add("--key", metavar="NAME", type=lambda name: name.removesuffix(".key"),
-        help="encrypt, and admit only clients that have NAME.key; made if missing")  # fmt: skip
+        help="encrypt; clients need NAME.key (the key files are made if missing)")  # fmt: skip
     return parser.parse_args()
 
 
