@@ -95,14 +95,14 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    For speed, match_simple_lines finds the user and the text of simple lines: most lines are, and
-    they contain nothing to escape. For each other line, it returns empty strings, and parse_line
-    parses the line. Invalid lines are dropped and reported.
+    Most lines are simple, and contain nothing to escape. For speed, match_simple_lines finds their
+    user (which is never empty) and text. For the other lines, it returns empty strings, and
+    parse_line parses them. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # not a simple line, or its user would not be empty
+            if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
             if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
@@ -113,7 +113,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     return messages
 
 
-# A user or a text may be a number, as on the slide. This decoder returns it as a string.
+# A user or a text may be a number. This decoder returns it as a string, exactly as written.
 parse_json = json.JSONDecoder(parse_int=str, parse_float=str).decode
 
 
@@ -190,7 +190,7 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        # After a signal, which may come during the wait, max_wait is less than self.timeout.
+        # max_wait is infinite until a signal comes, perhaps during this wait.
         while time.monotonic() - started < (timeout := min(self.timeout, self.shutdown.max_wait())):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
