@@ -5,8 +5,9 @@
 # ///
 r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-Clients PUSH lines (on the slide: body). The server makes a message from each line and PUBlishes it
-to all subscribers, which are the same clients. Both are text in UTF-8, one ZeroMQ frame each:
+Clients PUSH lines: JSON objects (on the slide: body). The server makes a message from each line and
+PUBlishes it to all subscribers, which are the same clients. Both are text in UTF-8, one ZeroMQ
+frame each:
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -14,8 +15,8 @@ message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
 network and queues: one queue of lines from each client, and one of messages for each subscriber.
 All are limited by a high-water mark (HWM). If a queue of lines is full, libzmq reads no more from
-that client. If a queue of messages is full, PUB would drop messages for that subscriber. So the
-server waits for it first.
+that client. If a queue of messages is full, PUB drops messages for that subscriber by default. This
+server waits for the subscriber first.
 
 The function serve is the talk's loop. What the rest adds to it:
 - Characters that could garble a terminal are escaped: see sanitize.
@@ -24,7 +25,8 @@ The function serve is the talk's loop. What the rest adds to it:
   Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
 - Peers that vanish are disconnected, and queues are limited: see make_sockets.
-- With --key, all connections are encrypted, and only clients that have NAME.key can connect.
+- With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
+  connect.
 
 The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first; main, at the
 end, connects the parts.
@@ -55,8 +57,8 @@ PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
 MAX_BATCH = 300  # lines from all clients together: the most to receive before publishing them
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# pyzmq's compiled methods, which zmq.Socket inherits or wraps. For speed: recv(pull) and
-# send(pub, ...) are up to twice as fast as pull.recv() and pub.send(...).
+# The compiled methods beneath those of zmq.Socket, for speed: recv(pull) and send(pub, ...) are up
+# to twice as fast as pull.recv() and pub.send(...).
 recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -96,8 +98,8 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
     Most lines are simple, and contain nothing to escape. For speed, match_simple_lines finds their
-    user (which is never empty) and text. For the other lines, it returns empty strings, and
-    parse_line parses them. Invalid lines are dropped and reported.
+    user and text. For the other lines, it returns empty strings, and parse_line parses them. (The
+    user of a simple line is never empty.) Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
@@ -105,7 +107,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # Only escaping makes a message longer than its line.
+            if len(message) > MAX_SIZE:  # Without escaping, a message is shorter than its line.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -159,13 +161,13 @@ class Publisher:
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
     3. After the timeout, it gives up on the subscribers whose queues are still full: they are
-       stalled. It turns the option off for one send. libzmq drops that message for the full queues,
-       and sets them aside until they are half empty. Until then, later sends ignore them, although
-       the option is on again.
+       stalled. It turns the option off for one send. libzmq drops that message for the full queues.
+       From then on, it skips these queues until they are half empty, and they do not make send
+       raise zmq.Again any more. The option is turned on again at once, for all other queues.
 
-    There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT: so many
-    stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is MAX_TIMEOUT
-    again. While it is short, subscribers that are only slow count as stalled, too.
+    There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
+    repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
+    MAX_TIMEOUT again. While it is short, subscribers that are only slow count as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -190,15 +192,15 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        # max_wait is infinite until a signal comes, perhaps during this wait.
-        while time.monotonic() - started < (timeout := min(self.timeout, self.shutdown.max_wait())):
+        # A signal limits the wait further, even if it comes during the wait.
+        while time.monotonic() - started < (limit := min(self.timeout, self.shutdown.max_wait())):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # sets the full queues aside: see dist_t in libzmq's src/dist.cpp
         self.pub.set(zmq.XPUB_NODROP, 1)
-        self.timeout = max(MIN_TIMEOUT, timeout / 2)
+        self.timeout = max(MIN_TIMEOUT, limit / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
@@ -231,13 +233,13 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     # Milliseconds that a send without NOBLOCK waits if a queue is full: short, so that Publisher
     # soon notices its own timeout.
     pub.set(zmq.SNDTIMEO, 10)
-    # Keep the kernel's buffer small. On Linux, a full buffer accepts data only after a third of it
-    # has been sent. If it were large, a slow subscriber might need longer for that than Publisher
-    # waits, and would count as stalled.
+    # Keep the kernel's buffer small. On Linux, a full buffer takes no data until a third of it has
+    # been sent. With a large buffer and a slow subscriber, that could take longer than Publisher
+    # waits, and the subscriber would count as stalled.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
     # delay the chat. Queue only one per client (the others wait in the network), and limit its
-    # size. (Clients of this chat subscribe to an empty prefix. CURVE's handshake needs more.)
+    # size: 128 bytes are plenty, since slide 4's is empty. (CURVE's handshake needs more.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -259,8 +261,8 @@ def bind(sock: Sock, address: str, port_number: int) -> str:
 
 # ---- Shut down ----
 
-# The server exits within 3 seconds of a signal, whatever its clients do. Seconds after the signal,
-# at the latest:
+# The server exits within 3 seconds of a signal, whatever its clients do. These are the latest
+# times, in seconds after the signal:
 #   1.0  LOOP_END: no further iteration of the loop begins.
 #   1.2  receive has returned for the last time (RCVTIMEO).
 #   1.6  WAIT_END: Publisher no longer waits for subscribers.
@@ -296,8 +298,8 @@ class Shutdown:
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
                 # its timeout anew, and context.destroy in main would end before the linger time is
-                # over. (The system may still deliver them to Log's thread, which does not interrupt
-                # libzmq. Python then calls this method again.)
+                # over. (Log's thread may still get them. That does not interrupt libzmq, but calls
+                # this method again.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -305,10 +307,11 @@ class Shutdown:
         return time.monotonic() >= self.signal_at + LOOP_END
 
     def max_wait(self) -> float:
-        """Return for how many seconds a wait may last: infinite before a signal.
+        """Return how long a wait may last, in seconds from its start: without a signal, forever.
 
-        After a signal, it is a quarter of the time left to WAIT_END. Otherwise, one stalled
-        subscriber could use up all the time in which the last lines are published.
+        After a signal, it is a quarter of the time left to WAIT_END, so it shrinks during the wait.
+        (If it is negative, there is no wait.) Otherwise, one stalled subscriber could use up all
+        the time in which the last lines are published.
         """
         return (self.signal_at + WAIT_END - time.monotonic()) / 4
 
@@ -322,7 +325,8 @@ class Shutdown:
 # The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
 # must escape. They are written out as ranges, because [^...] would be slower for text beyond ASCII.
 # A test in tests/test_wire.py compares them with UNSAFE.
-SIMPLE_CHARS = r" !#-\[\]-~" + r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
+SIMPLE_CHARS = r" !#-\[\]-~"  # space, !, # to [, ] to ~
+SIMPLE_CHARS += r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
 # also escapes characters that are not ASCII. Lines with such escapes are not simple.)
@@ -337,7 +341,7 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") > len(lines):
-        # A line contains newlines, which JSON allows between the parts of an object. Parse all.
+        # Some line contains newlines. JSON allows them between the parts of an object. Parse all.
         return [("", "")] * len(lines)
     # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
     # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
@@ -399,8 +403,8 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the server's public key. A client needs it to connect, and the server checks no
-    other key. So it is like a password: give it to users only. If neither file exists, make both.
+    NAME.key holds the server's public key. Any client that has it can connect, and no other can. So
+    although it is called public, treat it like a password. If neither file exists, make both.
     Raises ValueError, with the reason, if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
