@@ -5,9 +5,9 @@
 # ///
 r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-Clients PUSH lines: JSON objects (on the slide: body). The server makes a message from each line and
-PUBlishes it to all subscribers, which are the same clients. Both are text in UTF-8, one ZeroMQ
-frame each:
+Clients PUSH lines (on the slide: body). Each is a JSON object; in the talk, people type the JSON.
+The server makes a message from each line and PUBlishes it to all subscribers, which are the same
+clients. Both are text in UTF-8, one ZeroMQ frame each:
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -15,8 +15,8 @@ message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
 network and queues: one queue of lines from each client, and one of messages for each subscriber.
 All are limited by a high-water mark (HWM). If a queue of lines is full, libzmq reads no more from
-that client. If a queue of messages is full, PUB drops messages for that subscriber by default. This
-server waits for the subscriber first.
+that client. If a queue of messages is full, PUB drops messages for that subscriber by default, but
+this server waits for the subscriber before.
 
 The function serve is the talk's loop. What the rest adds to it:
 - Characters that could garble a terminal are escaped: see sanitize.
@@ -57,8 +57,8 @@ PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
 MAX_BATCH = 300  # lines from all clients together: the most to receive before publishing them
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# The compiled methods beneath those of zmq.Socket, for speed: recv(pull) and send(pub, ...) are up
-# to twice as fast as pull.recv() and pub.send(...).
+# The methods of zmq.Socket's compiled base class, called directly for speed: recv(pull) and
+# send(pub, ...) are up to twice as fast as pull.recv() and pub.send(...).
 recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -107,7 +107,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # Without escaping, a message is shorter than its line.
+            if len(message) > MAX_SIZE:  # only possible if escaping made it longer
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -151,7 +151,7 @@ RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_TIMEOUT
 
 
 class Publisher:
-    """Publishes messages, in order, to all subscribers that are not stalled.
+    """Publishes messages, in order, to all subscribers, except those that are stalled: too slow.
 
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
     within milliseconds. So this class waits for subscribers:
@@ -161,13 +161,14 @@ class Publisher:
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
     3. After the timeout, it gives up on the subscribers whose queues are still full: they are
-       stalled. It turns the option off for one send. libzmq drops that message for the full queues.
-       From then on, it skips these queues until they are half empty, and they do not make send
-       raise zmq.Again any more. The option is turned on again at once, for all other queues.
+       stalled. It turns the option off for one send. In this send, libzmq drops the message for the
+       full queues, and sets these queues aside: until they are half empty, libzmq skips them, and
+       no longer counts them as full, even with the option on. So it is turned on again at once.
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
-    MAX_TIMEOUT again. While it is short, subscribers that are only slow count as stalled, too.
+    MAX_TIMEOUT again. The price: while the timeout is short, subscribers that are only slow count
+    as stalled, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -179,7 +180,7 @@ class Publisher:
         """Send messages, waiting if the queue of a subscriber is full."""
         if not messages:
             # libzmq frees the queues of departed subscribers only during calls on PUB. If there is
-            # nothing to send, reading an option will do.
+            # nothing to send, make another call: read any option.
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -192,17 +193,25 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        # A signal limits the wait further, even if it comes during the wait.
-        while time.monotonic() - started < (limit := min(self.timeout, self.shutdown.max_wait())):
+        while not self.time_is_up(started):
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # sets the full queues aside: see dist_t in libzmq's src/dist.cpp
+        send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        self.timeout = max(MIN_TIMEOUT, limit / 2)
+        self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
+
+    def time_is_up(self, started: float) -> bool:
+        """Return whether the timeout is over.
+
+        A signal shortens it, even in the middle of a wait, to a quarter of the time that is left
+        for all waits. Otherwise, one stalled subscriber could use up all of that time.
+        """
+        self.timeout = min(self.timeout, self.shutdown.time_to_wait() / 4)
+        return time.monotonic() - started >= self.timeout
 
 
 # ---- Make sockets ----
@@ -239,7 +248,7 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
     # delay the chat. Queue only one per client (the others wait in the network), and limit its
-    # size: 128 bytes are plenty, since slide 4's is empty. (CURVE's handshake needs more.)
+    # size: client.py's is empty, so 128 bytes are plenty. (CURVE's handshake needs more.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -298,22 +307,17 @@ class Shutdown:
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
                 # its timeout anew, and context.destroy in main would end before the linger time is
-                # over. (Log's thread may still get them. That does not interrupt libzmq, but calls
-                # this method again.)
+                # over. (Log's thread may still get them. That does not interrupt libzmq, but it
+                # calls this method again: hence the `if`.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
         """Return whether no further iteration may begin."""
         return time.monotonic() >= self.signal_at + LOOP_END
 
-    def max_wait(self) -> float:
-        """Return how long a wait may last, in seconds from its start: without a signal, forever.
-
-        After a signal, it is a quarter of the time left to WAIT_END, so it shrinks during the wait.
-        (If it is negative, there is no wait.) Otherwise, one stalled subscriber could use up all
-        the time in which the last lines are published.
-        """
-        return (self.signal_at + WAIT_END - time.monotonic()) / 4
+    def time_to_wait(self) -> float:
+        """Return the seconds left to WAIT_END. Without a signal, they are infinite."""
+        return self.signal_at + WAIT_END - time.monotonic()
 
 
 # ---- Match simple lines (only for speed) ----
@@ -325,7 +329,7 @@ class Shutdown:
 # The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
 # must escape. They are written out as ranges, because [^...] would be slower for text beyond ASCII.
 # A test in tests/test_wire.py compares them with UNSAFE.
-SIMPLE_CHARS = r" !#-\[\]-~"  # space, !, # to [, ] to ~
+SIMPLE_CHARS = r" !#-\[\]-~"  # ASCII from space to ~, without " and \
 SIMPLE_CHARS += r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
