@@ -5,18 +5,20 @@
 # ///
 r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-Clients PUSH lines (on the slide: body). Each is a JSON object; in the talk, people type the JSON.
-The server makes a message from each line and PUBlishes it to all subscribers, which are the same
-clients. Both are text in UTF-8, one ZeroMQ frame each:
+Clients PUSH lines (on the slide: body). Each is a JSON object; the talk's users type the JSON. The
+server makes a message from each line and PUBlishes it to all subscribers, which are the same
+clients. Lines and messages are text in UTF-8, one ZeroMQ frame each:
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 
+(The value of the key "message" is called text below. A message is what the server publishes.)
+
 libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
 network and queues: one queue of lines from each client, and one of messages for each subscriber.
 All are limited by a high-water mark (HWM). If a queue of lines is full, libzmq reads no more from
-that client. If a queue of messages is full, PUB drops messages for that subscriber by default, but
-this server waits for the subscriber before.
+that client. If a queue of messages is full, PUB by default drops messages for that subscriber, but
+this server first waits for it to catch up.
 
 The function serve is the talk's loop. What the rest adds to it:
 - Characters that could garble a terminal are escaped: see sanitize.
@@ -28,8 +30,8 @@ The function serve is the talk's loop. What the rest adds to it:
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
-The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first; main, at the
-end, connects the parts.
+The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first. As on the
+slide, main, at the end, makes the sockets and binds them. Then it calls serve.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ Sock = zmq.Socket[bytes]  # for type hints: a socket whose recv returns bytes
 MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send longer lines
 PULL_HWM = 256  # lines queued per client: at most 4.2 MB
 PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
-MAX_BATCH = 300  # lines from all clients together: the most to receive before publishing them
+MAX_BATCH = 300  # lines, from all clients together, to receive at most before publishing them
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # The methods of zmq.Socket's compiled base class, called directly for speed: recv(pull) and
@@ -126,7 +128,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
     too deeply.
     """
     match parse_json(line.decode().removeprefix("\ufeff")):  # skip a byte order mark
-        case {"user": str(user), "message": str(text)}:
+        case {"user": str(user), "message": str(text)}:  # Here, numbers are strings, too.
             return sanitize(user), sanitize(text)
     raise ValueError('not an object whose "user" and "message" are strings or numbers')
 
@@ -157,13 +159,13 @@ class Publisher:
     within milliseconds. So this class waits for subscribers:
 
     1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again if any queue is
-       full, and nobody gets the message. A full queue counts as full until it is half empty.
+       full, and nobody gets the message. Once full, a queue blocks send until it is half empty.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
     3. After the timeout, it gives up on the subscribers whose queues are still full: they are
-       stalled. It turns the option off for one send. In this send, libzmq drops the message for the
-       full queues, and sets these queues aside: until they are half empty, libzmq skips them, and
-       no longer counts them as full, even with the option on. So it is turned on again at once.
+       stalled. It turns the option off for one send, and on again at once. In that send, libzmq
+       drops the message for the full queues, and sets these queues aside: until they are half
+       empty, they get no messages, and do not block send any more.
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
@@ -179,8 +181,8 @@ class Publisher:
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
         if not messages:
-            # libzmq frees the queues of departed subscribers only during calls on PUB. If there is
-            # nothing to send, make another call: read any option.
+            # libzmq frees the queues of departed subscribers only during calls on PUB. Without
+            # messages, read its events, which makes libzmq do so. (No other option does.)
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -193,10 +195,12 @@ class Publisher:
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        while not self.time_is_up(started):
+        self.shorten_after_signal()
+        while time.monotonic() - started < self.timeout:
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
+            self.shorten_after_signal()
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
@@ -204,14 +208,12 @@ class Publisher:
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
-    def time_is_up(self, started: float) -> bool:
-        """Return whether the timeout is over.
+    def shorten_after_signal(self) -> None:
+        """After a signal, shorten the timeout to a quarter of the time left for all waits.
 
-        A signal shortens it, even in the middle of a wait, to a quarter of the time that is left
-        for all waits. Otherwise, one stalled subscriber could use up all of that time.
+        With more, one stalled subscriber could use up that time. Without a signal, it is infinite.
         """
         self.timeout = min(self.timeout, self.shutdown.time_to_wait() / 4)
-        return time.monotonic() - started >= self.timeout
 
 
 # ---- Make sockets ----
@@ -243,12 +245,12 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     # soon notices its own timeout.
     pub.set(zmq.SNDTIMEO, 10)
     # Keep the kernel's buffer small. On Linux, a full buffer takes no data until a third of it has
-    # been sent. With a large buffer and a slow subscriber, that could take longer than Publisher
-    # waits, and the subscriber would count as stalled.
+    # been sent, so libzmq's queue does not shrink meanwhile. If a third of a large buffer took a
+    # slow subscriber longer than Publisher waits, it would count as stalled.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
     # delay the chat. Queue only one per client (the others wait in the network), and limit its
-    # size: client.py's is empty, so 128 bytes are plenty. (CURVE's handshake needs more.)
+    # size. (Clients of the chat subscribe to "". CURVE's handshake needs up to 545 bytes.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -307,8 +309,8 @@ class Shutdown:
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
                 # its timeout anew, and context.destroy in main would end before the linger time is
-                # over. (Log's thread may still get them. That does not interrupt libzmq, but it
-                # calls this method again: hence the `if`.)
+                # over. (Log's thread may still get one. Then Python calls this method again, in
+                # this thread, but libzmq is not interrupted.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -316,7 +318,7 @@ class Shutdown:
         return time.monotonic() >= self.signal_at + LOOP_END
 
     def time_to_wait(self) -> float:
-        """Return the seconds left to WAIT_END. Without a signal, they are infinite."""
+        """Return the seconds left to WAIT_END, below zero after it. Without a signal: infinite."""
         return self.signal_at + WAIT_END - time.monotonic()
 
 
@@ -329,7 +331,7 @@ class Shutdown:
 # The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
 # must escape. They are written out as ranges, because [^...] would be slower for text beyond ASCII.
 # A test in tests/test_wire.py compares them with UNSAFE.
-SIMPLE_CHARS = r" !#-\[\]-~"  # ASCII from space to ~, without " and \
+SIMPLE_CHARS = r" !#-\[\]-~"  # space to !, # to [, ] to ~: ASCII without " and \
 SIMPLE_CHARS += r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
 # The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
@@ -340,8 +342,8 @@ SIMPLE_OR_ANY_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}
 def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    Matching a line takes a sixth of the time of parsing it, and even less if all are matched in one
-    call.
+    Matching a line takes a sixth of the time of parsing it. Here, it is even less, since one call
+    matches all lines.
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") > len(lines):
