@@ -17,8 +17,8 @@ message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
 libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
 network and queues: one queue of lines from each client, and one of messages for each subscriber.
 All are limited by a high-water mark (HWM). If a queue of lines is full, libzmq reads no more from
-that client. If a queue of messages is full, PUB by default drops messages for that subscriber, but
-this server first waits for it to catch up.
+that client. If a queue of messages is full, PUB by default drops messages for that subscriber. This
+server first waits for the subscriber to catch up.
 
 The function serve is the talk's loop. What the rest adds to it:
 - Characters that could garble a terminal are escaped: see sanitize.
@@ -30,8 +30,8 @@ The function serve is the talk's loop. What the rest adds to it:
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
-The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first. As on the
-slide, main, at the end, makes the sockets and binds them. Then it calls serve.
+The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first. The slide's
+first lines, which make the sockets and bind them, are in main, at the end.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
     Most lines are simple, and contain nothing to escape. For speed, match_simple_lines finds their
-    user and text. For the other lines, it returns empty strings, and parse_line parses them. (The
-    user of a simple line is never empty.) Invalid lines are dropped and reported.
+    user (never empty) and text. For each other line, it returns two empty strings; parse_line then
+    parses that line. Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
@@ -109,7 +109,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # only possible if escaping made it longer
+            if len(message) > MAX_SIZE:  # It is shorter than its line, unless escaped.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -149,28 +149,27 @@ def sanitize(text: str) -> str:
 # ---- Publish ----
 
 MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # seconds to wait for full queues
-RECOVERY_TIME = 20.0  # seconds without a stall until the timeout is MAX_TIMEOUT again
+RECOVERY_TIME = 20.0  # seconds until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
-    """Publishes messages, in order, to all subscribers, except those that are stalled: too slow.
+    """Publishes messages, in order, to all subscribers that keep up, and waits for slow ones.
 
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
     within milliseconds. So this class waits for subscribers:
 
     1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again if any queue is
-       full, and nobody gets the message. Once full, a queue blocks send until it is half empty.
+       full, and nobody gets the message. Once full, a queue counts as full until it is half empty.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
-    3. After the timeout, it gives up on the subscribers whose queues are still full: they are
-       stalled. It turns the option off for one send, and on again at once. In that send, libzmq
-       drops the message for the full queues, and sets these queues aside: until they are half
-       empty, they get no messages, and do not block send any more.
+    3. After the timeout, the subscribers whose queues still count as full are stalled. This class
+       turns XPUB_NODROP off for one send, and on again. In that send, libzmq drops the message for
+       the full queues, and sets these queues aside until they are half empty: until then, they get
+       no messages, and send raises no zmq.Again for them.
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
-    MAX_TIMEOUT again. The price: while the timeout is short, subscribers that are only slow count
-    as stalled, too.
+    MAX_TIMEOUT again. The price: while the timeout is short, subscribers that are only slow stall.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -181,8 +180,8 @@ class Publisher:
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
         if not messages:
-            # libzmq frees the queues of departed subscribers only during calls on PUB. Without
-            # messages, read its events, which makes libzmq do so. (No other option does.)
+            # libzmq frees the queues of departed subscribers only during some calls on PUB, such as
+            # send. Reading the option EVENTS is another. (Reading other options is not.)
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -191,7 +190,7 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send as soon as no queue is full. After the timeout, skip the full queues."""
+        """Send as soon as no queue counts as full. After the timeout, skip those that do."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
@@ -200,7 +199,7 @@ class Publisher:
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
-            self.shorten_after_signal()
+            self.shorten_after_signal()  # One may have come meanwhile.
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
@@ -209,9 +208,10 @@ class Publisher:
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def shorten_after_signal(self) -> None:
-        """After a signal, shorten the timeout to a quarter of the time left for all waits.
+        """After a signal, limit the timeout to a quarter of the time left to WAIT_END.
 
-        With more, one stalled subscriber could use up that time. Without a signal, it is infinite.
+        So one stalled subscriber cannot use up the time for later waits. Without a signal, the time
+        left is infinite, and nothing changes.
         """
         self.timeout = min(self.timeout, self.shutdown.time_to_wait() / 4)
 
@@ -227,12 +227,12 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
             sock.set(zmq.CURVE_SERVER, 1)
             sock.set(zmq.CURVE_SECRETKEY, secret)
         sock.set(zmq.BACKLOG, 1_000)  # so that many clients may connect at once
-        # On Linux, disconnect a peer that takes no data, or answers no probe, for 20 seconds.
-        sock.set(zmq.TCP_MAXRT, 20_000)
         # Probe idle connections after 10 seconds, then every 2 seconds.
         sock.set(zmq.TCP_KEEPALIVE, 1)
         sock.set(zmq.TCP_KEEPALIVE_IDLE, 10)
         sock.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+        # On Linux, disconnect a peer that answers no probe, or takes no data, for 20 seconds.
+        sock.set(zmq.TCP_MAXRT, 20_000)
 
     # Set high-water marks before bind: changing them later can crash libzmq 4.3.5.
     pull.set(zmq.RCVHWM, PULL_HWM)
@@ -241,16 +241,14 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
 
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
-    # Milliseconds that a send without NOBLOCK waits if a queue is full: short, so that Publisher
-    # soon notices its own timeout.
-    pub.set(zmq.SNDTIMEO, 10)
+    pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits at most, unless called with NOBLOCK
     # Keep the kernel's buffer small. On Linux, a full buffer takes no data until a third of it has
-    # been sent, so libzmq's queue does not shrink meanwhile. If a third of a large buffer took a
-    # slow subscriber longer than Publisher waits, it would count as stalled.
+    # been sent. Meanwhile, libzmq's queue does not shrink. With a large buffer, that could last
+    # longer than Publisher waits: a subscriber that is slow, but reading, would count as stalled.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
-    # delay the chat. Queue only one per client (the others wait in the network), and limit its
-    # size. (Clients of the chat subscribe to "". CURVE's handshake needs up to 545 bytes.)
+    # delay the chat. Queue only one per client (the others wait in the network), and limit it to
+    # 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -308,9 +306,8 @@ class Shutdown:
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
-                # its timeout anew, and context.destroy in main would end before the linger time is
-                # over. (Log's thread may still get one. Then Python calls this method again, in
-                # this thread, but libzmq is not interrupted.)
+                # its timeout anew, and context.destroy would end too soon. (If Log's thread gets
+                # one, Python calls this method again, without an interruption.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -329,21 +326,19 @@ class Shutdown:
 # the text are exactly what the quotation marks enclose.
 
 # The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
-# must escape. They are written out as ranges, because [^...] would be slower for text beyond ASCII.
-# A test in tests/test_wire.py compares them with UNSAFE.
+# must escape. They are written out, because [^...] would be slower for text beyond ASCII. A test in
+# tests/test_wire.py compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~"  # space to !, # to [, ] to ~: ASCII without " and \
 SIMPLE_CHARS += r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
-# The spaces are optional: json.dumps writes them, JSON.stringify does not. (By default, json.dumps
-# also escapes characters that are not ASCII. Lines with such escapes are not simple.)
+# The spaces are optional: json.dumps writes them, JSON.stringify does not.
 SIMPLE_OR_ANY_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n|.*\n')
 
 
 def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    Matching a line takes a sixth of the time of parsing it. Here, it is even less, since one call
-    matches all lines.
+    One call matches all lines. For each, this takes less than a sixth of the time of parsing it.
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") > len(lines):
@@ -380,7 +375,7 @@ class Log:
         """Write what is queued every 0.1 seconds, until the process exits."""
         while True:
             time.sleep(0.1)
-            with self.lock:  # Release it before writing: report must never wait for that.
+            with self.lock:  # only for the swap: report must never wait for a write
                 reports, self.reports = self.reports, {}
             for event, (count, detail) in reports.items():
                 times = f" ({count:,} times)" if count > 1 else ""
@@ -409,9 +404,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    NAME.key holds the server's public key. Any client that has it can connect, and no other can. So
-    although it is called public, treat it like a password. If neither file exists, make both.
-    Raises ValueError, with the reason, if they cannot be used.
+    The server admits any client that knows its public key, which is in NAME.key. So treat that file
+    like a password. If neither file exists, make both. Raises ValueError, with the reason, if they
+    cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -481,6 +476,5 @@ if __name__ == "__main__":
     status = main()
     time.sleep(0.2)  # Let Log write its last entries.
     # os._exit skips Python's cleanup, which could hang on a stderr that nobody reads, or on open
-    # sockets after a failed start. The cleanup also restores the default signal handlers: then, a
-    # late signal could change the exit status.
+    # sockets after a failed start, and during which a signal could change the exit status.
     os._exit(status)
