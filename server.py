@@ -5,24 +5,23 @@
 # ///
 r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Python.
 
-Clients PUSH lines (on the slide: body). Each is a JSON object; the talk's users type the JSON. The
-server makes a message from each line and PUBlishes it to all subscribers, which are the same
-clients. Lines and messages are text in UTF-8, one ZeroMQ frame each:
+Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
+user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
+it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, each sent
+as one ZeroMQ frame. (The key "message" of a line holds the text. A message is what is published.)
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
-
-(The value of the key "message" is called text below. A message is what the server publishes.)
 
 libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
 network and queues: one queue of lines from each client, and one of messages for each subscriber.
 All are limited by a high-water mark (HWM). If a queue of lines is full, libzmq reads no more from
 that client. If a queue of messages is full, PUB by default drops messages for that subscriber. This
-server first waits for the subscriber to catch up.
+server waits up to 2 seconds for the subscriber to catch up, and only then drops messages.
 
-The function serve is the talk's loop. What the rest adds to it:
+The function serve is the talk's loop. What this file adds to it:
 - Characters that could garble a terminal are escaped: see sanitize.
-- The chat waits up to 2 seconds for a slow subscriber to catch up: see Publisher.
+- The chat waits for slow subscribers: see Publisher.
 - After Ctrl-C, the loop goes on for a second, so that lines on their way are published, too: see
   Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
@@ -30,8 +29,8 @@ The function serve is the talk's loop. What the rest adds to it:
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
-The chat itself comes first. The rest, from "Make sockets" on, can be skipped at first. The slide's
-first lines, which make the sockets and bind them, are in main, at the end.
+The chat itself comes first. The sections from "Make sockets" on can be skipped at first. What the
+slide does first, making the sockets and binding them, is in main, at the end.
 """
 
 from __future__ import annotations
@@ -99,9 +98,10 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    Most lines are simple, and contain nothing to escape. For speed, match_simple_lines finds their
-    user (never empty) and text. For each other line, it returns two empty strings; parse_line then
-    parses that line. Invalid lines are dropped and reported.
+    Most lines are simple: nothing in them needs JSON decoding or escaping. For speed,
+    match_simple_lines finds their user and text. For each other line, it returns two empty strings,
+    and parse_line parses that line. (A line with an empty user is valid, but not simple.) Invalid
+    lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
@@ -109,7 +109,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # It is shorter than its line, unless escaped.
+            if len(message) > MAX_SIZE:  # Only escaping makes it longer than its line.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -136,7 +136,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
 # The characters to escape. In a terminal, most of them could move the cursor, or reverse the text.
 UNSAFE = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0)]  # control characters, except TAB
 UNSAFE += [*range(0x2028, 0x202F), *range(0x2066, 0x206A)]  # line separators, text directions
-UNSAFE += [*range(0xD800, 0xE000)]  # lone surrogates, which UTF-8 cannot encode
+UNSAFE += [*range(0xD800, 0xE000)]  # lone surrogates: JSON may escape them, but UTF-8 has none
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 
@@ -158,18 +158,19 @@ class Publisher:
     By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
     within milliseconds. So this class waits for subscribers:
 
-    1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again if any queue is
-       full, and nobody gets the message. Once full, a queue counts as full until it is half empty.
+    1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again while any queue
+       is full, and sends the message to nobody. (Full means: it was filled up, and is not half
+       empty yet.)
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
-    3. After the timeout, the subscribers whose queues still count as full are stalled. This class
-       turns XPUB_NODROP off for one send, and on again. In that send, libzmq drops the message for
-       the full queues, and sets these queues aside until they are half empty: until then, they get
-       no messages, and send raises no zmq.Again for them.
+    3. After the timeout, the subscribers whose queues are full are stalled. This class turns
+       XPUB_NODROP off for one send, and on again. That send reaches all other subscribers. From
+       then on, libzmq ignores the full queues until they are half empty: they get no messages, and
+       cause no zmq.Again. So the chat goes on without them.
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
-    MAX_TIMEOUT again. The price: while the timeout is short, subscribers that are only slow stall.
+    MAX_TIMEOUT again. The price: while it is short, merely slow subscribers are treated as stalled.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -181,7 +182,7 @@ class Publisher:
         """Send messages, waiting if the queue of a subscriber is full."""
         if not messages:
             # libzmq frees the queues of departed subscribers only during some calls on PUB, such as
-            # send. Reading the option EVENTS is another. (Reading other options is not.)
+            # send. As there is nothing to send, read the option EVENTS, for this side effect.
             self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
@@ -190,30 +191,28 @@ class Publisher:
                 self.wait_and_send(message)
 
     def wait_and_send(self, message: bytes) -> None:
-        """Send as soon as no queue counts as full. After the timeout, skip those that do."""
+        """Send as soon as no queue is full. After the timeout, skip the full queues."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
-        self.shorten_after_signal()
-        while time.monotonic() - started < self.timeout:
+        while time.monotonic() - started < self.current_timeout():
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
-            self.shorten_after_signal()  # One may have come meanwhile.
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
+        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
-    def shorten_after_signal(self) -> None:
-        """After a signal, limit the timeout to a quarter of the time left to WAIT_END.
+    def current_timeout(self) -> float:
+        """Return the timeout or, after a signal, a quarter of the time left for waiting, if less.
 
-        So one stalled subscriber cannot use up the time for later waits. Without a signal, the time
-        left is infinite, and nothing changes.
+        So one stalled subscriber cannot use up all of that time. It ends 1.6 seconds after the
+        signal (WAIT_END, see Shutdown). Without a signal, it is infinite.
         """
-        self.timeout = min(self.timeout, self.shutdown.time_to_wait() / 4)
+        return min(self.timeout, self.shutdown.time_to_wait() / 4)
 
 
 # ---- Make sockets ----
@@ -242,13 +241,13 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits at most, unless called with NOBLOCK
-    # Keep the kernel's buffer small. On Linux, a full buffer takes no data until a third of it has
-    # been sent. Meanwhile, libzmq's queue does not shrink. With a large buffer, that could last
-    # longer than Publisher waits: a subscriber that is slow, but reading, would count as stalled.
+    # A small buffer in the kernel, so that a slow subscriber does not look stalled: on Linux, a
+    # full buffer takes nothing from libzmq's queue until a third of it has been sent. With a large
+    # buffer, that could take longer than Publisher waits.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
-    # delay the chat. Queue only one per client (the others wait in the network), and limit it to
-    # 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
+    # delay the chat. Queue only one per client (the others wait in the network), and accept none
+    # of more than 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -306,8 +305,8 @@ class Shutdown:
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
-                # its timeout anew, and context.destroy would end too soon. (If Log's thread gets
-                # one, Python calls this method again, without an interruption.)
+                # its timeout anew, and context.destroy would end too soon. (Log's thread can still
+                # get one. Then Python calls this method again, but libzmq is not interrupted.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -345,8 +344,8 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
         # Some line contains newlines. JSON allows them between the parts of an object. Parse all.
         return [("", "")] * len(lines)
     # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
-    # (Invalid UTF-8 becomes lone surrogates, which are UNSAFE. So parse_line gets the line, and
-    # rejects it.)
+    # (Invalid UTF-8 becomes lone surrogates, which SIMPLE_CHARS excludes. So such a line is not
+    # simple, and parse_line rejects it.)
     return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
 
 
@@ -404,9 +403,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    The server admits any client that knows its public key, which is in NAME.key. So treat that file
-    like a password. If neither file exists, make both. Raises ValueError, with the reason, if they
-    cannot be used.
+    Here, the public key is a secret, too: the server admits any client that knows it. It is in
+    NAME.key; treat that file like a password. If neither file exists, make both. Raises ValueError,
+    with the reason, if they cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
