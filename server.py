@@ -7,11 +7,13 @@ r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Pyt
 
 Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
 user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
-it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, each sent
-as one ZeroMQ frame. (The key "message" of a line holds the text. A message is what is published.)
+it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, and each is
+one ZeroMQ frame: one send, one recv.
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
+
+In this file, a message is what is published. What the key "message" holds is called text.
 
 libzmq, ZeroMQ's library, has a thread of its own, which moves lines and messages between the
 network and queues: one queue of lines from each client, and one of messages for each subscriber.
@@ -25,12 +27,12 @@ The function serve is the talk's loop. What this file adds to it:
 - After Ctrl-C, the loop goes on for a second, so that lines on their way are published, too: see
   Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
-- Peers that vanish are disconnected, and queues are limited: see make_sockets.
+- Limits are set, and peers that vanish are disconnected: see make_sockets.
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
 The chat itself comes first. The sections from "Make sockets" on can be skipped at first. What the
-slide does first, making the sockets and binding them, is in main, at the end.
+slide does first comes last here: main calls make_sockets and bind.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ Sock = zmq.Socket[bytes]  # for type hints: a socket whose recv returns bytes
 MAX_SIZE = 16_384  # bytes of a line or a message; libzmq disconnects clients that send longer lines
 PULL_HWM = 256  # lines queued per client: at most 4.2 MB
 PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
-MAX_BATCH = 300  # lines, from all clients together, to receive at most before publishing them
+MAX_BATCH = 300  # Receive at most this many lines, of all clients, before publishing them.
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
 # The methods of zmq.Socket's compiled base class, called directly for speed: recv(pull) and
@@ -78,11 +80,12 @@ def serve(pull: Sock, pub: Sock, shutdown: Shutdown, log: Log) -> None:
 def receive(pull: Sock) -> list[bytes]:
     """Wait for a line. Return it and any others that have already arrived, up to MAX_BATCH in all.
 
-    Return an empty list if no line comes within 0.2 seconds (RCVTIMEO), so that the loop can end.
+    Return an empty list if no line comes within 0.2 seconds (RCVTIMEO, see make_sockets), so that
+    the loop can end.
 
     Batches are for speed. A send must wake libzmq's thread if it is asleep, which costs more than
-    the send itself. If many lines are received first, many sends follow, and only the first one of
-    them has to wake it.
+    the send itself. After many lines, many sends follow: the first one wakes the thread, and it
+    stays awake for the others.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
@@ -100,8 +103,8 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
 
     Most lines are simple: nothing in them needs JSON decoding or escaping. For speed,
     match_simple_lines finds their user and text. For each other line, it returns two empty strings,
-    and parse_line parses that line. (A line with an empty user is valid, but not simple.) Invalid
-    lines are dropped and reported.
+    and parse_line parses that line. (A simple line's user is never empty.) Invalid lines are
+    dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
@@ -109,7 +112,9 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # Only escaping makes it longer than its line.
+            # Lines are at most MAX_SIZE, too, and JSON's syntax is longer than what replaces it.
+            # So only escaping can make a message too long.
+            if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -155,18 +160,18 @@ RECOVERY_TIME = 20.0  # seconds until the timeout is MAX_TIMEOUT again
 class Publisher:
     """Publishes messages, in order, to all subscribers that keep up, and waits for slow ones.
 
-    By default, PUB drops messages for a subscriber whose queue is full. In a flood, queues fill
-    within milliseconds. So this class waits for subscribers:
+    A queue that has filled up counts as full until half of it has been read. By default, PUB skips
+    full queues: their subscribers miss messages. In a flood, queues fill within milliseconds. So
+    this class waits for subscribers:
 
-    1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again while any queue
-       is full, and sends the message to nobody. (Full means: it was filled up, and is not half
-       empty yet.)
+    1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again while a queue is
+       full (except those of step 3), and sends to nobody.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
-    3. After the timeout, the subscribers whose queues are full are stalled. This class turns
-       XPUB_NODROP off for one send, and on again. That send reaches all other subscribers. From
-       then on, libzmq ignores the full queues until they are half empty: they get no messages, and
-       cause no zmq.Again. So the chat goes on without them.
+    3. After the timeout, it turns XPUB_NODROP off for one send, which skips the full queues. Their
+       subscribers are stalled. libzmq goes on skipping these queues, even with XPUB_NODROP on
+       again, until half of each has been read. (On Linux, a subscriber that takes nothing at all
+       for 20 seconds is disconnected: see make_sockets.)
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
@@ -180,37 +185,37 @@ class Publisher:
 
     def publish(self, messages: list[bytes]) -> None:
         """Send messages, waiting if the queue of a subscriber is full."""
-        if not messages:
-            # libzmq frees the queues of departed subscribers only during some calls on PUB, such as
-            # send. As there is nothing to send, read the option EVENTS, for this side effect.
-            self.pub.get(zmq.EVENTS)
         for message in messages:
             try:
                 send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
+        if not messages:
+            # libzmq frees the memory of departed subscribers' queues only during some calls on PUB,
+            # such as send. Reading this option is another one, for when the chat is quiet.
+            self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
         """Send as soon as no queue is full. After the timeout, skip the full queues."""
         started = time.monotonic()
         if started > self.stalled_at + RECOVERY_TIME:
             self.timeout = MAX_TIMEOUT
+        # Wait in short steps, since a signal may shorten the timeout meanwhile.
         while time.monotonic() - started < self.current_timeout():
             with contextlib.suppress(zmq.Again):  # A queue is still full.
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
+        send(self.pub, message)  # skips full queues, from now on (dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
+        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)  # half of what has expired
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def current_timeout(self) -> float:
-        """Return the timeout or, after a signal, a quarter of the time left for waiting, if less.
+        """Return the timeout. After a signal, return at most a quarter of the time left to wait.
 
-        So one stalled subscriber cannot use up all of that time. It ends 1.6 seconds after the
-        signal (WAIT_END, see Shutdown). Without a signal, it is infinite.
+        So one stalled subscriber does not use up all of it: see WAIT_END, in "Shut down".
         """
         return min(self.timeout, self.shutdown.time_to_wait() / 4)
 
@@ -241,13 +246,13 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits at most, unless called with NOBLOCK
-    # A small buffer in the kernel, so that a slow subscriber does not look stalled: on Linux, a
-    # full buffer takes nothing from libzmq's queue until a third of it has been sent. With a large
-    # buffer, that could take longer than Publisher waits.
+    # On Linux, once the kernel's buffer is full, it takes nothing until a third of it has been
+    # sent. With a large buffer and a slow subscriber, that could take longer than Publisher waits,
+    # and the subscriber would seem to be stalled. So keep the buffer small.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
-    # delay the chat. Queue only one per client (the others wait in the network), and accept none
-    # of more than 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
+    # delay the chat. Queue only one per client (the others wait in the network), and accept none of
+    # more than 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -306,7 +311,7 @@ class Shutdown:
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
                 # its timeout anew, and context.destroy would end too soon. (Log's thread can still
-                # get one. Then Python calls this method again, but libzmq is not interrupted.)
+                # get one, which calls this method again, but does not interrupt libzmq.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -403,9 +408,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    Here, the public key is a secret, too: the server admits any client that knows it. It is in
-    NAME.key; treat that file like a password. If neither file exists, make both. Raises ValueError,
-    with the reason, if they cannot be used.
+    The server does not check who its clients are: whoever knows its public key can connect. So that
+    key, in NAME.key, is a secret, too: treat it like a password. If neither file exists, make both.
+    Raises ValueError, with the reason, if the files cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -474,6 +479,6 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     time.sleep(0.2)  # Let Log write its last entries.
-    # os._exit skips Python's cleanup, which could hang on a stderr that nobody reads, or on open
-    # sockets after a failed start, and during which a signal could change the exit status.
+    # os._exit skips Python's cleanup. That could hang, on a stderr that nobody reads or on open
+    # sockets after a failed start, and a signal during it could change the exit status.
     os._exit(status)
