@@ -107,8 +107,9 @@ def test_a_subscriber_may_stall_while_the_server_is_ending(server: Script) -> No
 
 
 # README, Output and exit status: After Ctrl-C or SIGTERM, the server goes on for one second, so
-# that lines that have arrived are published. (In this second, a slow subscriber has less time to
-# catch up. If a dozen of them stall one after the other, some of these lines are lost.) Then
+# that lines that have arrived are published. (If that takes longer, as it does for 20,000 lines
+# with 300 subscribers, the last ones are lost. In this second, a slow subscriber has less time to
+# catch up. If a dozen of them stall one after the other, some of these lines are lost, too.) Then
 # subscribers have at least one more second to receive what is queued for them.
 def test_a_subscriber_has_two_seconds_to_receive_its_messages(server: Script) -> None:
     lines, messages = zmtp.numbered(900, "x" * 1_000)
