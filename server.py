@@ -8,7 +8,7 @@ r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Pyt
 Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
 user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
 it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, and each is
-one ZeroMQ frame: one send, one recv.
+one ZeroMQ frame: one send, one recv. (A line need not end with a newline, but may contain some.)
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -84,8 +84,8 @@ def receive(pull: Sock) -> list[bytes]:
     the loop can end.
 
     Batches are for speed. A send must wake libzmq's thread if it is asleep, which costs more than
-    the send itself. After many lines, many sends follow: the first one wakes the thread, and it
-    stays awake for the others.
+    the send itself. Without batches, each send might pay this price. After a batch, the sends
+    follow one another, and only the first one has to wake the thread.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
@@ -112,8 +112,8 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            # Lines are at most MAX_SIZE, too, and JSON's syntax is longer than what replaces it.
-            # So only escaping can make a message too long.
+            # A line has at most MAX_SIZE bytes, and its JSON syntax is longer than `> ` and the
+            # colors. So a message is too long only if sanitize escaped something.
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
             messages.append(message)
@@ -141,7 +141,7 @@ def parse_line(line: bytes) -> tuple[str, str]:
 # The characters to escape. In a terminal, most of them could move the cursor, or reverse the text.
 UNSAFE = [*range(0x09), *range(0x0A, 0x20), *range(0x7F, 0xA0)]  # control characters, except TAB
 UNSAFE += [*range(0x2028, 0x202F), *range(0x2066, 0x206A)]  # line separators, text directions
-UNSAFE += [*range(0xD800, 0xE000)]  # lone surrogates: JSON may escape them, but UTF-8 has none
+UNSAFE += [*range(0xD800, 0xE000)]  # lone surrogates: JSON may contain "\ud800", UTF-8 may not
 ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in UNSAFE}
 
 
@@ -160,22 +160,23 @@ RECOVERY_TIME = 20.0  # seconds until the timeout is MAX_TIMEOUT again
 class Publisher:
     """Publishes messages, in order, to all subscribers that keep up, and waits for slow ones.
 
-    A queue that has filled up counts as full until half of it has been read. By default, PUB skips
-    full queues: their subscribers miss messages. In a flood, queues fill within milliseconds. So
-    this class waits for subscribers:
+    A queue that has filled up counts as full until the subscriber has taken half of it (1,000
+    messages). By default, PUB skips full queues: these subscribers miss messages. In a flood,
+    queues fill within milliseconds. So this class waits:
 
-    1. With the option XPUB_NODROP (which works on PUB, too), send raises zmq.Again while a queue is
-       full (except those of step 3), and sends to nobody.
+    1. With the option XPUB_NODROP (which works on PUB, too), send is all or nothing: while any
+       queue is full, it sends to nobody, and raises zmq.Again.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
-    3. After the timeout, it turns XPUB_NODROP off for one send, which skips the full queues. Their
-       subscribers are stalled. libzmq goes on skipping these queues, even with XPUB_NODROP on
-       again, until half of each has been read. (On Linux, a subscriber that takes nothing at all
-       for 20 seconds is disconnected: see make_sockets.)
+    3. A subscriber that does not take half of its queue within the timeout is called stalled. The
+       class turns XPUB_NODROP off for one send, which skips the full queues. From then on, even
+       with XPUB_NODROP on again, libzmq leaves these queues out: they get no messages, and send
+       raises no zmq.Again for them, until half of each has been taken. (On Linux, a subscriber that
+       takes nothing at all for 20 seconds is disconnected.)
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
-    MAX_TIMEOUT again. The price: while it is short, merely slow subscribers are treated as stalled.
+    MAX_TIMEOUT again. The price: while it is short, a subscriber that is merely slow may stall, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -192,7 +193,7 @@ class Publisher:
                 self.wait_and_send(message)
         if not messages:
             # libzmq frees the memory of departed subscribers' queues only during some calls on PUB,
-            # such as send. Reading this option is another one, for when the chat is quiet.
+            # such as send. When the chat is quiet, make such a call: read the option EVENTS.
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -206,16 +207,18 @@ class Publisher:
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # skips full queues, from now on (dist_t in libzmq's src/dist.cpp)
+        send(self.pub, message)  # step 3 above (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)  # half of what has expired
+        # Halve the timeout that has just run out, which a signal may have shortened.
+        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def current_timeout(self) -> float:
-        """Return the timeout. After a signal, return at most a quarter of the time left to wait.
+        """Return the timeout. A signal shortens it.
 
-        So one stalled subscriber does not use up all of it: see WAIT_END, in "Shut down".
+        All waiting must end within 1.6 seconds of a signal (see WAIT_END). Each wait may take a
+        quarter of what is left of them, so one stalled subscriber does not use them up.
         """
         return min(self.timeout, self.shutdown.time_to_wait() / 4)
 
@@ -246,13 +249,13 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits at most, unless called with NOBLOCK
-    # On Linux, once the kernel's buffer is full, it takes nothing until a third of it has been
-    # sent. With a large buffer and a slow subscriber, that could take longer than Publisher waits,
-    # and the subscriber would seem to be stalled. So keep the buffer small.
+    # On Linux, once the kernel's buffer is full, it accepts nothing until a third of it has been
+    # sent. If the buffer is large and the subscriber slow, that may last longer than Publisher
+    # waits, and the subscriber seems to be stalled. So keep the buffer small.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
-    # delay the chat. Queue only one per client (the others wait in the network), and accept none of
-    # more than 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
+    # delay the chat. Queue only one per client (the others wait in the network), and receive none
+    # of more than 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -310,8 +313,8 @@ class Shutdown:
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in this thread. Each would interrupt libzmq: recv would start
-                # its timeout anew, and context.destroy would end too soon. (Log's thread can still
-                # get one, which calls this method again, but does not interrupt libzmq.)
+                # its timeout anew, and context.destroy would end too soon. (If Log's thread gets
+                # one, this method runs again, in this thread, but libzmq is not interrupted.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -329,9 +332,9 @@ class Shutdown:
 # strings that are not empty, without JSON escapes and without UNSAFE characters. So the user and
 # the text are exactly what the quotation marks enclose.
 
-# The characters of simple strings: neither UNSAFE, nor TAB, quotation mark or backslash, which JSON
-# must escape. They are written out, because [^...] would be slower for text beyond ASCII. A test in
-# tests/test_wire.py compares them with UNSAFE.
+# The characters of simple strings: all but the UNSAFE ones and TAB, quotation mark and backslash,
+# which JSON must escape, too. They are written out, because [^...] would be slower for text beyond
+# ASCII. A test in tests/test_wire.py compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~"  # space to !, # to [, ] to ~: ASCII without " and \
 SIMPLE_CHARS += r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
