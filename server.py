@@ -8,7 +8,7 @@ r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Pyt
 Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
 user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
 it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, and each is
-one ZeroMQ frame: one send, one recv. (A line need not end with a newline, but may contain some.)
+one ZeroMQ frame: one send, one recv. (Newlines do not separate lines. A line may contain several.)
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -24,8 +24,8 @@ server waits up to 2 seconds for the subscriber to catch up, and only then drops
 The function serve is the talk's loop. What this file adds to it:
 - Characters that could garble a terminal are escaped: see sanitize.
 - The chat waits for slow subscribers: see Publisher.
-- After Ctrl-C, the loop goes on for a second, so that lines on their way are published, too: see
-  Shutdown.
+- After Ctrl-C, or another signal to exit, the loop goes on for a second, so that lines on their way
+  are published, too: see Shutdown.
 - Lines are received and parsed in batches, for speed: see receive and match_simple_lines.
 - Limits are set, and peers that vanish are disconnected: see make_sockets.
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
@@ -84,11 +84,11 @@ def receive(pull: Sock) -> list[bytes]:
     the loop can end.
 
     Batches are for speed. A send must wake libzmq's thread if it is asleep, which costs more than
-    the send itself. Without batches, each send might pay this price. After a batch, the sends
-    follow one another, and only the first one has to wake the thread.
+    the send itself. Without batches, the thread may fall asleep between two sends, so that each
+    pays this price. After a batch, only the first send does.
     """
     lines: list[bytes] = []
-    with contextlib.suppress(zmq.Again):  # raised after the timeout, or when the queue is empty
+    with contextlib.suppress(zmq.Again):  # raised after the timeout, or when no line is queued
         lines.append(recv(pull))
         while len(lines) < MAX_BATCH:
             lines.append(recv(pull, zmq.NOBLOCK))
@@ -101,10 +101,10 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    Most lines are simple: nothing in them needs JSON decoding or escaping. For speed,
-    match_simple_lines finds their user and text. For each other line, it returns two empty strings,
-    and parse_line parses that line. (A simple line's user is never empty.) Invalid lines are
-    dropped and reported.
+    parse_line does what JSON.parse does on the slide. But most lines are simple: they contain no
+    JSON escapes, and nothing that sanitize would change. For speed, match_simple_lines finds the
+    user and the text of these. For the others, it returns empty strings (a simple line's user is
+    never empty). Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
@@ -112,9 +112,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            # A line has at most MAX_SIZE bytes, and its JSON syntax is longer than `> ` and the
-            # colors. So a message is too long only if sanitize escaped something.
-            if len(message) > MAX_SIZE:
+            if len(message) > MAX_SIZE:  # Only escaping can make it longer than its line.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -165,18 +163,18 @@ class Publisher:
     queues fill within milliseconds. So this class waits:
 
     1. With the option XPUB_NODROP (which works on PUB, too), send is all or nothing: while any
-       queue is full, it sends to nobody, and raises zmq.Again.
+       queue is full, and not set aside, it sends to nobody, and raises zmq.Again.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
     3. A subscriber that does not take half of its queue within the timeout is called stalled. The
-       class turns XPUB_NODROP off for one send, which skips the full queues. From then on, even
-       with XPUB_NODROP on again, libzmq leaves these queues out: they get no messages, and send
-       raises no zmq.Again for them, until half of each has been taken. (On Linux, a subscriber that
-       takes nothing at all for 20 seconds is disconnected.)
+       class sends once with XPUB_NODROP off. This send skips the full queues, and makes libzmq set
+       them aside: even with XPUB_NODROP on again, such a queue gets no messages, and does not hold
+       up send, until half of it has been taken. (On Linux, a subscriber that takes nothing at all
+       for 20 seconds is disconnected: see TCP_MAXRT below.)
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
-    MAX_TIMEOUT again. The price: while it is short, a subscriber that is merely slow may stall, too.
+    MAX_TIMEOUT again. The price: while it is short, a merely slow subscriber may stall, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -203,22 +201,23 @@ class Publisher:
             self.timeout = MAX_TIMEOUT
         # Wait in short steps, since a signal may shorten the timeout meanwhile.
         while time.monotonic() - started < self.current_timeout():
-            with contextlib.suppress(zmq.Again):  # A queue is still full.
+            with contextlib.suppress(zmq.Again):  # raised while a queue is full
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # step 3 above (see dist_t in libzmq's src/dist.cpp)
+        send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        # Halve the timeout that has just run out, which a signal may have shortened.
+        # Halve the timeout that has run out. (After a signal, half of self.timeout may be longer.)
         self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def current_timeout(self) -> float:
-        """Return the timeout. A signal shortens it.
+        """Return the timeout or, after a signal, less.
 
-        All waiting must end within 1.6 seconds of a signal (see WAIT_END). Each wait may take a
-        quarter of what is left of them, so one stalled subscriber does not use them up.
+        After a signal, all waiting must end within 1.6 seconds (WAIT_END). So that one stalled
+        subscriber does not use up this time, each wait may last at most a quarter of the time that
+        still remains. (Without a signal, time_to_wait is infinite.)
         """
         return min(self.timeout, self.shutdown.time_to_wait() / 4)
 
@@ -312,9 +311,9 @@ class Shutdown:
         if self.signal_at == math.inf:
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
-                # Block later signals in this thread. Each would interrupt libzmq: recv would start
-                # its timeout anew, and context.destroy would end too soon. (If Log's thread gets
-                # one, this method runs again, in this thread, but libzmq is not interrupted.)
+                # Block later signals in the main thread, where each would interrupt libzmq: recv
+                # would start its timeout anew, and context.destroy would end too soon. (If Log's
+                # thread gets one, Python calls this method again: hence the `if` above.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -345,7 +344,7 @@ SIMPLE_OR_ANY_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}
 def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     """Return the user and the text of each simple line, and ("", "") for each other line.
 
-    One call matches all lines. For each, this takes less than a sixth of the time of parsing it.
+    For a simple line, this takes less than a sixth of the time that parse_line would take.
     """
     batch = b"\n".join([*lines, b""])  # each line, followed by a newline
     if batch.count(b"\n") > len(lines):
@@ -411,9 +410,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    The server does not check who its clients are: whoever knows its public key can connect. So that
-    key, in NAME.key, is a secret, too: treat it like a password. If neither file exists, make both.
-    Raises ValueError, with the reason, if the files cannot be used.
+    The server does not check who its clients are: whoever knows its public key can connect. So keep
+    NAME.key as secret as a password, although the key in it is called public. If neither file
+    exists, make both. Raises ValueError, with the reason, if the files cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
