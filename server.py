@@ -8,7 +8,7 @@ r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Pyt
 Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
 user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
 it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, and each is
-one ZeroMQ frame: one send, one recv. (Newlines do not separate lines. A line may contain several.)
+one ZeroMQ frame: one send, one recv. (A line is a whole frame, even if it contains newlines.)
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -85,7 +85,7 @@ def receive(pull: Sock) -> list[bytes]:
 
     Batches are for speed. A send must wake libzmq's thread if it is asleep, which costs more than
     the send itself. Without batches, the thread may fall asleep between two sends, so that each
-    pays this price. After a batch, only the first send does.
+    pays this price. The messages of a batch are sent in quick succession: only the first one pays.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when no line is queued
@@ -112,7 +112,7 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # Only escaping can make it longer than its line.
+            if len(message) > MAX_SIZE:  # Only sanitize can make it longer than its line.
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -159,22 +159,22 @@ class Publisher:
     """Publishes messages, in order, to all subscribers that keep up, and waits for slow ones.
 
     A queue that has filled up counts as full until the subscriber has taken half of it (1,000
-    messages). By default, PUB skips full queues: these subscribers miss messages. In a flood,
-    queues fill within milliseconds. So this class waits:
+    messages). By default, PUB skips full queues: these subscribers miss messages. In a flood, even
+    the queues of fast subscribers fill within milliseconds. So this class waits:
 
     1. With the option XPUB_NODROP (which works on PUB, too), send is all or nothing: while any
-       queue is full, and not set aside, it sends to nobody, and raises zmq.Again.
+       queue is full, it sends to nobody, and raises zmq.Again. (Step 3 makes an exception.)
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
     3. A subscriber that does not take half of its queue within the timeout is called stalled. The
-       class sends once with XPUB_NODROP off. This send skips the full queues, and makes libzmq set
-       them aside: even with XPUB_NODROP on again, such a queue gets no messages, and does not hold
-       up send, until half of it has been taken. (On Linux, a subscriber that takes nothing at all
-       for 20 seconds is disconnected: see TCP_MAXRT below.)
+       class then sends the message with XPUB_NODROP off: to all, except those whose queues are
+       full. From then on, libzmq sets these queues aside, even with XPUB_NODROP on again: until
+       half of it has been taken, such a queue gets no messages, and does not hold up send. (On
+       Linux, a subscriber that takes nothing at all for 20 seconds is disconnected: see TCP_MAXRT.)
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
-    MAX_TIMEOUT again. The price: while it is short, a merely slow subscriber may stall, too.
+    MAX_TIMEOUT again. The price: while it is short, merely slow subscribers may stall, too.
     """
 
     def __init__(self, pub: Sock, shutdown: Shutdown, log: Log) -> None:
@@ -191,7 +191,7 @@ class Publisher:
                 self.wait_and_send(message)
         if not messages:
             # libzmq frees the memory of departed subscribers' queues only during some calls on PUB,
-            # such as send. When the chat is quiet, make such a call: read the option EVENTS.
+            # such as send. When the chat is quiet, make such a call. (Its result is not needed.)
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -207,7 +207,8 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        # Halve the timeout that has run out. (After a signal, half of self.timeout may be longer.)
+        # Halve the timeout in force, which after a signal is less than self.timeout. So the next
+        # wait is shorter in any case.
         self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
@@ -248,13 +249,13 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits at most, unless called with NOBLOCK
-    # On Linux, once the kernel's buffer is full, it accepts nothing until a third of it has been
-    # sent. If the buffer is large and the subscriber slow, that may last longer than Publisher
-    # waits, and the subscriber seems to be stalled. So keep the buffer small.
+    # Behind each queue is a buffer of the kernel. On Linux, once it is full, it accepts nothing
+    # until a third of it has been sent. If it is large and the subscriber slow, sending that third
+    # may take longer than Publisher waits, which then takes the subscriber for stalled.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
-    # delay the chat. Queue only one per client (the others wait in the network), and receive none
-    # of more than 128 bytes, which is ample. (CURVE's handshake needs up to 545.)
+    # delay the chat. Queue only one subscription per client (the others wait in the network), and
+    # disconnect clients that send one of more than 128 bytes. (CURVE's handshake needs up to 545.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -312,12 +313,13 @@ class Shutdown:
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in the main thread, where each would interrupt libzmq: recv
-                # would start its timeout anew, and context.destroy would end too soon. (If Log's
-                # thread gets one, Python calls this method again: hence the `if` above.)
+                # would start its timeout anew, and context.destroy would end too soon. (The thread
+                # of Log does not block them. If it gets one, Python calls this method again, in the
+                # main thread, but without interrupting libzmq.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
-        """Return whether no further iteration may begin."""
+        """Return whether LOOP_END has come: then no further iteration may begin."""
         return time.monotonic() >= self.signal_at + LOOP_END
 
     def time_to_wait(self) -> float:
@@ -331,14 +333,16 @@ class Shutdown:
 # strings that are not empty, without JSON escapes and without UNSAFE characters. So the user and
 # the text are exactly what the quotation marks enclose.
 
-# The characters of simple strings: all but the UNSAFE ones and TAB, quotation mark and backslash,
-# which JSON must escape, too. They are written out, because [^...] would be slower for text beyond
-# ASCII. A test in tests/test_wire.py compares them with UNSAFE.
+# The characters of simple strings: all but the UNSAFE ones and three others that JSON must escape,
+# TAB, quotation mark and backslash. They are written out, because [^...] would be slower for text
+# beyond ASCII. A test in tests/test_wire.py compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~"  # space to !, # to [, ] to ~: ASCII without " and \
 SIMPLE_CHARS += r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
-# The spaces are optional: json.dumps writes them, JSON.stringify does not.
-SIMPLE_OR_ANY_LINE = re.compile(rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}\n|.*\n')
+# The spaces are optional: json.dumps writes them, JSON.stringify does not. (In this f-string, `\{{`
+# is the regular expression `\{`.) Any other line matches `.*\n`, and leaves both groups empty.
+SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
+SIMPLE_OR_ANY_LINE = re.compile(rf"{SIMPLE_LINE}\n|.*\n")
 
 
 def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
@@ -350,9 +354,8 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     if batch.count(b"\n") > len(lines):
         # Some line contains newlines. JSON allows them between the parts of an object. Parse all.
         return [("", "")] * len(lines)
-    # There is one match for each line, in order. If only `.*\n` matches, both groups are empty.
-    # (Invalid UTF-8 becomes lone surrogates, which SIMPLE_CHARS excludes. So such a line is not
-    # simple, and parse_line rejects it.)
+    # There is one match for each line, in order. (Invalid UTF-8 becomes lone surrogates, which
+    # SIMPLE_CHARS excludes. So such a line is not simple, and parse_line rejects it.)
     return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
 
 
