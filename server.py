@@ -8,7 +8,7 @@ r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Pyt
 Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
 user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
 it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, and each is
-one ZeroMQ frame: one send, one recv. (A line is a whole frame, even if it contains newlines.)
+one ZeroMQ frame: one send, one recv. (So a line means a frame. It may even contain newlines.)
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -22,6 +22,7 @@ that client. If a queue of messages is full, PUB by default drops messages for t
 server waits up to 2 seconds for the subscriber to catch up, and only then drops messages.
 
 The function serve is the talk's loop. What this file adds to it:
+- Invalid lines are dropped and reported on stderr, instead of ending the loop: see make_messages.
 - Characters that could garble a terminal are escaped: see sanitize.
 - The chat waits for slow subscribers: see Publisher.
 - After Ctrl-C, or another signal to exit, the loop goes on for a second, so that lines on their way
@@ -31,8 +32,9 @@ The function serve is the talk's loop. What this file adds to it:
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
-The chat itself comes first. The sections from "Make sockets" on can be skipped at first. What the
-slide does first comes last here: main calls make_sockets and bind.
+The slide's first steps are in main, at the end: it makes the context, the sockets (make_sockets),
+and binds them (bind). The loop comes first. The sections from "Make sockets" on can be skipped on a
+first reading.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
 MAX_BATCH = 300  # Receive at most this many lines, of all clients, before publishing them.
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# The methods of zmq.Socket's compiled base class, called directly for speed: recv(pull) and
-# send(pub, ...) are up to twice as fast as pull.recv() and pub.send(...).
+# The methods of zmq.Socket's compiled base class. recv(pull) and send(pub, ...) do the same as
+# pull.recv() and pub.send(...), up to twice as fast.
 recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -101,10 +103,10 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    parse_line does what JSON.parse does on the slide. But most lines are simple: they contain no
-    JSON escapes, and nothing that sanitize would change. For speed, match_simple_lines finds the
-    user and the text of these. For the others, it returns empty strings (a simple line's user is
-    never empty). Invalid lines are dropped and reported.
+    Invalid lines are dropped and reported. parse_line is the slide's JSON.parse, and sanitizes. For
+    speed, match_simple_lines does the same for most lines at once: the simple ones, which contain
+    no JSON escapes, and nothing to sanitize. For the others, it returns empty strings. (A simple
+    line's user is never empty.)
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
@@ -112,7 +114,8 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            if len(message) > MAX_SIZE:  # Only sanitize can make it longer than its line.
+            # The colors are shorter than the JSON syntax. So only escaping can make it longer.
+            if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
             messages.append(message)
         except (ValueError, RecursionError) as error:
@@ -163,14 +166,13 @@ class Publisher:
     the queues of fast subscribers fill within milliseconds. So this class waits:
 
     1. With the option XPUB_NODROP (which works on PUB, too), send is all or nothing: while any
-       queue is full, it sends to nobody, and raises zmq.Again. (Step 3 makes an exception.)
+       queue is full, and not set aside (step 3), it sends to nobody, and raises zmq.Again.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
     3. A subscriber that does not take half of its queue within the timeout is called stalled. The
-       class then sends the message with XPUB_NODROP off: to all, except those whose queues are
-       full. From then on, libzmq sets these queues aside, even with XPUB_NODROP on again: until
-       half of it has been taken, such a queue gets no messages, and does not hold up send. (On
-       Linux, a subscriber that takes nothing at all for 20 seconds is disconnected: see TCP_MAXRT.)
+       class turns XPUB_NODROP off, sends the message, and turns it on again. This send skips the
+       full queues, and libzmq sets them aside. A queue that is set aside gets no messages, and does
+       not hold up send, until half of it has been taken.
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
@@ -207,9 +209,7 @@ class Publisher:
         self.pub.set(zmq.XPUB_NODROP, 0)
         send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
-        # Halve the timeout in force, which after a signal is less than self.timeout. So the next
-        # wait is shorter in any case.
-        self.timeout = max(MIN_TIMEOUT, self.current_timeout() / 2)
+        self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
@@ -217,10 +217,10 @@ class Publisher:
         """Return the timeout or, after a signal, less.
 
         After a signal, all waiting must end within 1.6 seconds (WAIT_END). So that one stalled
-        subscriber does not use up this time, each wait may last at most a quarter of the time that
-        still remains. (Without a signal, time_to_wait is infinite.)
+        subscriber does not use up this time, a wait ends when it has lasted a sixth of the time
+        that then remains. (Without a signal, time_to_wait is infinite.)
         """
-        return min(self.timeout, self.shutdown.time_to_wait() / 4)
+        return min(self.timeout, self.shutdown.time_to_wait() / 6)
 
 
 # ---- Make sockets ----
@@ -251,11 +251,11 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits at most, unless called with NOBLOCK
     # Behind each queue is a buffer of the kernel. On Linux, once it is full, it accepts nothing
     # until a third of it has been sent. If it is large and the subscriber slow, sending that third
-    # may take longer than Publisher waits, which then takes the subscriber for stalled.
+    # may outlast Publisher's timeout: the subscriber would count as stalled, although it reads.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
     # delay the chat. Queue only one subscription per client (the others wait in the network), and
-    # disconnect clients that send one of more than 128 bytes. (CURVE's handshake needs up to 545.)
+    # disconnect clients that send one of more than 128 bytes (545 with CURVE, for its handshake).
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -309,13 +309,11 @@ class Shutdown:
         This raises no exception, unlike Python's own handler for Ctrl-C: between receiving a line
         and publishing it, an exception would lose the line.
         """
-        if self.signal_at == math.inf:
+        if self.signal_at == math.inf:  # Later ones may still come, through the thread of Log.
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in the main thread, where each would interrupt libzmq: recv
-                # would start its timeout anew, and context.destroy would end too soon. (The thread
-                # of Log does not block them. If it gets one, Python calls this method again, in the
-                # main thread, but without interrupting libzmq.)
+                # would start its timeout anew, and context.destroy would end too soon.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -333,15 +331,15 @@ class Shutdown:
 # strings that are not empty, without JSON escapes and without UNSAFE characters. So the user and
 # the text are exactly what the quotation marks enclose.
 
-# The characters of simple strings: all but the UNSAFE ones and three others that JSON must escape,
+# The characters of simple strings: all but the UNSAFE ones and three others that JSON must escape:
 # TAB, quotation mark and backslash. They are written out, because [^...] would be slower for text
 # beyond ASCII. A test in tests/test_wire.py compares them with UNSAFE.
 SIMPLE_CHARS = r" !#-\[\]-~"  # space to !, # to [, ] to ~: ASCII without " and \
 SIMPLE_CHARS += r"\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff"
 STRING = f'"([{SIMPLE_CHARS}]+)"'
-# The spaces are optional: json.dumps writes them, JSON.stringify does not. (In this f-string, `\{{`
-# is the regular expression `\{`.) Any other line matches `.*\n`, and leaves both groups empty.
-SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'
+# The spaces are optional: json.dumps writes them, JSON.stringify does not.
+SIMPLE_LINE = rf'\{{"user": ?{STRING}, ?"message": ?{STRING}\}}'  # In f-strings, `{{` is `{`.
+# Any other line matches `.*\n`, and leaves both groups empty.
 SIMPLE_OR_ANY_LINE = re.compile(rf"{SIMPLE_LINE}\n|.*\n")
 
 
