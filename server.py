@@ -7,8 +7,8 @@ r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Pyt
 
 Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
 user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
-it to all subscribers, which are the same clients. Lines and messages are text in UTF-8, and each is
-one ZeroMQ frame: one send, one recv. (So a line means a frame. It may even contain newlines.)
+it to all subscribers, which are the same clients. Lines and messages are in UTF-8. Each is one frame
+of ZeroMQ: one send, one recv. (A line needs no newline at its end, and may contain newlines.)
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -32,9 +32,8 @@ The function serve is the talk's loop. What this file adds to it:
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
-The slide's first steps are in main, at the end: it makes the context, the sockets (make_sockets),
-and binds them (bind). The loop comes first. The sections from "Make sockets" on can be skipped on a
-first reading.
+The loop comes first. The slide's earlier steps are in main, at the end: it makes the context and the
+sockets (make_sockets) and binds them (bind). On a first reading, go from "Make sockets" to main.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ PUB_HWM = 2_000  # messages queued per subscriber: at most 33 MB
 MAX_BATCH = 300  # Receive at most this many lines, of all clients, before publishing them.
 CYAN, RESET = Fore.CYAN, Style.RESET_ALL
 
-# The methods of zmq.Socket's compiled base class. recv(pull) and send(pub, ...) do the same as
-# pull.recv() and pub.send(...), up to twice as fast.
+# recv(pull) is pull.recv(), and send(pub, ...) is pub.send(...), but up to twice as fast: these are
+# the methods of zmq.Socket's compiled base class.
 recv, send = zmq.backend.Socket.recv, zmq.backend.Socket.send
 
 
@@ -103,10 +102,10 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    Invalid lines are dropped and reported. parse_line is the slide's JSON.parse, and sanitizes. For
-    speed, match_simple_lines does the same for most lines at once: the simple ones, which contain
-    no JSON escapes, and nothing to sanitize. For the others, it returns empty strings. (A simple
-    line's user is never empty.)
+    parse_line, the slide's JSON.parse, returns the user and the text of any line, sanitized. For
+    speed, match_simple_lines is a shortcut for simple lines, which contain no JSON escapes, and
+    nothing to sanitize. It takes all lines in one go. For those that are not simple, it returns
+    empty strings. (A simple line's user is never empty.) Invalid lines are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
@@ -114,7 +113,8 @@ def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
             if not user:  # not a simple line
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            # The colors are shorter than the JSON syntax. So only escaping can make it longer.
+            # A line has at most MAX_SIZE bytes, and its message has less, unless sanitize escaped
+            # something: the colors are shorter than the JSON syntax.
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
             messages.append(message)
@@ -161,18 +161,18 @@ RECOVERY_TIME = 20.0  # seconds until the timeout is MAX_TIMEOUT again
 class Publisher:
     """Publishes messages, in order, to all subscribers that keep up, and waits for slow ones.
 
-    A queue that has filled up counts as full until the subscriber has taken half of it (1,000
-    messages). By default, PUB skips full queues: these subscribers miss messages. In a flood, even
+    A queue that has filled up counts as full until half of it (1,000 messages) has gone to the
+    subscriber. By default, PUB skips full queues: these subscribers miss messages. In a flood, even
     the queues of fast subscribers fill within milliseconds. So this class waits:
 
-    1. With the option XPUB_NODROP (which works on PUB, too), send is all or nothing: while any
-       queue is full, and not set aside (step 3), it sends to nobody, and raises zmq.Again.
+    1. With the option XPUB_NODROP (which works on PUB, too), send is all or nothing: if any queue
+       is full, it sends to nobody, and raises zmq.Again.
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
-    3. A subscriber that does not take half of its queue within the timeout is called stalled. The
-       class turns XPUB_NODROP off, sends the message, and turns it on again. This send skips the
-       full queues, and libzmq sets them aside. A queue that is set aside gets no messages, and does
-       not hold up send, until half of it has been taken.
+    3. If a queue is still full after the timeout, its subscriber is called stalled. The class turns
+       XPUB_NODROP off, sends the message, and turns it on again. This send skips the full queues,
+       and libzmq sets them aside: until half of such a queue has gone to the subscriber, it gets no
+       messages, and step 1 ignores it. So a stalled subscriber costs the chat one timeout.
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
@@ -214,11 +214,11 @@ class Publisher:
         self.log.report("a subscriber stalled", "it misses messages until half its queue is read")
 
     def current_timeout(self) -> float:
-        """Return the timeout or, after a signal, less.
+        """Return the timeout. After a signal, it is at most a sixth of the time left for waiting.
 
-        After a signal, all waiting must end within 1.6 seconds (WAIT_END). So that one stalled
-        subscriber does not use up this time, a wait ends when it has lasted a sixth of the time
-        that then remains. (Without a signal, time_to_wait is infinite.)
+        All waits must end within 1.6 seconds of the signal (WAIT_END). Several subscribers may stall
+        in this time, one after the other. If the first wait took all of it, the others would get
+        none. (Without a signal, the time left is infinite.)
         """
         return min(self.timeout, self.shutdown.time_to_wait() / 6)
 
@@ -255,7 +255,7 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
     # delay the chat. Queue only one subscription per client (the others wait in the network), and
-    # disconnect clients that send one of more than 128 bytes (545 with CURVE, for its handshake).
+    # disconnect clients that send a longer one than 128 bytes. (CURVE's handshake needs up to 545.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -309,11 +309,12 @@ class Shutdown:
         This raises no exception, unlike Python's own handler for Ctrl-C: between receiving a line
         and publishing it, an exception would lose the line.
         """
-        if self.signal_at == math.inf:  # Later ones may still come, through the thread of Log.
+        if self.signal_at == math.inf:
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
                 # Block later signals in the main thread, where each would interrupt libzmq: recv
-                # would start its timeout anew, and context.destroy would end too soon.
+                # would start its timeout anew, and context.destroy would end too soon. (The system
+                # may deliver one to Log's thread. Then Python calls this method again: hence `if`.)
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
