@@ -7,8 +7,8 @@ r"""The chat server of the talk "Ømq & Services @ Chartboost" (slide 3), in Pyt
 
 Clients PUSH lines (on the slide: body). Each is a JSON object. (The talk's client sends what its
 user types, so the talk's users type JSON.) The server makes a message from each line and PUBlishes
-it to all subscribers, which are the same clients. Lines and messages are in UTF-8. Each is one frame
-of ZeroMQ: one send, one recv. (A line needs no newline at its end, and may contain newlines.)
+it to all subscribers, which are the same clients. Lines and messages are in UTF-8. Each is one
+ZeroMQ frame: one send, one recv. (A line needs no newline at its end, and may contain newlines.)
 
 line     {"user": USER, "message": TEXT}    a JSON object; the values are strings or numbers
 message  USER> \x1b[36mTEXT\x1b[0m          \x1b[36m turns cyan on, \x1b[0m off
@@ -32,8 +32,8 @@ The function serve is the talk's loop. What this file adds to it:
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
-The loop comes first. The slide's earlier steps are in main, at the end: it makes the context and the
-sockets (make_sockets) and binds them (bind). On a first reading, go from "Make sockets" to main.
+The loop comes first. The slide's earlier steps are in main, at the end: it makes the context and
+the sockets (make_sockets) and binds them (bind). On a first reading, go from "Make sockets" to main.
 """
 
 from __future__ import annotations
@@ -216,9 +216,9 @@ class Publisher:
     def current_timeout(self) -> float:
         """Return the timeout. After a signal, it is at most a sixth of the time left for waiting.
 
-        All waits must end within 1.6 seconds of the signal (WAIT_END). Several subscribers may stall
-        in this time, one after the other. If the first wait took all of it, the others would get
-        none. (Without a signal, the time left is infinite.)
+        All waits must end within 1.6 seconds of the signal (WAIT_END). In this time, several
+        subscribers may stall, one after the other. If the first wait took all of it, the others
+        would get none. (Without a signal, the time left is infinite.)
         """
         return min(self.timeout, self.shutdown.time_to_wait() / 6)
 
