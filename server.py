@@ -33,7 +33,7 @@ The function serve is the talk's loop. What this file adds to it:
   connect.
 
 The loop comes first. The slide's earlier steps are in main, at the end: it makes the context and
-the sockets (make_sockets) and binds them (bind). On a first reading, go from "Make sockets" to main.
+the sockets (make_sockets) and binds them (bind). At "Make sockets", go to main, at first.
 """
 
 from __future__ import annotations
