@@ -33,7 +33,8 @@ The function serve is the talk's loop. What this file adds to it:
   connect.
 
 The loop comes first. The slide's earlier steps are in main, at the end: it makes the context and
-the sockets (make_sockets) and binds them (bind). At "Make sockets", go to main, at first.
+the sockets (make_sockets) and binds them (bind). On a first reading, skip what lies between, from
+"Make sockets" on.
 """
 
 from __future__ import annotations
