@@ -32,9 +32,8 @@ The function serve is the talk's loop. What this file adds to it:
 - With --key NAME, all connections are encrypted, and only clients that have the file NAME.key can
   connect.
 
-The loop comes first. The slide's earlier steps are in main, at the end: it makes the context and
-the sockets (make_sockets) and binds them (bind). On a first reading, skip what lies between, from
-"Make sockets" on.
+The loop comes first. The slide's earlier steps are in main, at the end. On a first reading, go from
+"Make sockets" straight to main.
 """
 
 from __future__ import annotations
@@ -85,9 +84,10 @@ def receive(pull: Sock) -> list[bytes]:
     Return an empty list if no line comes within 0.2 seconds (RCVTIMEO, see make_sockets), so that
     the loop can end.
 
-    Batches are for speed. A send must wake libzmq's thread if it is asleep, which costs more than
-    the send itself. Without batches, the thread may fall asleep between two sends, so that each
-    pays this price. The messages of a batch are sent in quick succession: only the first one pays.
+    Batches make sending faster. A send must wake libzmq's thread if it is asleep, which costs more
+    than the send itself. If a line were received and parsed before each send, the thread might fall
+    asleep in between, and each send would pay. In a batch, the sends follow one another: only the
+    first one pays.
     """
     lines: list[bytes] = []
     with contextlib.suppress(zmq.Again):  # raised after the timeout, or when no line is queued
@@ -103,19 +103,19 @@ def receive(pull: Sock) -> list[bytes]:
 def make_messages(lines: list[bytes], log: Log) -> list[bytes]:
     """Return the message for each valid line (slide 3): `user> text`, with the text in cyan.
 
-    parse_line, the slide's JSON.parse, returns the user and the text of any line, sanitized. For
-    speed, match_simple_lines is a shortcut for simple lines, which contain no JSON escapes, and
-    nothing to sanitize. It takes all lines in one go. For those that are not simple, it returns
-    empty strings. (A simple line's user is never empty.) Invalid lines are dropped and reported.
+    For speed, match_simple_lines first takes all lines in one go. For each line that is not simple,
+    such as one with an empty user, JSON escapes, or something to sanitize, it returns ("", "").
+    Such a line goes to parse_line, the slide's JSON.parse, which could do for all. Invalid lines
+    are dropped and reported.
     """
     messages = []
     for line, (user, text) in zip(lines, match_simple_lines(lines), strict=True):
         try:
-            if not user:  # not a simple line
+            if not user:  # not simple: match_simple_lines returned ("", "")
                 user, text = parse_line(line)
             message = f"{user}> {CYAN}{text}{RESET}".encode()
-            # A line has at most MAX_SIZE bytes, and its message has less, unless sanitize escaped
-            # something: the colors are shorter than the JSON syntax.
+            # Only escaping makes a message longer than its line: `> ` and the colors add 11 bytes,
+            # fewer than the JSON syntax takes.
             if len(message) > MAX_SIZE:
                 raise ValueError("too long once escaped")
             messages.append(message)
@@ -162,18 +162,18 @@ RECOVERY_TIME = 20.0  # seconds until the timeout is MAX_TIMEOUT again
 class Publisher:
     """Publishes messages, in order, to all subscribers that keep up, and waits for slow ones.
 
-    A queue that has filled up counts as full until half of it (1,000 messages) has gone to the
-    subscriber. By default, PUB skips full queues: these subscribers miss messages. In a flood, even
-    the queues of fast subscribers fill within milliseconds. So this class waits:
+    By default, PUB skips full queues: their subscribers miss messages. In a flood, even the queues
+    of fast subscribers fill within milliseconds. So this class waits:
 
     1. With the option XPUB_NODROP (which works on PUB, too), send is all or nothing: if any queue
-       is full, it sends to nobody, and raises zmq.Again.
+       is full, it sends to nobody, and raises zmq.Again. (Once full, a queue takes messages again
+       when half of it, 1,000 messages, has gone to the subscriber.)
     2. This class tries again, until a timeout. Meanwhile, lines wait in PULL's queues, or at the
        clients. So the chat goes at the pace of its slowest subscriber.
-    3. If a queue is still full after the timeout, its subscriber is called stalled. The class turns
-       XPUB_NODROP off, sends the message, and turns it on again. This send skips the full queues,
-       and libzmq sets them aside: until half of such a queue has gone to the subscriber, it gets no
-       messages, and step 1 ignores it. So a stalled subscriber costs the chat one timeout.
+    3. If a queue is still full after the timeout, its subscriber is called stalled. The class sends
+       the message once with XPUB_NODROP off. This send skips the full queues, and from then on,
+       libzmq leaves them out of every send, those of step 1 included, until half of such a queue
+       has gone. So a stalled subscriber costs the chat one timeout, not one for each message.
 
     There is one timeout for all subscribers. Each stall halves it, down to MIN_TIMEOUT, so that
     repeated stalls do not delay the chat for long. After RECOVERY_TIME without a stall, it is
@@ -186,15 +186,15 @@ class Publisher:
         self.stalled_at = -math.inf  # when a subscriber last stalled
 
     def publish(self, messages: list[bytes]) -> None:
-        """Send messages, waiting if the queue of a subscriber is full."""
+        """Send messages, waiting if a queue is full. If there are none, let libzmq free memory."""
         for message in messages:
             try:
                 send(self.pub, message, zmq.NOBLOCK)
             except zmq.Again:  # The queue of a subscriber is full.
                 self.wait_and_send(message)
         if not messages:
-            # libzmq frees the memory of departed subscribers' queues only during some calls on PUB,
-            # such as send. When the chat is quiet, make such a call. (Its result is not needed.)
+            # libzmq frees the queues of departed subscribers only during some calls on PUB, such as
+            # send and this one. (Its result is not needed.)
             self.pub.get(zmq.EVENTS)
 
     def wait_and_send(self, message: bytes) -> None:
@@ -208,7 +208,7 @@ class Publisher:
                 send(self.pub, message)  # waits up to 10 ms (SNDTIMEO)
                 return
         self.pub.set(zmq.XPUB_NODROP, 0)
-        send(self.pub, message)  # sets full queues aside (see dist_t in libzmq's src/dist.cpp)
+        send(self.pub, message)  # step 3: skips full queues (see dist_t in libzmq's src/dist.cpp)
         self.pub.set(zmq.XPUB_NODROP, 1)
         self.timeout = max(MIN_TIMEOUT, self.timeout / 2)
         self.stalled_at = time.monotonic()
@@ -217,9 +217,9 @@ class Publisher:
     def current_timeout(self) -> float:
         """Return the timeout. After a signal, it is at most a sixth of the time left for waiting.
 
-        All waits must end within 1.6 seconds of the signal (WAIT_END). In this time, several
-        subscribers may stall, one after the other. If the first wait took all of it, the others
-        would get none. (Without a signal, the time left is infinite.)
+        All waits must end within 1.6 seconds of the signal (WAIT_END), and several subscribers may
+        stall, one after the other. With a small part for each (a sixth is chosen freely), time is
+        left for the others. The limit shrinks during a wait. (Without a signal, it is infinite.)
         """
         return min(self.timeout, self.shutdown.time_to_wait() / 6)
 
@@ -250,13 +250,13 @@ def make_sockets(context: zmq.Context[Sock], secret: bytes | None) -> tuple[Sock
     pub.set(zmq.SNDHWM, PUB_HWM)
     pub.set(zmq.XPUB_NODROP, 1)  # see Publisher
     pub.set(zmq.SNDTIMEO, 10)  # milliseconds that send waits at most, unless called with NOBLOCK
-    # Behind each queue is a buffer of the kernel. On Linux, once it is full, it accepts nothing
-    # until a third of it has been sent. If it is large and the subscriber slow, sending that third
-    # may outlast Publisher's timeout: the subscriber would count as stalled, although it reads.
+    # Keep the kernel's buffers small: on Linux, a full one accepts nothing until a third of it has
+    # been sent. With large ones, that might outlast Publisher's timeout, and slow subscribers would
+    # count as stalled although they read.
     pub.set(zmq.SNDBUF, 65_536)
     # PUB receives, too: subscriptions. It processes them during sends, so many or long ones would
-    # delay the chat. Queue only one subscription per client (the others wait in the network), and
-    # disconnect clients that send a longer one than 128 bytes. (CURVE's handshake needs up to 545.)
+    # delay the chat. Queue only one at a time per client (the rest wait in the network), and
+    # disconnect clients that send one longer than 128 bytes. (CURVE's handshake needs up to 545.)
     pub.set(zmq.RCVHWM, 1)
     pub.set(zmq.MAXMSGSIZE, 545 if secret else 128)
     return pull, pub
@@ -310,12 +310,11 @@ class Shutdown:
         This raises no exception, unlike Python's own handler for Ctrl-C: between receiving a line
         and publishing it, an exception would lose the line.
         """
-        if self.signal_at == math.inf:
+        if self.signal_at == math.inf:  # More may come: on Windows, or through Log's thread.
             self.signal_at = time.monotonic()
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
-                # Block later signals in the main thread, where each would interrupt libzmq: recv
-                # would start its timeout anew, and context.destroy would end too soon. (The system
-                # may deliver one to Log's thread. Then Python calls this method again: hence `if`.)
+                # Block later signals in the main thread. Each would interrupt libzmq's calls there:
+                # recv would start its timeout anew, and context.destroy would end too soon.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def loop_must_end(self) -> bool:
@@ -354,8 +353,8 @@ def match_simple_lines(lines: list[bytes]) -> list[tuple[str, str]]:
     if batch.count(b"\n") > len(lines):
         # Some line contains newlines. JSON allows them between the parts of an object. Parse all.
         return [("", "")] * len(lines)
-    # There is one match for each line, in order. (Invalid UTF-8 becomes lone surrogates, which
-    # SIMPLE_CHARS excludes. So such a line is not simple, and parse_line rejects it.)
+    # There is one match for each line, in order. (surrogateescape turns invalid bytes into lone
+    # surrogates, which SIMPLE_CHARS excludes. So the line is not simple, and parse_line drops it.)
     return SIMPLE_OR_ANY_LINE.findall(batch.decode(errors="surrogateescape"))
 
 
