@@ -156,7 +156,7 @@ def sanitize(text: str) -> str:
 # ---- Publish ----
 
 MAX_TIMEOUT, MIN_TIMEOUT = 2.0, 0.05  # seconds to wait for full queues
-RECOVERY_TIME = 20.0  # seconds until the timeout is MAX_TIMEOUT again
+RECOVERY_TIME = 20.0  # seconds after the last stall until the timeout is MAX_TIMEOUT again
 
 
 class Publisher:
@@ -412,9 +412,9 @@ def raise_file_limit() -> None:
 def load_key(name: str) -> bytes:
     """Return the secret key in the file NAME.key_secret.
 
-    The server does not check who its clients are: whoever knows its public key can connect. So keep
-    NAME.key as secret as a password, although the key in it is called public. If neither file
-    exists, make both. Raises ValueError, with the reason, if the files cannot be used.
+    The server does not authenticate its clients: any client that knows the server's public key can
+    connect. So keep NAME.key as secret as a password, although the key in it is called public. If
+    neither file exists, make both. Raises ValueError, with the reason, if the files cannot be used.
     """
     import zmq.auth  # slow to import and only needed here
 
@@ -437,9 +437,10 @@ def port(text: str) -> int:
 
     Raises ValueError, which argparse reports with this function's name: "invalid port value".
     """
-    if int(text) not in range(65_536):
+    number = int(text)
+    if not 0 <= number <= 65_535:
         raise ValueError
-    return int(text)
+    return number
 
 
 def parse_options() -> argparse.Namespace:

@@ -162,7 +162,7 @@ def test_a_signal_may_come_at_the_start(start: Start) -> None:
 
     for script in [starting(0), starting(0.01), starting(0.02)]:
         assert script.wait() == 0
-        assert re.fullmatch(r"(server\.py: ready: .*\n)?", script.stderr)
+        assert re.fullmatch(r"(server\.py: ready: PULL is bound .*\n)?", script.stderr)
 
 
 # README, Recipes: nohup python server.py &
